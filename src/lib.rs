@@ -1,0 +1,1 @@
+//! Lifeboat, shared library.
