@@ -1,1 +1,3 @@
-//! The agent.
+//! Lifeboat's daemon on a source host, as a library, so that the bench can run it in process.
+
+pub mod capture;

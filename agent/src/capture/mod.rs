@@ -1,0 +1,4 @@
+//! Cutting points of a running guest.
+//! [`source`] is the contract that protection relies on.
+
+pub mod source;

@@ -1,0 +1,50 @@
+//! What protection asks of a guest: cut a point, hand over what changed, then settle or put back.
+//! The one real implementation is `capture::guest` (QEMU through libvirt); the simulation has another, and both are
+//! held to the same contract by tests. Called by `protect`.
+//!
+//! Contract, the agent's half of "a dirty bit is forgotten only when its point is durable":
+//! * `begin` names what the site holds (`basis`); nothing is assumed to be held there but that.
+//! * After `settle(point)`, changes before that cut are no longer owed. After `put_back`, or if neither is called
+//!   because the process died, everything that changed since `basis` is still owed at the next `begin`.
+
+use async_trait::async_trait;
+use lifeboat::{format::manifest::PointMeta, id::PointId, page::PageGroup};
+
+/// One guest that points can be cut of.
+#[async_trait]
+pub trait Source: Send {
+    /// Starts a point as a delta over `basis` (the newest point that the site holds), or in full where there is none or
+    /// where this source can't tell what changed since. Looks at the guest afresh: it may have been reconfigured.
+    async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError>;
+}
+
+/// One point being cut. Dropping it puts back what can be put back without waiting; call `put_back` to be sure.
+#[async_trait]
+pub trait Cut: Send {
+    /// Changed pages while the guest runs, before the cut; they may change again. `None` when it is time to cut.
+    async fn before(&mut self) -> Result<Option<PageGroup>, CaptureError>;
+    /// The instant: pauses the guest, drains memory, saves devices, marks the disks, resumes. Returns what was cut.
+    async fn barrier(&mut self) -> Result<PointMeta, CaptureError>;
+    /// Changed pages as they were at the barrier. `None` when all have been handed over.
+    async fn after(&mut self) -> Result<Option<PageGroup>, CaptureError>;
+    /// Changed bytes handed over so far: (memory, disk). Complete once `after` returned `None`.
+    fn changed(&self) -> (u64, u64);
+    /// The point is durable: forget what it carried.
+    async fn settle(self: Box<Self>) -> Result<(), CaptureError>;
+    /// The point is lost: everything that it carried is owed again.
+    async fn put_back(self: Box<Self>) -> Result<(), CaptureError>;
+}
+
+/// Why a point could not be cut, by what protection must do about it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CaptureError {
+    /// This guest, as it is configured, can't be protected; trying again won't help until it is changed.
+    #[error("{0}")]
+    Unsupported(String),
+    /// The guest is not running (shut off, or gone); wait for it.
+    #[error("{0}")]
+    NotRunning(String),
+    /// It did not work this time; the guest is unharmed and everything is still owed.
+    #[error("{0}")]
+    Failed(String),
+}

@@ -1,0 +1,4 @@
+//! Bytes as chunks: their identity ([`digest`]) and their compressed form ([`codec`]).
+
+pub mod codec;
+pub mod digest;
