@@ -13,4 +13,6 @@ pub mod format;
 pub mod hypervisor;
 pub mod id;
 pub mod page;
+pub mod session;
 pub mod units;
+pub mod wire;

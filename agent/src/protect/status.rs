@@ -1,0 +1,109 @@
+//! How each protected VM is doing, for whoever asks: `lifeboat-agent status`, and the site through reports.
+//! Promises: the RPO shown is the age of the newest point that the site has acknowledged, never of one under way.
+
+use lifeboat::{
+    id::{PointId, VmId},
+    units::{Seq, UnixMs},
+    wire::message::{VmReport, VmState},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// One VM, as `lifeboat-agent status --json` shows it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct VmStatus {
+    pub vm: VmId,
+    pub name: String,
+    pub state: VmState,
+    pub reason: Option<String>,
+    /// Memory engine, or why there is none.
+    pub memory: Option<String>,
+    pub interval_ms: u64,
+    pub durable: Option<DurablePoint>,
+    /// Age of the newest durable point, milliseconds; filled in when asked.
+    pub rpo_ms: Option<u64>,
+    pub points_durable: u64,
+    pub points_lost: u64,
+    /// Pause of the last cut, microseconds.
+    pub last_pause_us: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DurablePoint {
+    pub point: PointId,
+    pub seq: Option<Seq>,
+    pub cut_at: UnixMs,
+    pub committed_at: UnixMs,
+}
+
+/// The agent's board: one row per VM, and the state of the link.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<Mutex<Rows>>);
+
+#[derive(Debug, Default)]
+struct Rows {
+    link: String,
+    vms: BTreeMap<String, VmStatus>,
+}
+
+/// All of the board, as the local API serves it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct AgentStatus {
+    pub link: String,
+    pub vms: Vec<VmStatus>,
+}
+
+impl Board {
+    pub fn set_link(&self, link: String) {
+        self.rows(|rows| rows.link = link);
+    }
+
+    /// Changes the row of `status.name`, making it first if need be.
+    pub fn put(&self, status: VmStatus) {
+        self.rows(|rows| rows.vms.insert(status.name.clone(), status));
+    }
+
+    pub fn read(&self, now: UnixMs) -> AgentStatus {
+        self.rows(|rows| {
+            let mut vms: Vec<VmStatus> = rows.vms.values().cloned().collect();
+            for vm in &mut vms {
+                vm.rpo_ms = vm.durable.map(|durable| now.0.saturating_sub(durable.cut_at.0));
+            }
+            AgentStatus { link: rows.link.clone(), vms }
+        })
+    }
+
+    fn rows<T>(&self, with: impl FnOnce(&mut Rows) -> T) -> T {
+        with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl VmStatus {
+    pub fn new(vm: VmId, name: String, interval_ms: u64) -> Self {
+        Self {
+            vm,
+            name,
+            state: VmState::Connecting,
+            reason: None,
+            memory: None,
+            interval_ms,
+            durable: None,
+            rpo_ms: None,
+            points_durable: 0,
+            points_lost: 0,
+            last_pause_us: None,
+        }
+    }
+
+    pub fn report(&self) -> VmReport {
+        VmReport {
+            state: self.state,
+            reason: self.reason.clone(),
+            interval_ms: self.interval_ms,
+            memory: self.memory.clone(),
+        }
+    }
+}

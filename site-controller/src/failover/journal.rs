@@ -1,0 +1,149 @@
+//! What a failover has done so far, on disk: one JSON file per VM.
+//! Promises: a phase is entered in the journal, synced, before the work that must not be done twice; a controller that
+//! dies anywhere goes on from the last phase it entered. Called by `runbook` only.
+
+use lifeboat::{
+    id::{PointId, VmId},
+    units::{Generation, Seq, UnixMs},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+};
+
+/// How far a failover has come. Each phase says what *has been done*.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Decided and checked; the source may still write.
+    Begun,
+    /// The generation is raised: the source's agent is refused from here on.
+    Fenced,
+    /// The replica's disks and memory image are complete and synced.
+    Restored,
+    /// About to start: from here on the disks may be the running replica's.
+    Starting,
+    /// The replica runs.
+    Running,
+}
+
+/// One failover of one VM.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    pub version: u32,
+    pub vm: VmId,
+    pub vm_name: String,
+    pub kind: String,
+    pub point: PointId,
+    pub seq: Seq,
+    pub cut_at: UnixMs,
+    pub generation: Generation,
+    pub phase: Phase,
+    /// Counts starts of the work; each has a folder of its own, so that no attempt writes over another's disks.
+    pub attempt: u32,
+    pub started_at: UnixMs,
+    pub running_at: Option<UnixMs>,
+    /// Disks of this attempt that are complete.
+    pub disks_done: Vec<String>,
+    /// What went wrong last, if anything did.
+    pub last_error: Option<String>,
+}
+
+impl Record {
+    pub const VERSION: u32 = 1;
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error("failover journal {path}: {source}")]
+    Disk { path: PathBuf, source: io::Error },
+    #[error("failover journal {path} can't be read ({why}); move it away to start the failover afresh")]
+    Malformed { path: PathBuf, why: String },
+}
+
+/// The folder of journals.
+#[derive(Clone, Debug)]
+pub struct Journal {
+    dir: PathBuf,
+}
+
+impl Journal {
+    pub fn open(dir: PathBuf) -> Result<Self, JournalError> {
+        fs::create_dir_all(&dir).map_err(|source| JournalError::Disk { path: dir.clone(), source })?;
+        Ok(Self { dir })
+    }
+
+    pub fn load(&self, vm: VmId) -> Result<Option<Record>, JournalError> {
+        let path = self.path(vm);
+        let text = match fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(JournalError::Disk { path, source }),
+        };
+        let record: Record = serde_json::from_str(&text)
+            .map_err(|error| JournalError::Malformed { path: path.clone(), why: error.to_string() })?;
+        if record.version == Record::VERSION {
+            Ok(Some(record))
+        } else {
+            let why = format!("version {}, this release reads {}", record.version, Record::VERSION);
+            Err(JournalError::Malformed { path, why })
+        }
+    }
+
+    /// Replaces the record; returns once it would survive a power cut.
+    pub fn save(&self, record: &Record) -> Result<(), JournalError> {
+        let path = self.path(record.vm);
+        self.replace(&path, record).map_err(|source| JournalError::Disk { path, source })
+    }
+
+    fn replace(&self, path: &Path, record: &Record) -> io::Result<()> {
+        let staged = path.with_extension("json.new");
+        let mut file = File::create(&staged)?;
+        file.write_all(&serde_json::to_vec_pretty(record)?)?;
+        file.sync_all()?;
+        fs::rename(&staged, path)?;
+        File::open(&self.dir)?.sync_all()
+    }
+
+    fn path(&self, vm: VmId) -> PathBuf {
+        self.dir.join(format!("{vm}.json"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_comes_back_as_it_was_saved_and_a_torn_one_is_refused_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path().join("failovers")).unwrap();
+        let vm = VmId::from_bytes([4; 16]);
+        assert_eq!(journal.load(vm).unwrap(), None);
+        let record = Record {
+            version: Record::VERSION,
+            vm,
+            vm_name: "web".into(),
+            kind: "emergency".into(),
+            point: PointId::from_bytes([5; 16]),
+            seq: Seq(9),
+            cut_at: UnixMs(1),
+            generation: Generation(2),
+            phase: Phase::Fenced,
+            attempt: 1,
+            started_at: UnixMs(2),
+            running_at: None,
+            disks_done: vec!["vda".into()],
+            last_error: None,
+        };
+        journal.save(&record).unwrap();
+        assert_eq!(journal.load(vm).unwrap(), Some(record.clone()));
+        fs::write(journal.path(vm), "{\"version\":").unwrap();
+        assert!(journal.load(vm).unwrap_err().to_string().contains("move it away"));
+        let future = Record { version: 2, ..record };
+        journal.save(&future).unwrap();
+        assert!(journal.load(vm).is_err());
+    }
+}

@@ -1,0 +1,161 @@
+//! Control messages of protocol version 1. Encoded with postcard inside the transport's `tag, length` framing.
+//! Promises: a variant's place in its enum is its number on the wire: variants are appended, never moved or reused.
+//! Golden bytes of every variant are kept in the tests.
+
+use crate::{
+    chunk::digest::Digest,
+    format::manifest::PointMeta,
+    id::{PointId, VmId},
+    units::{Generation, Seq, UnixMs},
+};
+use serde::{Deserialize, Serialize};
+
+/// Frames named in one [`SiteMessage::Taken`] or [`SiteMessage::Opened`], as ranges.
+pub type FrameRanges = Vec<FrameRange>;
+
+/// Frames `first..end` of a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrameRange {
+    pub first: u32,
+    pub end: u32,
+}
+
+/// Agent → site.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AgentMessage {
+    /// First message of a session. Answer: `Welcome`.
+    Hello { host: String, release: String },
+    /// "I protect this VM." Once per VM and session, before anything else of it. Answer: `Vm`, or `VmRefused`.
+    Watch { vm: VmId, name: String, generation: Option<Generation> },
+    /// Opens a point, or takes it up again after a lost link. `parent` is the point it is a delta over.
+    /// Answer: `Opened`, or `PointRefused`.
+    Begin { vm: VmId, generation: Generation, point: PointId, parent: Option<PointId> },
+    /// All frames (numbers `0..frames`) are on their way; commit once they are there.
+    /// Answer: `Durable`, or `PointRefused`.
+    End { vm: VmId, point: PointId, frames: u32, meta: Box<PointMeta> },
+    /// Forget the open point; no answer.
+    Abort { vm: VmId, point: PointId },
+    /// How the VM's protection is doing, for whoever looks at the site; no answer.
+    Report { vm: VmId, report: VmReport },
+}
+
+/// Site → agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SiteMessage {
+    /// `window`: bytes of frames of one VM that may be on their way, untaken.
+    Welcome {
+        site: String,
+        release: String,
+        window: u64,
+    },
+    /// What the site holds of a VM.
+    Vm {
+        vm: VmId,
+        generation: Generation,
+        latest: Option<Latest>,
+    },
+    VmRefused {
+        vm: VmId,
+        refusal: Refusal,
+    },
+    /// The point is open; these frames of it are there already.
+    Opened {
+        vm: VmId,
+        point: PointId,
+        have: FrameRanges,
+    },
+    /// These frames have been verified and written (not yet synced): their room in the window is free again.
+    Taken {
+        vm: VmId,
+        point: PointId,
+        frames: FrameRanges,
+    },
+    /// The point is committed and synced: it survives a power cut from here on.
+    Durable {
+        vm: VmId,
+        point: PointId,
+        seq: Seq,
+        committed_at: UnixMs,
+        manifest: Digest,
+    },
+    PointRefused {
+        vm: VmId,
+        point: PointId,
+        refusal: Refusal,
+    },
+}
+
+/// The newest durable point of a VM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latest {
+    pub point: PointId,
+    pub seq: Seq,
+    pub cut_at: UnixMs,
+    pub committed_at: UnixMs,
+}
+
+/// Why the site will not, told to be acted on and to be shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// The VM was failed over: another generation writes its history now.
+    #[error(
+        "this VM was failed over at the site (generation {current}); this copy must not run on as the primary"
+    )]
+    Fenced { current: Generation },
+    #[error("the site's store is full: {detail}")]
+    SiteFull { detail: String },
+    /// The site's newest point is another than the point's parent: start again from what the site holds.
+    #[error("the site's newest point is not the one this delta was made over")]
+    WrongParent { latest: Option<PointId> },
+    /// The point was not open, or the site has lost what it had of it (it was restarted).
+    #[error("the site does not know this point (any more)")]
+    UnknownPoint,
+    /// What was sent is not what the protocol allows.
+    #[error("the site could not accept what was sent: {detail}")]
+    Invalid { detail: String },
+    #[error("the site could not store it: {detail}")]
+    Internal { detail: String },
+}
+
+/// How the protection of one VM is doing, as its agent sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmReport {
+    pub state: VmState,
+    /// Why it is in this state, in words, where there is something to say.
+    pub reason: Option<String>,
+    pub interval_ms: u64,
+    /// The memory engine at work and why it was chosen; `None` while unknown.
+    pub memory: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum VmState {
+    /// Waiting for the link, or for the site's answer.
+    Connecting,
+    /// The first point is on its way.
+    Seeding,
+    Protected,
+    /// Points are missed or late; `reason` says why.
+    Degraded,
+    /// The VM is not running; nothing changes.
+    NotRunning,
+    /// The VM can't be protected as it is configured.
+    Refused,
+    /// The site was failed over; this copy is no longer the primary.
+    Fenced,
+}
+
+impl VmState {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Seeding => "seeding",
+            Self::Protected => "protected",
+            Self::Degraded => "degraded",
+            Self::NotRunning => "not-running",
+            Self::Refused => "refused",
+            Self::Fenced => "fenced",
+        }
+    }
+}
