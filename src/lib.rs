@@ -9,8 +9,10 @@
 
 pub mod chunk;
 pub mod clock;
+pub mod fault;
 pub mod format;
 pub mod hypervisor;
 pub mod id;
 pub mod page;
+pub mod qemu;
 pub mod units;
