@@ -9,10 +9,12 @@
 
 pub mod chunk;
 pub mod clock;
+pub mod fault;
 pub mod format;
 pub mod hypervisor;
 pub mod id;
 pub mod page;
+pub mod qemu;
 pub mod session;
 pub mod units;
 pub mod wire;
