@@ -3,7 +3,7 @@ CARGO_FLAGS ?=
 export PATH := $(PATH):$(HOME)/.cargo/bin
 FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fault-injection
 
-.PHONY: demo test lint setup build bench deb test-kvm soak
+.PHONY: demo test lint setup build
 
 # Two sites, a protected guest, a power cut, a failover: on one screen, and in target/demo/report.json.
 demo: setup

@@ -3,23 +3,54 @@
 //! so it ends with them; after a site got its power back, [`Link::plug`] connects it again. Calls `site`.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::site::Site;
 
-/// What the line can do, each way.
+/// What the line can do, each way. The default is a line without limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
-    /// Bits per second; no limit when `None`.
+    /// Bits per second.
     pub rate_bit: Option<u64>,
+    /// On the way from one end to the other; kernels without netem can't.
+    pub delay: Option<Duration>,
 }
 
 impl Shape {
     pub fn mbit(rate: u64) -> Self {
         Self {
             rate_bit: Some(rate * 1_000_000),
+            delay: None,
         }
+    }
+
+    pub fn delay_ms(self, ms: u64) -> Self {
+        Self {
+            delay: Some(Duration::from_millis(ms)),
+            ..self
+        }
+    }
+
+    /// The words `tc` wants.
+    fn discipline(&self) -> Vec<String> {
+        let rate = |bits: u64| format!("rate {bits}bit");
+        let words = match (self.delay, self.rate_bit) {
+            (Some(delay), bits) => {
+                format!(
+                    "netem limit {NETEM_PACKETS} delay {}us {}",
+                    delay.as_micros(),
+                    bits.map(rate).unwrap_or_default()
+                )
+            }
+            (None, Some(bits)) => {
+                let burst = (bits / 8 / 100).max(BURST_MIN); // what 10 ms carry, and at least one large segment
+                format!("tbf {} burst {burst}b latency 100ms", rate(bits))
+            }
+            (None, None) => "pfifo limit 1000".to_owned(),
+        };
+        words.split_whitespace().map(str::to_owned).collect()
     }
 }
 
@@ -43,6 +74,17 @@ impl Link {
             b: b.clone(),
             shape: Mutex::new(shape),
         };
+        if let (Some(_), false) = (shape.delay, has_netem(a)?) {
+            eprintln!(
+                "rig: this kernel has no netem: the link from {} to {} has no delay",
+                a.name(),
+                b.name()
+            );
+            *link.shape.lock().unwrap_or_else(PoisonError::into_inner) = Shape {
+                delay: None,
+                ..shape
+            };
+        }
         link.plug()?;
         Ok(link)
     }
@@ -85,28 +127,23 @@ impl Link {
 
     /// From now on every packet is lost, both ways, silently.
     pub fn cut(&self) -> Result<()> {
-        self.each_end(&["pfifo", "limit", "0"])
+        self.each_end(&["pfifo", "limit", "0"].map(str::to_owned))
     }
 
-    /// Packets pass again, at the rate of the shape.
+    /// Packets pass again, as the shape says.
     pub fn restore(&self) -> Result<()> {
-        let shape = *self.shape.lock().unwrap_or_else(PoisonError::into_inner);
-        match shape.rate_bit {
-            Some(rate) => {
-                let (rate, burst) = (
-                    format!("{rate}bit"),
-                    format!("{}b", (rate / 8 / 100).max(BURST_MIN)),
-                );
-                self.each_end(&["tbf", "rate", &rate, "burst", &burst, "latency", "100ms"])
-            }
-            None => self.each_end(&["pfifo", "limit", "1000"]),
-        }
+        self.each_end(&self.shape().discipline())
     }
 
-    /// Gives the line another rate.
+    /// Gives the line another shape.
     pub fn reshape(&self, shape: Shape) -> Result<()> {
         *self.shape.lock().unwrap_or_else(PoisonError::into_inner) = shape;
         self.restore()
+    }
+
+    /// The shape in effect: without delay if this kernel has none.
+    pub fn shape(&self) -> Shape {
+        *self.shape.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn bytes(&self) -> Result<Carried> {
@@ -128,7 +165,7 @@ impl Link {
         bytes.with_context(|| format!("site {} has no interface {device}", from.name()))
     }
 
-    fn each_end(&self, discipline: &[&str]) -> Result<()> {
+    fn each_end(&self, discipline: &[String]) -> Result<()> {
         for (site, device) in [
             (&self.a, self.device(&self.b)),
             (&self.b, self.device(&self.a)),
@@ -147,4 +184,20 @@ impl Link {
     }
 }
 
+fn has_netem(site: &Site) -> Result<bool> {
+    let out = site
+        .command("tc")
+        .args([
+            "qdisc", "replace", "dev", "lo", "root", "netem", "delay", "1us",
+        ])
+        .output()?;
+    if out.status.success() {
+        site.command("tc")
+            .args(["qdisc", "del", "dev", "lo", "root"])
+            .run()?;
+    }
+    Ok(out.status.success())
+}
+
+const NETEM_PACKETS: u32 = 20_000;
 const BURST_MIN: u64 = 64 << 10;

@@ -214,7 +214,8 @@ impl Proc {
             match kill(target, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(error) => {
-                    return Err(error).with_context(|| format!("{signal} to {} ({pid})", self.name));
+                    return Err(error)
+                        .with_context(|| format!("{signal} to {} ({pid})", self.name));
                 }
             }
         }

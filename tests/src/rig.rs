@@ -6,16 +6,19 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Pid, geteuid};
 
 use crate::accel::Accel;
 use crate::link::{Link, Shape};
 use crate::paths::{Assets, target_dir};
 use crate::site::Site;
+use crate::wait::eventually;
 
 pub struct Rig {
     name: String,
@@ -132,6 +135,7 @@ impl Drop for Rig {
 fn claim_folder() -> Result<PathBuf> {
     static NUMBER: AtomicU32 = AtomicU32::new(1);
     let base = Path::new(BASE);
+    umask(Mode::from_bits_truncate(0o022)); // QEMU's user must get to its guests' disks
     fs::create_dir_all(base).with_context(|| format!("making {BASE}"))?;
     let lock = File::create(base.join(".lock")).context("opening the rig lock")?;
     let _locked = Flock::lock(lock, FlockArg::LockExclusive)
@@ -167,8 +171,12 @@ fn sweep(base: &Path) -> Result<()> {
                 let _ = kill(Pid::from_raw(power.pid), Signal::SIGKILL); // gone meanwhile is as good
             }
         }
-        fs::remove_dir_all(&folder)
-            .with_context(|| format!("removing what a dead rig left in {}", folder.display()))?;
+        // What runs in its sites dies a moment later, and may write until then.
+        eventually(
+            SWEEP_TIME,
+            &format!("removing what a dead rig left in {}", folder.display()),
+            || Ok(fs::remove_dir_all(&folder).is_ok().then_some(())),
+        )?;
     }
     Ok(())
 }
@@ -240,4 +248,5 @@ const BASE: &str = "/var/tmp/lifeboat-rig";
 const OWNER: &str = "owner";
 const KEPT: &str = "kept";
 pub(crate) const POWER: &str = "power";
+const SWEEP_TIME: Duration = Duration::from_secs(20);
 const LOG_BYTES_MAX: u64 = 16 << 20;

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -325,6 +326,19 @@ impl Site {
     pub fn unfill(&self, folder: &Path) -> Result<()> {
         self.run(["rm", "-f", &folder.join(FILLER).to_string_lossy()])?;
         Ok(())
+    }
+
+    /// Runs `work` in the site's network: sockets it makes there stay there, wherever they are used later.
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let space = fs::File::open(format!("/proc/{}/ns/net", self.pid()?))
+            .context("opening the site's network")?;
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(|| setns(space, CloneFlags::CLONE_NEWNET).map(|()| work()));
+            match worker.join() {
+                Ok(done) => done.context("entering the site's network"),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        })
     }
 
     fn power(&self) -> MutexGuard<'_, Option<Power>> {
