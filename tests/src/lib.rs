@@ -1,1 +1,28 @@
-//! The rig.
+//! The rig: two sites on one machine, a shaped link between them, guests that can testify, and ways to break it all.
+//!
+//! Drives the product as it ships, as binaries; depends on none of its crates. Reading order: [`Rig`] makes sites and
+//! takes everything down, [`Site`] is a machine of its own (namespaces and a libvirtd) that can lose power, [`Link`] is
+//! the WAN, [`Guest`] and [`Report`] are the witness, [`eventually`] is how anything here waits.
+//! Used by `tests/tests/*` and the demo. Needs root and what `tests/setup.sh` fetched.
+
+mod accel;
+mod console;
+mod guest;
+mod link;
+mod paths;
+mod proc;
+mod rig;
+mod site;
+mod spec;
+mod wait;
+
+pub use accel::Accel;
+pub use console::{Console, Report};
+pub use guest::Guest;
+pub use link::{Carried, Link, Shape};
+pub use paths::{Assets, binary, target_dir};
+pub use proc::{Cmd, Output, Proc};
+pub use rig::Rig;
+pub use site::Site;
+pub use spec::{DiskFormat, DiskSpec, GuestSpec};
+pub use wait::{eventually, tail};

@@ -1,0 +1,29 @@
+# Thin: each target is a line or two into a script or cargo. `make test` is what CI runs, `make demo` is for people.
+CARGO_FLAGS ?=
+export PATH := $(PATH):$(HOME)/.cargo/bin
+FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fault-injection
+
+.PHONY: demo test lint setup build
+
+# Two sites, a protected guest, a power cut, a failover: on one screen, and in target/demo/report.json.
+demo: setup
+	cargo build --workspace --bins $(CARGO_FLAGS)
+	cargo run -p lifeboat-tests --bin demo $(CARGO_FLAGS)
+
+# Everything that proves something. TESTS='-E test(power)' and the like narrow it.
+test: setup build
+	cargo nextest run --workspace $(FAULTS) $(CARGO_FLAGS) $(TESTS)
+
+lint:
+	cargo fmt --all --check
+	rustfmt --edition 2024 --check tests/guest/init.rs
+	cargo clippy --workspace --all-targets $(FAULTS) $(CARGO_FLAGS) -- -D warnings
+	clippy-driver --edition 2024 -D warnings --emit metadata -o /dev/null tests/guest/init.rs
+
+# Installs and fetches what a Debian 12 machine lacks; quick when nothing does. Needs root.
+setup:
+	tests/setup.sh
+
+# The daemons and the CLI as the tests drive them: with the steps at which a test may kill them.
+build:
+	cargo build --workspace --bins $(FAULTS) $(CARGO_FLAGS)

@@ -1,0 +1,221 @@
+//! A guest in a site: started, watched, saved, dumped. Works for a replica as well: a guest is a domain name at a site.
+//! Calls `site` (virsh) and `console`. Called by the tests.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+
+use crate::console::{Console, Report};
+use crate::site::Site;
+use crate::spec::GuestSpec;
+use crate::wait::{eventually, tail};
+
+#[derive(Clone)]
+pub struct Guest {
+    site: Site,
+    name: String,
+    console: Console,
+}
+
+impl Site {
+    /// Makes the disks that are missing, defines the domain and starts it.
+    pub fn define_and_start(&self, spec: &GuestSpec) -> Result<Guest> {
+        for (at, disk) in spec.disks.iter().enumerate() {
+            let path = spec.disk_path(at);
+            if !self.host_path(&path)?.exists() {
+                self.run([
+                    "qemu-img",
+                    "create",
+                    "-q",
+                    "-f",
+                    &disk.format.to_string(),
+                    &path,
+                    &format!("{}M", disk.size_mib),
+                ])?;
+            }
+        }
+        let draft = self.dir("domains")?.join(format!("{}.xml", spec.name));
+        fs::write(&draft, spec.xml(self.accel()))
+            .with_context(|| format!("writing {}", draft.display()))?;
+        self.virsh(["define", &draft.to_string_lossy()])?;
+        let guest = self.guest(&spec.name)?;
+        guest.start()?;
+        Ok(guest)
+    }
+
+    /// A handle on a domain of this site by name, there or not yet: a replica, for example.
+    pub fn guest(&self, name: &str) -> Result<Guest> {
+        let console = Console::at(self.host_path(GuestSpec::console_path(name))?);
+        Ok(Guest {
+            site: self.clone(),
+            name: name.to_owned(),
+            console,
+        })
+    }
+}
+
+impl Guest {
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn site(&self) -> &Site {
+        &self.site
+    }
+
+    pub fn console(&self) -> &Console {
+        &self.console
+    }
+
+    pub fn start(&self) -> Result<()> {
+        self.virsh("start", &[])?;
+        Ok(())
+    }
+
+    /// As `virsh domstate` says it: `running`, `paused`, `shut off`, …
+    pub fn state(&self) -> Result<String> {
+        Ok(self.virsh("domstate", &[])?.trim().to_owned())
+    }
+
+    pub fn suspend(&self) -> Result<()> {
+        self.virsh("suspend", &[])?;
+        Ok(())
+    }
+
+    pub fn resume(&self) -> Result<()> {
+        self.virsh("resume", &[])?;
+        Ok(())
+    }
+
+    /// The guest's power off, at once.
+    pub fn destroy(&self) -> Result<()> {
+        self.virsh("destroy", &[])?;
+        Ok(())
+    }
+
+    /// Saves memory to libvirt's own place and stops the guest; `start` continues it.
+    pub fn managed_save(&self) -> Result<()> {
+        self.virsh("managedsave", &[])?;
+        Ok(())
+    }
+
+    pub fn last(&self) -> Option<Report> {
+        self.console.last()
+    }
+
+    /// The newest report once its tick is at least `tick`.
+    pub fn wait_for_tick(&self, tick: u64, within: Duration) -> Result<Report> {
+        self.wait(
+            within,
+            &format!("guest {} to reach tick {tick}", self.name),
+            |report| report.tick >= tick,
+        )
+    }
+
+    pub fn wait(
+        &self,
+        within: Duration,
+        what: &str,
+        wanted: impl Fn(&Report) -> bool,
+    ) -> Result<Report> {
+        self.console
+            .wait(within, what, wanted)
+            .with_context(|| self.why())
+    }
+
+    /// Waits until all memory and every disk has been checked from start to end at least once from now on.
+    pub fn wait_full_check(&self, within: Duration) -> Result<Report> {
+        let now = self.last().context("the guest has not reported yet")?;
+        // The sweep that is under way began earlier: two more ends are one whole sweep.
+        self.wait(
+            within,
+            &format!("guest {} to check everything", self.name),
+            |report| {
+                report.tick > now.tick
+                    && report.mem_sweeps >= now.mem_sweeps + 2
+                    && (report.disks == 0 || report.disk_sweeps >= now.disk_sweeps + 2)
+            },
+        )
+    }
+
+    /// The guest's memory from address 0 on, as QEMU's `pmemsave` reads it, as a file on the host. Suspend it first for
+    /// an image of one instant. The VGA window (640-768 KiB) is not RAM; above it are shadowed ROMs.
+    pub fn dump_ram(&self, bytes: u64) -> Result<PathBuf> {
+        let inside = format!("/var/lib/libvirt/qemu/{}.ram", self.name);
+        let command = format!(
+            r#"{{"execute":"pmemsave","arguments":{{"val":0,"size":{bytes},"filename":"{inside}"}}}}"#
+        );
+        let answer = self.qmp(&command)?;
+        ensure!(
+            answer.contains("\"return\""),
+            "QEMU refused to dump memory: {answer}"
+        );
+        self.site.host_path(inside)
+    }
+
+    /// One QMP command, QEMU's answer.
+    pub fn qmp(&self, command: &str) -> Result<String> {
+        self.virsh("qemu-monitor-command", &[command])
+    }
+
+    /// QEMU's process id as the host counts.
+    pub fn qemu_pid(&self) -> Result<i32> {
+        let file = self
+            .site
+            .host_path(format!("/run/libvirt/qemu/{}.pid", self.name))?;
+        let inside =
+            fs::read_to_string(&file).with_context(|| format!("{} does not run", self.name))?;
+        let space = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
+        let ours = space(&self.site.pid()?.to_string());
+        let found = fs::read_dir("/proc")
+            .context("listing processes")?
+            .flatten()
+            .find_map(|entry| {
+                let pid = entry.file_name().into_string().ok()?;
+                let status = fs::read_to_string(entry.path().join("status")).ok()?;
+                let counted = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("NSpid:"))?
+                    .split_whitespace()
+                    .last()?;
+                (counted == inside.trim() && space(&pid) == ours).then(|| pid.parse().ok())?
+            });
+        found.with_context(|| {
+            format!(
+                "QEMU of {} (pid {} in the site) is not there",
+                self.name,
+                inside.trim()
+            )
+        })
+    }
+
+    pub fn wait_for_state(&self, state: &str, within: Duration) -> Result<()> {
+        eventually(
+            within,
+            &format!("guest {} to be {state}", self.name),
+            || Ok((self.state()? == state).then_some(())),
+        )
+        .with_context(|| self.why())
+    }
+
+    fn virsh(&self, verb: &str, rest: &[&str]) -> Result<String> {
+        self.site
+            .virsh([&[verb, self.name.as_str()], rest].concat())
+            .with_context(|| self.why())
+    }
+
+    fn why(&self) -> String {
+        let log = self
+            .site
+            .folder()
+            .join(format!("log/libvirt/qemu/{}.log", self.name));
+        format!(
+            "guest {} at site {}\n{}",
+            self.name,
+            self.site.name(),
+            tail(&log, 6)
+        )
+    }
+}
