@@ -85,6 +85,21 @@ pub enum SiteMessage {
     },
 }
 
+impl SiteMessage {
+    /// The VM that it is about, if it is about one.
+    pub fn vm(&self) -> Option<VmId> {
+        match self {
+            Self::Welcome { .. } => None,
+            Self::Vm { vm, .. }
+            | Self::VmRefused { vm, .. }
+            | Self::Opened { vm, .. }
+            | Self::Taken { vm, .. }
+            | Self::Durable { vm, .. }
+            | Self::PointRefused { vm, .. } => Some(*vm),
+        }
+    }
+}
+
 /// The newest durable point of a VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latest {

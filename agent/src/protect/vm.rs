@@ -220,17 +220,19 @@ impl<S: Source> Actor<S> {
             _ => None,
         };
         let wake = [until, out_of_patience].into_iter().flatten().min();
-        tokio::select! {
-            event = self.given.link.recv() => match event {
-                Some(event) => self.on_event(event).await,
-                None => return Err(Setback::Stopping),
-            },
-            () = sleep_until(wake) => {
-                if out_of_patience.is_some_and(|at| Instant::now() >= at) {
-                    return Err(Setback::LinkDown(patience));
-                }
+        // Arms receive and name; what follows decides.
+        let woken = tokio::select! {
+            event = self.given.link.recv() => event.map_or(Woken::Stop, Woken::Event),
+            () = sleep_until(wake) => Woken::Time,
+            _ = self.given.stop.wait_for(|stop| *stop) => Woken::Stop,
+        };
+        match woken {
+            Woken::Event(event) => self.on_event(event).await,
+            Woken::Time if out_of_patience.is_some_and(|at| Instant::now() >= at) => {
+                return Err(Setback::LinkDown(patience));
             }
-            _ = self.given.stop.wait_for(|stop| *stop) => return Err(Setback::Stopping),
+            Woken::Time => {}
+            Woken::Stop => return Err(Setback::Stopping),
         }
         Ok(())
     }
@@ -364,6 +366,12 @@ impl<S: Source> Actor<S> {
         let report = AgentMessage::Report { vm: self.given.vm, report: self.status.report() };
         self.perform(vec![Action::Tell(report)]).await;
     }
+}
+
+enum Woken {
+    Event(LinkEvent),
+    Time,
+    Stop,
 }
 
 async fn sleep_until(at: Option<Instant>) {

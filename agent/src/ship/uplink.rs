@@ -1,0 +1,234 @@
+//! The link to the site: dials, greets, routes messages to the VMs' actors, carries frames on several streams.
+//! Promises: dials again for ever, with back-off; every actor is told when the link comes and goes; nothing is queued
+//! without a bound. Implements what `protect::link` describes. Started by `daemon`.
+
+use crate::{
+    protect::{
+        link::{LinkEvent, Outbox, Shipment},
+        status::Board,
+    },
+    ship::limit::Limiter,
+};
+use lifeboat::{
+    id::VmId,
+    session::sender::FRAMES_HELD_MAX,
+    transport::{
+        Connection, ControlRecv, ControlSend, RefusalCode, TransportError, TransportSettings, dial,
+        pki::AgentIdentity,
+    },
+    wire::message::{AgentMessage, SiteMessage},
+};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{Mutex as AsyncMutex, mpsc, watch},
+    task::JoinSet,
+};
+
+/// Events that may wait for one actor: every frame it may have in flight, and some talk.
+pub const EVENTS_MAX: usize = 2 * FRAMES_HELD_MAX;
+/// Data streams of one link: a lost packet holds up only one of them.
+const DATA_STREAMS: usize = 4;
+/// Frames between the actors and the streams, at most 256 KiB each.
+const FRAMES_QUEUED: usize = 16;
+const CONTROL_QUEUED: usize = 256;
+const BACK_OFF_FIRST: Duration = Duration::from_millis(250);
+const BACK_OFF_MAX: Duration = Duration::from_secs(15);
+const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Where the site is and how to talk to it.
+pub struct Uplink {
+    /// `host:port`.
+    pub address: String,
+    pub identity: AgentIdentity,
+    pub settings: TransportSettings,
+    pub host: String,
+    pub limiter: Arc<Limiter>,
+    pub routes: Routes,
+    pub board: Board,
+    pub stop: watch::Receiver<bool>,
+}
+
+/// Who gets the messages about which VM. Clones share one table.
+#[derive(Clone, Default)]
+pub struct Routes(Arc<Mutex<Table>>);
+
+#[derive(Default)]
+struct Table {
+    actors: BTreeMap<VmId, mpsc::Sender<LinkEvent>>,
+    up: Option<(Outbox, u64, String)>,
+}
+
+impl Routes {
+    /// Adds an actor; if the link is up it is told so at once.
+    pub fn join(&self, vm: VmId) -> mpsc::Receiver<LinkEvent> {
+        let (events, inbox) = mpsc::channel(EVENTS_MAX);
+        let mut table = self.table();
+        if let Some((outbox, window, site)) = table.up.clone() {
+            // An empty channel has room for its first event.
+            let _ = events.try_send(LinkEvent::Up { outbox, window, site });
+        }
+        table.actors.insert(vm, events);
+        inbox
+    }
+
+    pub fn leave(&self, vm: VmId) {
+        self.table().actors.remove(&vm);
+    }
+
+    fn table(&self) -> std::sync::MutexGuard<'_, Table> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn actor(&self, vm: VmId) -> Option<mpsc::Sender<LinkEvent>> {
+        self.table().actors.get(&vm).cloned()
+    }
+
+    async fn set_up(&self, up: Option<(Outbox, u64, String)>, why: &str) {
+        let actors: Vec<_> = {
+            let mut table = self.table();
+            table.up = up.clone();
+            table.actors.values().cloned().collect()
+        };
+        for actor in actors {
+            let event = match &up {
+                Some((outbox, window, site)) => {
+                    LinkEvent::Up { outbox: outbox.clone(), window: *window, site: site.clone() }
+                }
+                None => LinkEvent::Down { why: why.to_owned() },
+            };
+            // An actor that has ended takes no more events.
+            let _ = actor.send(event).await;
+        }
+    }
+}
+
+impl Uplink {
+    /// Keeps the link up until told to stop.
+    pub async fn run(mut self) {
+        let mut back_off = BACK_OFF_FIRST;
+        let mut said = String::new();
+        loop {
+            let mut stop = self.stop.clone();
+            let ended = tokio::select! {
+                ended = self.link(&mut back_off) => ended,
+                _ = stop.wait_for(|stop| *stop) => break,
+            };
+            let Err(error) = ended else { break };
+            let why = describe(&error);
+            if said != why {
+                // Each cause is said once; the board always shows the current one.
+                tracing::warn!(site = %self.address, %why, "no link to the site");
+                said.clone_from(&why);
+            }
+            self.board.set_link(format!("down: {why}"));
+            self.routes.set_up(None, &why).await;
+            tokio::select! {
+                () = tokio::time::sleep(back_off) => {}
+                _ = self.stop.wait_for(|stop| *stop) => break,
+            }
+            back_off = (back_off * 2).min(BACK_OFF_MAX);
+        }
+    }
+
+    /// One link, from dialling to its end.
+    async fn link(&self, back_off: &mut Duration) -> Result<(), TransportError> {
+        let connection = dial(&self.address, &self.identity, &self.settings).await?;
+        let (mut send, mut recv) = connection.open_control().await?;
+        let hello =
+            AgentMessage::Hello { host: self.host.clone(), release: env!("CARGO_PKG_VERSION").to_owned() };
+        send.send(&hello).await?;
+        let welcome = tokio::time::timeout(GREETING_TIMEOUT, recv.recv::<SiteMessage>())
+            .await
+            .map_err(|_| TransportError::Lost { why: "the site did not answer the greeting" })??;
+        let Some(SiteMessage::Welcome { site, release, window }) = welcome else {
+            return Err(TransportError::Protocol("the site did not start with a welcome".into()));
+        };
+        *back_off = BACK_OFF_FIRST;
+        tracing::info!(%site, %release, address = %self.address, "linked to the site");
+        self.board.set_link(format!("up: {site}"));
+        let (control, control_queue) = mpsc::channel(CONTROL_QUEUED);
+        let (frames, frame_queue) = mpsc::channel(FRAMES_QUEUED);
+        self.routes.set_up(Some((Outbox { control, frames }, window, site)), "").await;
+        let ended = self.carry(&connection, send, recv, control_queue, frame_queue).await;
+        connection.close(RefusalCode::DONE, "the agent hangs up");
+        ended
+    }
+
+    /// Moves messages and frames until something breaks.
+    async fn carry(
+        &self,
+        connection: &Connection,
+        send: ControlSend,
+        recv: ControlRecv,
+        control: mpsc::Receiver<AgentMessage>,
+        frames: mpsc::Receiver<Shipment>,
+    ) -> Result<(), TransportError> {
+        let mut tasks = JoinSet::new();
+        tasks.spawn(write_control(send, control));
+        tasks.spawn(route(recv, self.routes.clone()));
+        let frames = Arc::new(AsyncMutex::new(frames));
+        for _ in 0..DATA_STREAMS {
+            let (connection, frames, limiter) = (connection.clone(), frames.clone(), self.limiter.clone());
+            tasks.spawn(write_frames(connection, frames, limiter));
+        }
+        // The first task that ends takes the link with it; dropping the set stops the others.
+        match tasks.join_next().await {
+            Some(Ok(Err(error))) => Err(error),
+            Some(Err(panic)) => Err(TransportError::Protocol(format!("a task of the link died: {panic}"))),
+            Some(Ok(Ok(()))) | None => Err(connection.closed().await),
+        }
+    }
+}
+
+async fn write_control(
+    mut send: ControlSend,
+    mut queue: mpsc::Receiver<AgentMessage>,
+) -> Result<(), TransportError> {
+    while let Some(message) = queue.recv().await {
+        send.send(&message).await?;
+    }
+    Ok(())
+}
+
+async fn write_frames(
+    connection: Connection,
+    queue: Arc<AsyncMutex<mpsc::Receiver<Shipment>>>,
+    limiter: Arc<Limiter>,
+) -> Result<(), TransportError> {
+    let mut stream = connection.open_data().await?;
+    loop {
+        let shipment = queue.lock().await.recv().await;
+        let Some(Shipment { vm, point, frame }) = shipment else { return Ok(()) };
+        limiter.pay(frame.encoded_len()).await;
+        stream.send(vm, point, &frame).await?;
+    }
+}
+
+async fn route(mut recv: ControlRecv, routes: Routes) -> Result<(), TransportError> {
+    while let Some(message) = recv.recv::<SiteMessage>().await? {
+        let Some(vm) = message.vm() else { continue };
+        match routes.actor(vm) {
+            Some(actor) => {
+                let _ = actor.send(LinkEvent::Message(message)).await;
+            }
+            None => tracing::debug!(%vm, "a message about a VM that is not protected here (any more)"),
+        }
+    }
+    Err(TransportError::Lost { why: "the site closed the session" })
+}
+
+/// An error with its causes, on one line.
+fn describe(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words.push_str(": ");
+        words.push_str(&error.to_string());
+        cause = error.source();
+    }
+    words
+}

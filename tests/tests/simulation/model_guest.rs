@@ -1,0 +1,262 @@
+//! A guest that exists only as numbers: memory and disk pages, each holding one value, and QEMU's marks over them.
+//! Stands in for `capture::guest` and is held to the same contract (`agent/src/capture/source.rs`): marks live in
+//! "QEMU", so they survive the agent; what the site holds of memory lives in the agent, so it does not.
+
+use async_trait::async_trait;
+use lifeboat::{
+    format::manifest::{Image, ImageKind, PointMeta, PointStats},
+    id::PointId,
+    page::{Content, PAGE, PageGroup, PageRun},
+    units::UnixMs,
+};
+use lifeboat_agent::capture::source::{CaptureError, Cut, Source};
+use rand::{Rng, rngs::StdRng};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+pub const MEMORY_PAGES: u64 = 48;
+pub const DISK_PAGES: u64 = 64;
+const MEMORY: u16 = 0;
+const DISK: u16 = 1;
+
+/// Values of all pages of a guest at one instant; zero is a zero page.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Instant {
+    pub memory: Vec<u64>,
+    pub disk: Vec<u64>,
+}
+
+/// A page as its value fills it.
+pub fn page_of(value: u64) -> Vec<u8> {
+    value.to_le_bytes().repeat(PAGE / 8)
+}
+
+/// What "QEMU" knows: it outlives every agent.
+#[derive(Debug)]
+struct Machine {
+    now: Instant,
+    /// Disk pages written since the cut of a point, oldest first. The last one records.
+    marks: Vec<(PointId, BTreeSet<u64>)>,
+    /// What each cut point held: the oracle.
+    truth: BTreeMap<PointId, Instant>,
+    clock: u64,
+    /// Cuts that were neither settled nor put back may happen only through a kill.
+    open_cut: Option<PointId>,
+}
+
+#[derive(Clone, Debug)]
+pub struct ModelGuest(Arc<Mutex<Machine>>);
+
+impl ModelGuest {
+    pub fn new() -> Self {
+        let now = Instant { memory: vec![0; MEMORY_PAGES as usize], disk: vec![0; DISK_PAGES as usize] };
+        Self(Arc::new(Mutex::new(Machine {
+            now,
+            marks: Vec::new(),
+            truth: BTreeMap::new(),
+            clock: 0,
+            open_cut: None,
+        })))
+    }
+
+    /// The guest works: writes some pages, now and then zeroes one.
+    pub fn work(&self, rng: &mut StdRng, writes: u32) {
+        self.with(|machine| {
+            for _ in 0..writes {
+                let value = if rng.random_ratio(1, 8) { 0 } else { rng.random() };
+                if rng.random() {
+                    let page = rng.random_range(0..MEMORY_PAGES);
+                    machine.now.memory[page as usize] = value;
+                } else {
+                    let page = rng.random_range(0..DISK_PAGES);
+                    machine.now.disk[page as usize] = value;
+                    if let Some((_, recording)) = machine.marks.last_mut() {
+                        recording.insert(page);
+                    }
+                }
+            }
+        });
+    }
+
+    pub fn truth(&self, point: PointId) -> Option<Instant> {
+        self.with(|machine| machine.truth.get(&point).cloned())
+    }
+
+    pub fn now(&self) -> Instant {
+        self.with(|machine| machine.now.clone())
+    }
+
+    /// QEMU is restarted: its marks are gone.
+    pub fn lose_marks(&self) {
+        self.with(|machine| machine.marks.clear());
+    }
+
+    /// An agent process's view of this guest.
+    pub fn source(&self) -> ModelSource {
+        ModelSource { guest: self.clone(), held: Arc::new(Mutex::new(None)) }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Machine) -> T) -> T {
+        act(&mut self.0.lock().unwrap())
+    }
+}
+
+/// Memory as the site holds it, and of which point; lives in the agent's process.
+type HeldMemory = Arc<Mutex<Option<(PointId, Vec<u64>)>>>;
+
+pub struct ModelSource {
+    guest: ModelGuest,
+    held: HeldMemory,
+}
+
+#[async_trait]
+impl Source for ModelSource {
+    async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError> {
+        let owed = self.guest.with(|machine| machine.recover(basis));
+        let held = self.held.lock().unwrap().clone().filter(|(of, _)| Some(*of) == basis).map(|(_, pages)| pages);
+        self.guest.with(|machine| machine.open_cut = Some(point));
+        Ok(Box::new(ModelCut {
+            guest: self.guest.clone(),
+            held: self.held.clone(),
+            point,
+            site_memory: held,
+            disk_full: owed,
+            seed: 0,
+            queue: Vec::new(),
+            marked: false,
+            memory: Vec::new(),
+            changed: (0, 0),
+        }))
+    }
+
+    fn memory_engine(&self) -> String {
+        "model".into()
+    }
+}
+
+impl Machine {
+    /// Reconciles marks with what the site holds; `true` if the disk must go in full.
+    fn recover(&mut self, basis: Option<PointId>) -> bool {
+        let known = basis.and_then(|basis| self.marks.iter().position(|(of, _)| *of == basis));
+        let Some(at) = known else {
+            self.marks.clear();
+            return true;
+        };
+        let basis = self.marks[at].0;
+        let owed = self.marks.split_off(at).into_iter().flat_map(|(_, pages)| pages).collect();
+        self.marks = vec![(basis, owed)];
+        false
+    }
+}
+
+struct ModelCut {
+    guest: ModelGuest,
+    held: HeldMemory,
+    point: PointId,
+    site_memory: Option<Vec<u64>>,
+    disk_full: bool,
+    /// How far the seeding round has come, in pages.
+    seed: u64,
+    queue: Vec<PageGroup>,
+    marked: bool,
+    memory: Vec<u64>,
+    changed: (u64, u64),
+}
+
+fn group(image: u16, page: u64, value: u64) -> PageGroup {
+    let content = if value == 0 { Content::Zero } else { Content::Bytes(page_of(value).into()) };
+    PageGroup { image, runs: vec![PageRun::new(page, 1)], content }
+}
+
+#[async_trait]
+impl Cut for ModelCut {
+    async fn before(&mut self) -> Result<Option<PageGroup>, CaptureError> {
+        // Only a first copy has a round before the cut; its pages may be stale by the barrier.
+        if self.site_memory.is_some() || self.seed == MEMORY_PAGES {
+            return Ok(None);
+        }
+        let page = self.seed;
+        self.seed += 1;
+        let value = self.guest.with(|machine| machine.now.memory[page as usize]);
+        self.memory.push(value);
+        Ok(Some(group(MEMORY, page, value)))
+    }
+
+    async fn barrier(&mut self) -> Result<PointMeta, CaptureError> {
+        let full = self.site_memory.is_none();
+        let site = self.site_memory.clone().unwrap_or_else(|| std::mem::take(&mut self.memory));
+        let (now, at) = self.guest.with(|machine| {
+            machine.marks.push((self.point, BTreeSet::new()));
+            machine.truth.insert(self.point, machine.now.clone());
+            machine.clock += 1;
+            (machine.now.clone(), machine.clock)
+        });
+        self.marked = true;
+        let owed: BTreeSet<u64> = if self.disk_full {
+            (0..DISK_PAGES).filter(|page| now.disk[*page as usize] != 0).collect()
+        } else {
+            self.guest.with(|machine| machine.marks[0].1.clone())
+        };
+        for (page, value) in (0..MEMORY_PAGES).zip(&now.memory) {
+            if site[page as usize] != *value {
+                self.changed.0 += PAGE as u64;
+                self.queue.push(group(MEMORY, page, *value));
+            }
+        }
+        for page in owed {
+            self.changed.1 += PAGE as u64;
+            self.queue.push(group(DISK, page, now.disk[page as usize]));
+        }
+        self.memory = now.memory;
+        let image = |no, kind, name: &str, pages: u64, full| Image {
+            no,
+            kind,
+            name: name.into(),
+            bytes: pages * PAGE as u64,
+            full,
+        };
+        Ok(PointMeta {
+            cut_at: UnixMs(at),
+            images: vec![
+                image(MEMORY, ImageKind::Ram, "pc.ram", MEMORY_PAGES, full),
+                image(DISK, ImageKind::Disk, "vda", DISK_PAGES, self.disk_full),
+            ],
+            has_memory: true,
+            was_running: true,
+            stats: PointStats::default(),
+        })
+    }
+
+    async fn after(&mut self) -> Result<Option<PageGroup>, CaptureError> {
+        Ok(self.queue.pop())
+    }
+
+    fn changed(&self) -> (u64, u64) {
+        self.changed
+    }
+
+    async fn settle(self: Box<Self>) -> Result<(), CaptureError> {
+        self.guest.with(|machine| {
+            machine.marks.retain(|(of, _)| *of == self.point);
+            machine.open_cut = None;
+        });
+        *self.held.lock().unwrap() = Some((self.point, self.memory));
+        Ok(())
+    }
+
+    async fn put_back(self: Box<Self>) -> Result<(), CaptureError> {
+        self.guest.with(|machine| {
+            machine.open_cut = None;
+            if !self.marked {
+                return;
+            }
+            let new = machine.marks.pop().map(|(_, pages)| pages).unwrap_or_default();
+            if let Some((_, old)) = machine.marks.last_mut() {
+                old.extend(new);
+            }
+        });
+        Ok(())
+    }
+}
