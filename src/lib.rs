@@ -13,4 +13,5 @@ pub mod format;
 pub mod hypervisor;
 pub mod id;
 pub mod page;
+pub mod transport;
 pub mod units;
