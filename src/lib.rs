@@ -16,5 +16,6 @@ pub mod id;
 pub mod page;
 pub mod qemu;
 pub mod session;
+pub mod transport;
 pub mod units;
 pub mod wire;

@@ -1,0 +1,35 @@
+//! Protocol names, as peers offer them in the TLS handshake (ALPN), and the ones this release speaks.
+//! Promises: both sides settle on the newest version that both speak, or on none at all.
+
+use std::fmt;
+
+/// A version of the replication protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ProtocolVersion(pub u16);
+
+impl ProtocolVersion {
+    /// What this release speaks, newest first.
+    pub const SPOKEN: &'static [Self] = &[Self(1)];
+
+    pub(super) fn alpn(self) -> Vec<u8> {
+        self.to_string().into_bytes()
+    }
+    pub(super) fn from_alpn(name: &[u8]) -> Option<Self> {
+        let number = std::str::from_utf8(name).ok()?.strip_prefix(PREFIX)?;
+        number.parse().ok().map(Self)
+    }
+    /// The versions this release speaks, for people.
+    pub fn spoken() -> String {
+        Self::SPOKEN.iter().map(Self::to_string).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl fmt::Display for ProtocolVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{PREFIX}{}", self.0)
+    }
+}
+
+const PREFIX: &str = "lifeboat/";
+/// Enrolment: the only protocol that a peer without a certificate may speak.
+pub(super) const ENROL_ALPN: &[u8] = b"lifeboat-enrol/1";
