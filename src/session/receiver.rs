@@ -5,7 +5,7 @@
 
 use crate::{
     chunk::digest::Digest,
-    format::{frame::Frame, manifest::PointMeta},
+    format::manifest::PointMeta,
     id::{PointId, VmId},
     session::frames::FrameSet,
     units::{Generation, Seq, UnixMs},
@@ -23,8 +23,8 @@ pub enum Do {
         point: PointId,
         parent: Option<PointId>,
     },
-    /// Write the frame to the open point.
-    Append(Frame),
+    /// Verify the frame that has arrived, and write it to the open point.
+    Append { seq: u32 },
     /// Make the open point durable; it has exactly `frames` frames.
     Commit {
         frames: u32,
@@ -119,12 +119,11 @@ impl Receiver {
     }
 
     /// A frame has arrived. Frames of a point that is not open are dropped: the link they came on is an old one.
-    pub fn frame(&mut self, point: PointId, frame: Frame) -> Vec<Do> {
-        let seq = frame.head.seq;
+    pub fn frame(&self, point: PointId, seq: u32) -> Vec<Do> {
         match self.open.as_ref() {
             Some(open) if open.point == point && open.committing => Vec::new(),
             Some(open) if open.point == point && open.got.contains(seq) => vec![self.taken(point, seq)],
-            Some(open) if open.point == point => vec![Do::Append(frame)],
+            Some(open) if open.point == point => vec![Do::Append { seq }],
             _ => Vec::new(),
         }
     }

@@ -2,7 +2,7 @@
 //! Promises: one point of a VM is open at a time; it outlives a lost link and is taken up again; what the store refuses
 //! is told to the agent and thrown away. Called by `session` for events, by `failover` to fence.
 
-use crate::store::{OpenPoint, Store, StoreError};
+use crate::store::{Head, OpenPoint, PointError, Store};
 use lifeboat::{
     fault,
     format::{frame::Frame, manifest::PointMeta},
@@ -23,14 +23,14 @@ pub type Replies = mpsc::Sender<SiteMessage>;
 /// All VMs' slots, made as they are first heard of.
 #[derive(Debug)]
 pub struct Slots {
-    store: Arc<Store>,
+    store: Store,
     slots: std::sync::Mutex<BTreeMap<VmId, Arc<Slot>>>,
 }
 
 #[derive(Debug)]
 pub struct Slot {
     vm: VmId,
-    store: Arc<Store>,
+    store: Store,
     inner: Mutex<Inner>,
 }
 
@@ -38,12 +38,12 @@ pub struct Slot {
 struct Inner {
     name: String,
     receiver: Receiver,
-    open: Option<OpenPoint>,
+    open: Option<Arc<OpenPoint>>,
     replies: Option<Replies>,
 }
 
 impl Slots {
-    pub fn new(store: Arc<Store>) -> Self {
+    pub fn new(store: Store) -> Self {
         Self { store, slots: std::sync::Mutex::default() }
     }
 
@@ -68,7 +68,7 @@ impl Slot {
     pub async fn watch(&self, name: String, generation: Option<Generation>, replies: Replies) {
         let mut inner = self.inner.lock().await;
         inner.name = name;
-        let answer = inner.receiver.watch(self.held(), generation);
+        let answer = inner.receiver.watch(self.held().await, generation);
         if let SiteMessage::Vm { .. } = answer {
             inner.replies = Some(replies.clone());
         }
@@ -78,13 +78,34 @@ impl Slot {
 
     pub async fn begin(&self, generation: Generation, point: PointId, parent: Option<PointId>) {
         let mut inner = self.inner.lock().await;
-        let todo = inner.receiver.begin(self.held(), generation, point, parent);
+        let todo = inner.receiver.begin(self.held().await, generation, point, parent);
         self.perform(&mut inner, todo).await;
     }
 
+    /// A frame has arrived. Frames of several streams are verified side by side; only the bookkeeping is serial.
     pub async fn frame(&self, point: PointId, frame: Frame) {
+        let seq = frame.head.seq;
+        let open = {
+            let mut inner = self.inner.lock().await;
+            let todo = inner.receiver.frame(point, seq);
+            if let [Do::Append { .. }] = todo.as_slice() {
+                inner.open.clone()
+            } else {
+                self.perform(&mut inner, todo).await;
+                None
+            }
+        };
+        let Some(open) = open else { return };
+        fault::point("intake.append");
+        let appended = open.append(frame).await;
         let mut inner = self.inner.lock().await;
-        let todo = inner.receiver.frame(point, frame);
+        if inner.receiver.open_point() != Some(point) {
+            return;
+        }
+        let todo = match appended {
+            Ok(_) => inner.receiver.appended(seq),
+            Err(error) => inner.receiver.failed(point, self.refusal(&error)),
+        };
         self.perform(&mut inner, todo).await;
     }
 
@@ -118,14 +139,16 @@ impl Slot {
         }
     }
 
-    fn held(&self) -> Held {
-        let (generation, latest) = self.store.standing(self.vm);
-        let raised_since_latest = latest.as_ref().is_some_and(|latest| latest.generation < generation);
-        let latest = latest.map(|latest| Latest {
-            point: latest.point,
-            seq: latest.seq,
-            cut_at: latest.cut_at,
-            committed_at: latest.committed_at,
+    async fn held(&self) -> Held {
+        let generation = self.store.generation(self.vm).await;
+        let head = self.store.latest(self.vm).await;
+        let raised_since_latest = head.as_ref().is_some_and(|head| head.generation < generation);
+        // Nothing can be built on a damaged point: the agent is to start afresh, in full.
+        let latest = head.filter(Head::is_whole).map(|head| Latest {
+            point: head.point,
+            seq: head.seq,
+            cut_at: head.cut_at,
+            committed_at: head.committed_at,
         });
         Held { generation, latest, raised_since_latest }
     }
@@ -144,13 +167,14 @@ impl Slot {
                 Do::Open { generation, point, parent } => {
                     match self.store.open_point(self.vm, &inner.name, generation, point, parent).await {
                         Ok(open) => {
-                            inner.open = Some(open);
+                            inner.open = Some(Arc::new(open));
                             inner.receiver.opened(generation, point, parent)
                         }
                         Err(error) => inner.receiver.failed(point, self.refusal(&error)),
                     }
                 }
-                Do::Append(frame) => self.append(inner, frame).await,
+                // Appending is `frame`'s own business, so that it need not hold the lock.
+                Do::Append { .. } => Vec::new(),
                 Do::Commit { frames, meta } => self.commit(inner, frames, *meta).await,
                 Do::Discard => {
                     if let Some(open) = inner.open.take() {
@@ -163,33 +187,36 @@ impl Slot {
         }
     }
 
-    async fn append(&self, inner: &mut Inner, frame: Frame) -> Vec<Do> {
-        let Some(open) = inner.open.as_mut() else { return Vec::new() };
-        let (seq, point) = (frame.head.seq, open.point());
-        fault::point("intake.append");
-        match open.append(frame).await {
-            Ok(()) => inner.receiver.appended(seq),
-            Err(error) => inner.receiver.failed(point, self.refusal(&error)),
-        }
-    }
-
     async fn commit(&self, inner: &mut Inner, frames: u32, meta: PointMeta) -> Vec<Do> {
         let Some(open) = inner.open.take() else { return Vec::new() };
         let point = open.point();
         fault::point("intake.commit");
-        let committed = open.commit(frames, meta).await;
+        let committed = open.commit(meta, frames).await;
         fault::point("intake.committed");
         match committed {
             Ok(done) => {
                 tracing::info!(vm = %inner.name, %point, seq = done.seq.0, "point committed");
                 inner.receiver.committed(done.seq, done.committed_at, done.manifest)
             }
-            Err(error) => inner.receiver.failed(point, self.refusal(&error)),
+            Err(error) => {
+                open.abort().await;
+                inner.receiver.failed(point, self.refusal(&error))
+            }
         }
     }
 
-    fn refusal(&self, error: &StoreError) -> Refusal {
-        tracing::warn!(vm = %self.vm, error = %error.chain(), "the store refused a point");
-        error.refusal()
+    /// What the agent is told of an error of the store; the details are for this site's log.
+    fn refusal(&self, error: &PointError) -> Refusal {
+        tracing::warn!(vm = %self.vm, error = error.to_string(), "a point was refused");
+        match error {
+            PointError::Fenced { current, .. } | PointError::Unknown { current, .. } => {
+                Refusal::Fenced { current: *current }
+            }
+            PointError::Parent { latest, .. } => Refusal::WrongParent { latest: *latest },
+            PointError::Store(store) if store.is_full() => Refusal::SiteFull { detail: store.to_string() },
+            PointError::Busy { .. } | PointError::Store(_) => Refusal::Internal { detail: error.to_string() },
+            PointError::Incomplete { .. } | PointError::Closed(_) => Refusal::UnknownPoint,
+            PointError::Frame(_) | PointError::Invalid(_) => Refusal::Invalid { detail: error.to_string() },
+        }
     }
 }

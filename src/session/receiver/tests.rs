@@ -1,17 +1,9 @@
 use super::*;
-use crate::{
-    format::manifest::{Image, ImageKind, PointStats},
-    page::{Content, PageGroup, PageRun},
-};
+use crate::format::manifest::{Image, ImageKind, PointStats};
 
 const VM: VmId = VmId::from_bytes([1; 16]);
 const POINT: PointId = PointId::from_bytes([2; 16]);
 const FRESH: Held = Held { generation: Generation(1), latest: None, raised_since_latest: false };
-
-fn frame(seq: u32) -> Frame {
-    let group = PageGroup { image: 0, runs: vec![PageRun::new(u64::from(seq), 1)], content: Content::Zero };
-    Frame::seal(seq, &group, 1).unwrap()
-}
 
 fn meta() -> Box<PointMeta> {
     let image = Image { no: 0, kind: ImageKind::Disk, name: "vda".into(), bytes: 1 << 20, full: true };
@@ -41,11 +33,11 @@ fn a_point_is_committed_once_and_only_when_all_its_frames_are_there_in_whatever_
     let mut receiver = open();
     assert!(!commits(&receiver.end(POINT, 3, meta())));
     for seq in [2, 0] {
-        assert_eq!(receiver.frame(POINT, frame(seq)), [Do::Append(frame(seq))]);
+        assert_eq!(receiver.frame(POINT, seq), [Do::Append { seq }]);
         assert!(!commits(&receiver.appended(seq)));
     }
     assert!(
-        !matches!(receiver.frame(POINT, frame(2)).as_slice(), [Do::Append(_)]),
+        !matches!(receiver.frame(POINT, 2).as_slice(), [Do::Append { .. }]),
         "a repeat is stored once"
     );
     assert!(commits(&receiver.appended(1)));
