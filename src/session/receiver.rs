@@ -24,7 +24,9 @@ pub enum Do {
         parent: Option<PointId>,
     },
     /// Verify the frame that has arrived, and write it to the open point.
-    Append { seq: u32 },
+    Append {
+        seq: u32,
+    },
     /// Make the open point durable; it has exactly `frames` frames.
     Commit {
         frames: u32,

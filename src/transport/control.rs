@@ -3,6 +3,7 @@
 //! shorter than its message is refused. Called by `ship` and `intake` through `Connection`, and by `enrol`.
 
 use super::error::{RefusalCode, TransportError};
+use crate::wire::message::{AgentMessage, SiteMessage};
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -12,6 +13,14 @@ pub trait Message: Serialize + DeserializeOwned {
     const TAG: u16;
     /// Bytes of an encoded message at the most.
     const BODY_MAX: u32 = CONTROL_MAX;
+}
+
+impl Message for AgentMessage {
+    const TAG: u16 = 0x0001;
+}
+
+impl Message for SiteMessage {
+    const TAG: u16 = 0x0002;
 }
 
 /// No control message is larger.

@@ -174,3 +174,6 @@ impl VmState {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

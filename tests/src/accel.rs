@@ -26,20 +26,12 @@ impl Accel {
             return Self::named(&wanted)
                 .with_context(|| format!("LIFEBOAT_RIG_ACCEL={wanted}: use kvm or qemu"));
         }
-        let boot =
-            fs::read_to_string("/proc/sys/kernel/random/boot_id").context("which boot this is")?;
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("which boot this is")?;
         let note = assets.folder.join(format!("accel-{}", boot.trim()));
-        if let Some(known) = fs::read_to_string(&note)
-            .ok()
-            .and_then(|text| Self::named(text.trim()))
-        {
+        if let Some(known) = fs::read_to_string(&note).ok().and_then(|text| Self::named(text.trim())) {
             return Ok(known);
         }
-        let found = if boots_under_kvm(assets)? {
-            Self::Kvm
-        } else {
-            Self::Tcg
-        };
+        let found = if boots_under_kvm(assets)? { Self::Kvm } else { Self::Tcg };
         let draft = note.with_extension(std::process::id().to_string());
         fs::write(&draft, found.domain_type())
             .and_then(|()| fs::rename(&draft, &note))
@@ -56,9 +48,7 @@ impl Accel {
     }
 
     fn named(name: &str) -> Option<Self> {
-        [Self::Kvm, Self::Tcg]
-            .into_iter()
-            .find(|accel| accel.domain_type() == name)
+        [Self::Kvm, Self::Tcg].into_iter().find(|accel| accel.domain_type() == name)
     }
 }
 
@@ -77,25 +67,11 @@ fn boots_under_kvm(assets: &Assets) -> Result<bool> {
     }
     let log = tempfile::NamedTempFile::new().context("a file for the probe's console")?;
     let mut probe = Command::new("qemu-system-x86_64")
-        .args([
-            "-accel",
-            "kvm",
-            "-m",
-            "128",
-            "-nodefaults",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-kernel",
-        ])
+        .args(["-accel", "kvm", "-m", "128", "-nodefaults", "-display", "none", "-no-reboot", "-kernel"])
         .arg(&assets.kernel)
         .arg("-initrd")
         .arg(&assets.initrd)
-        .args([
-            "-append",
-            "console=ttyS0 quiet panic=-1 lb.pattern_mib=1",
-            "-serial",
-        ])
+        .args(["-append", "console=ttyS0 quiet panic=-1 lb.pattern_mib=1", "-serial"])
         .arg(format!("file:{}", log.path().display()))
         .stdin(Stdio::null())
         .stdout(Stdio::null())

@@ -37,8 +37,7 @@ impl Site {
             }
         }
         let draft = self.dir("domains")?.join(format!("{}.xml", spec.name));
-        fs::write(&draft, spec.xml(self.accel()))
-            .with_context(|| format!("writing {}", draft.display()))?;
+        fs::write(&draft, spec.xml(self.accel())).with_context(|| format!("writing {}", draft.display()))?;
         self.virsh(["define", &draft.to_string_lossy()])?;
         let guest = self.guest(&spec.name)?;
         guest.start()?;
@@ -48,11 +47,7 @@ impl Site {
     /// A handle on a domain of this site by name, there or not yet: a replica, for example.
     pub fn guest(&self, name: &str) -> Result<Guest> {
         let console = Console::at(self.host_path(GuestSpec::console_path(name))?);
-        Ok(Guest {
-            site: self.clone(),
-            name: name.to_owned(),
-            console,
-        })
+        Ok(Guest { site: self.clone(), name: name.to_owned(), console })
     }
 }
 
@@ -107,37 +102,22 @@ impl Guest {
 
     /// The newest report once its tick is at least `tick`.
     pub fn wait_for_tick(&self, tick: u64, within: Duration) -> Result<Report> {
-        self.wait(
-            within,
-            &format!("guest {} to reach tick {tick}", self.name),
-            |report| report.tick >= tick,
-        )
+        self.wait(within, &format!("guest {} to reach tick {tick}", self.name), |report| report.tick >= tick)
     }
 
-    pub fn wait(
-        &self,
-        within: Duration,
-        what: &str,
-        wanted: impl Fn(&Report) -> bool,
-    ) -> Result<Report> {
-        self.console
-            .wait(within, what, wanted)
-            .with_context(|| self.why())
+    pub fn wait(&self, within: Duration, what: &str, wanted: impl Fn(&Report) -> bool) -> Result<Report> {
+        self.console.wait(within, what, wanted).with_context(|| self.why())
     }
 
     /// Waits until all memory and every disk has been checked from start to end at least once from now on.
     pub fn wait_full_check(&self, within: Duration) -> Result<Report> {
         let now = self.last().context("the guest has not reported yet")?;
         // The sweep that is under way began earlier: two more ends are one whole sweep.
-        self.wait(
-            within,
-            &format!("guest {} to check everything", self.name),
-            |report| {
-                report.tick > now.tick
-                    && report.mem_sweeps >= now.mem_sweeps + 2
-                    && (report.disks == 0 || report.disk_sweeps >= now.disk_sweeps + 2)
-            },
-        )
+        self.wait(within, &format!("guest {} to check everything", self.name), |report| {
+            report.tick > now.tick
+                && report.mem_sweeps >= now.mem_sweeps + 2
+                && (report.disks == 0 || report.disk_sweeps >= now.disk_sweeps + 2)
+        })
     }
 
     /// The guest's memory from address 0 on, as QEMU's `pmemsave` reads it, as a file on the host. Suspend it first for
@@ -148,10 +128,7 @@ impl Guest {
             r#"{{"execute":"pmemsave","arguments":{{"val":0,"size":{bytes},"filename":"{inside}"}}}}"#
         );
         let answer = self.qmp(&command)?;
-        ensure!(
-            answer.contains("\"return\""),
-            "QEMU refused to dump memory: {answer}"
-        );
+        ensure!(answer.contains("\"return\""), "QEMU refused to dump memory: {answer}");
         self.site.host_path(inside)
     }
 
@@ -162,60 +139,35 @@ impl Guest {
 
     /// QEMU's process id as the host counts.
     pub fn qemu_pid(&self) -> Result<i32> {
-        let file = self
-            .site
-            .host_path(format!("/run/libvirt/qemu/{}.pid", self.name))?;
-        let inside =
-            fs::read_to_string(&file).with_context(|| format!("{} does not run", self.name))?;
+        let file = self.site.host_path(format!("/run/libvirt/qemu/{}.pid", self.name))?;
+        let inside = fs::read_to_string(&file).with_context(|| format!("{} does not run", self.name))?;
         let space = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
         let ours = space(&self.site.pid()?.to_string());
-        let found = fs::read_dir("/proc")
-            .context("listing processes")?
-            .flatten()
-            .find_map(|entry| {
-                let pid = entry.file_name().into_string().ok()?;
-                let status = fs::read_to_string(entry.path().join("status")).ok()?;
-                let counted = status
-                    .lines()
-                    .find_map(|line| line.strip_prefix("NSpid:"))?
-                    .split_whitespace()
-                    .last()?;
-                (counted == inside.trim() && space(&pid) == ours).then(|| pid.parse().ok())?
-            });
+        let found = fs::read_dir("/proc").context("listing processes")?.flatten().find_map(|entry| {
+            let pid = entry.file_name().into_string().ok()?;
+            let status = fs::read_to_string(entry.path().join("status")).ok()?;
+            let counted =
+                status.lines().find_map(|line| line.strip_prefix("NSpid:"))?.split_whitespace().last()?;
+            (counted == inside.trim() && space(&pid) == ours).then(|| pid.parse().ok())?
+        });
         found.with_context(|| {
-            format!(
-                "QEMU of {} (pid {} in the site) is not there",
-                self.name,
-                inside.trim()
-            )
+            format!("QEMU of {} (pid {} in the site) is not there", self.name, inside.trim())
         })
     }
 
     pub fn wait_for_state(&self, state: &str, within: Duration) -> Result<()> {
-        eventually(
-            within,
-            &format!("guest {} to be {state}", self.name),
-            || Ok((self.state()? == state).then_some(())),
-        )
+        eventually(within, &format!("guest {} to be {state}", self.name), || {
+            Ok((self.state()? == state).then_some(()))
+        })
         .with_context(|| self.why())
     }
 
     fn virsh(&self, verb: &str, rest: &[&str]) -> Result<String> {
-        self.site
-            .virsh([&[verb, self.name.as_str()], rest].concat())
-            .with_context(|| self.why())
+        self.site.virsh([&[verb, self.name.as_str()], rest].concat()).with_context(|| self.why())
     }
 
     fn why(&self) -> String {
-        let log = self
-            .site
-            .folder()
-            .join(format!("log/libvirt/qemu/{}.log", self.name));
-        format!(
-            "guest {} at site {}\n{}",
-            self.name,
-            self.site.name(),
-            tail(&log, 6)
-        )
+        let log = self.site.folder().join(format!("log/libvirt/qemu/{}.log", self.name));
+        format!("guest {} at site {}\n{}", self.name, self.site.name(), tail(&log, 6))
     }
 }

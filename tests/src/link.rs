@@ -20,17 +20,11 @@ pub struct Shape {
 
 impl Shape {
     pub fn mbit(rate: u64) -> Self {
-        Self {
-            rate_bit: Some(rate * 1_000_000),
-            delay: None,
-        }
+        Self { rate_bit: Some(rate * 1_000_000), delay: None }
     }
 
     pub fn delay_ms(self, ms: u64) -> Self {
-        Self {
-            delay: Some(Duration::from_millis(ms)),
-            ..self
-        }
+        Self { delay: Some(Duration::from_millis(ms)), ..self }
     }
 
     /// The words `tc` wants.
@@ -69,21 +63,14 @@ pub struct Link {
 
 impl Link {
     pub(crate) fn new(a: &Site, b: &Site, shape: Shape) -> Result<Self> {
-        let link = Self {
-            a: a.clone(),
-            b: b.clone(),
-            shape: Mutex::new(shape),
-        };
+        let link = Self { a: a.clone(), b: b.clone(), shape: Mutex::new(shape) };
         if let (Some(_), false) = (shape.delay, has_netem(a)?) {
             eprintln!(
                 "rig: this kernel has no netem: the link from {} to {} has no delay",
                 a.name(),
                 b.name()
             );
-            *link.shape.lock().unwrap_or_else(PoisonError::into_inner) = Shape {
-                delay: None,
-                ..shape
-            };
+            *link.shape.lock().unwrap_or_else(PoisonError::into_inner) = Shape { delay: None, ..shape };
         }
         link.plug()?;
         Ok(link)
@@ -91,36 +78,20 @@ impl Link {
 
     /// Connects the two sites (again): for a site that was without power, or is new.
     pub fn plug(&self) -> Result<()> {
-        let _ = self
-            .a
-            .command("ip")
-            .args(["link", "del", &self.device(&self.b)])
-            .output()?; // there may be none
+        let _ = self.a.command("ip").args(["link", "del", &self.device(&self.b)]).output()?; // there may be none
         let peer = self.b.pid()?.to_string();
         let (at_a, at_b) = (self.device(&self.b), self.device(&self.a));
         // The peer's process id is one of the host's, so this `ip` must see the host's /proc.
         crate::site::in_net_of(
             self.a.pid()?,
-            &[
-                "ip", "link", "add", &at_a, "type", "veth", "peer", "name", &at_b, "netns", &peer,
-            ],
+            &["ip", "link", "add", &at_a, "type", "veth", "peer", "name", &at_b, "netns", &peer],
         )?;
         for (site, device, other) in [(&self.a, &at_a, &self.b), (&self.b, &at_b, &self.a)] {
             let route = format!("{}/32", other.address());
             site.command("ip")
-                .args([
-                    "addr",
-                    "replace",
-                    &format!("{}/32", site.address()),
-                    "peer",
-                    &route,
-                    "dev",
-                    device,
-                ])
+                .args(["addr", "replace", &format!("{}/32", site.address()), "peer", &route, "dev", device])
                 .run()?;
-            site.command("ip")
-                .args(["link", "set", device, "up"])
-                .run()?;
+            site.command("ip").args(["link", "set", device, "up"]).run()?;
         }
         self.restore()
     }
@@ -147,33 +118,22 @@ impl Link {
     }
 
     pub fn bytes(&self) -> Result<Carried> {
-        Ok(Carried {
-            a_to_b: self.sent(&self.a, &self.b)?,
-            b_to_a: self.sent(&self.b, &self.a)?,
-        })
+        Ok(Carried { a_to_b: self.sent(&self.a, &self.b)?, b_to_a: self.sent(&self.b, &self.a)? })
     }
 
     fn sent(&self, from: &Site, to: &Site) -> Result<u64> {
         let (pid, device) = (from.pid()?, self.device(to));
-        let table = std::fs::read_to_string(format!("/proc/{pid}/net/dev"))
-            .context("reading interface counters")?;
-        let line = table
-            .lines()
-            .find_map(|line| line.trim().strip_prefix(&device)?.strip_prefix(':'));
+        let table =
+            std::fs::read_to_string(format!("/proc/{pid}/net/dev")).context("reading interface counters")?;
+        let line = table.lines().find_map(|line| line.trim().strip_prefix(&device)?.strip_prefix(':'));
         // Eight columns of what came in, then bytes that went out.
         let bytes = line.and_then(|line| line.split_whitespace().nth(8)?.parse().ok());
         bytes.with_context(|| format!("site {} has no interface {device}", from.name()))
     }
 
     fn each_end(&self, discipline: &[String]) -> Result<()> {
-        for (site, device) in [
-            (&self.a, self.device(&self.b)),
-            (&self.b, self.device(&self.a)),
-        ] {
-            site.command("tc")
-                .args(["qdisc", "replace", "dev", &device, "root"])
-                .args(discipline)
-                .run()?;
+        for (site, device) in [(&self.a, self.device(&self.b)), (&self.b, self.device(&self.a))] {
+            site.command("tc").args(["qdisc", "replace", "dev", &device, "root"]).args(discipline).run()?;
         }
         Ok(())
     }
@@ -187,14 +147,10 @@ impl Link {
 fn has_netem(site: &Site) -> Result<bool> {
     let out = site
         .command("tc")
-        .args([
-            "qdisc", "replace", "dev", "lo", "root", "netem", "delay", "1us",
-        ])
+        .args(["qdisc", "replace", "dev", "lo", "root", "netem", "delay", "1us"])
         .output()?;
     if out.status.success() {
-        site.command("tc")
-            .args(["qdisc", "del", "dev", "lo", "root"])
-            .run()?;
+        site.command("tc").args(["qdisc", "del", "dev", "lo", "root"]).run()?;
     }
     Ok(out.status.success())
 }

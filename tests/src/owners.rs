@@ -14,16 +14,11 @@ use anyhow::{Context, Result};
 pub(crate) fn forget(folder: &Path) -> Result<()> {
     for entry in fs::read_dir(folder).with_context(|| format!("listing {}", folder.display()))? {
         let entry = entry.context("listing a site's files")?;
-        if entry
-            .file_type()
-            .context("listing a site's files")?
-            .is_dir()
-        {
+        if entry.file_type().context("listing a site's files")?.is_dir() {
             forget(&entry.path())?;
         } else {
-            forget_one(&entry.path()).with_context(|| {
-                format!("removing libvirt's notes from {}", entry.path().display())
-            })?;
+            forget_one(&entry.path())
+                .with_context(|| format!("removing libvirt's notes from {}", entry.path().display()))?;
         }
     }
     Ok(())
@@ -44,21 +39,13 @@ fn forget_one(file: &Path) -> io::Result<()> {
 fn names(path: &CStr) -> io::Result<Vec<CString>> {
     let mut buffer = vec![0_u8; LIST_BYTES];
     // SAFETY: the path is NUL-terminated and the buffer is as long as we say.
-    let length =
-        unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
+    let length = unsafe { libc::llistxattr(path.as_ptr(), buffer.as_mut_ptr().cast(), buffer.len()) };
     let Ok(length) = usize::try_from(length) else {
         let error = io::Error::last_os_error();
-        return if error.raw_os_error() == Some(libc::ENOTSUP) {
-            Ok(Vec::new())
-        } else {
-            Err(error)
-        };
+        return if error.raw_os_error() == Some(libc::ENOTSUP) { Ok(Vec::new()) } else { Err(error) };
     };
-    let all = buffer[..length]
-        .split(|byte| *byte == 0)
-        .filter(|name| name.starts_with(LIBVIRTS));
-    all.map(|name| CString::new(name).map_err(io::Error::other))
-        .collect()
+    let all = buffer[..length].split(|byte| *byte == 0).filter(|name| name.starts_with(LIBVIRTS));
+    all.map(|name| CString::new(name).map_err(io::Error::other)).collect()
 }
 
 const LIBVIRTS: &[u8] = b"trusted.libvirt.security.";

@@ -27,30 +27,12 @@ pub struct Cmd {
 
 impl Cmd {
     pub(crate) fn new(site_pid: i32, program: &Path, logs: &Path) -> Self {
-        let name = program
-            .file_name()
-            .unwrap_or(program.as_os_str())
-            .to_string_lossy()
-            .into_owned();
+        let name = program.file_name().unwrap_or(program.as_os_str()).to_string_lossy().into_owned();
         let mut words = Command::new("nsenter");
-        words.args([
-            "--mount",
-            "--pid",
-            "--net",
-            "--uts",
-            "--ipc",
-            "--target",
-            &site_pid.to_string(),
-        ]);
+        words.args(["--mount", "--pid", "--net", "--uts", "--ipc", "--target", &site_pid.to_string()]);
         words.stdin(Stdio::null()).process_group(0);
         let log = logs.join(format!("{name}.log"));
-        Self {
-            program: name,
-            log,
-            folder: "/".into(),
-            words,
-            inner: vec![program.into()],
-        }
+        Self { program: name, log, folder: "/".into(), words, inner: vec![program.into()] }
     }
 
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -59,8 +41,7 @@ impl Cmd {
     }
 
     pub fn args(mut self, args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Self {
-        self.inner
-            .extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
+        self.inner.extend(args.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
@@ -85,17 +66,9 @@ impl Cmd {
     /// Runs to the end and returns what it printed, whatever its exit code.
     pub fn output(mut self) -> Result<Output> {
         self.compose();
-        let out = self
-            .words
-            .output()
-            .with_context(|| format!("starting {}", self.program))?;
+        let out = self.words.output().with_context(|| format!("starting {}", self.program))?;
         Ok(Output {
-            command: self
-                .inner
-                .iter()
-                .map(|word| word.to_string_lossy())
-                .collect::<Vec<_>>()
-                .join(" "),
+            command: self.inner.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" "),
             status: out.status,
             stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
@@ -113,28 +86,13 @@ impl Cmd {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("opening {}", self.log.display()))?;
         let offset = log.metadata().map_or(0, |data| data.len());
-        self.words
-            .stdout(log.try_clone().context("one log for both outputs")?)
-            .stderr(log);
-        let child = self
-            .words
-            .spawn()
-            .with_context(|| format!("starting {}", self.program))?;
-        Ok(Proc {
-            name: self.program,
-            child,
-            log: self.log,
-            log_start: offset,
-            pid: None,
-            ended: None,
-        })
+        self.words.stdout(log.try_clone().context("one log for both outputs")?).stderr(log);
+        let child = self.words.spawn().with_context(|| format!("starting {}", self.program))?;
+        Ok(Proc { name: self.program, child, log: self.log, log_start: offset, pid: None, ended: None })
     }
 
     fn compose(&mut self) {
-        self.words
-            .arg(format!("--wdns={}", self.folder.display()))
-            .arg("--")
-            .args(&self.inner);
+        self.words.arg(format!("--wdns={}", self.folder.display())).arg("--").args(&self.inner);
     }
 }
 
@@ -150,13 +108,7 @@ pub struct Output {
 impl Output {
     pub fn success(self) -> Result<String> {
         if !self.status.success() {
-            bail!(
-                "`{}` ended with {}\n{}{}",
-                self.command,
-                self.status,
-                self.stdout,
-                self.stderr
-            );
+            bail!("`{}` ended with {}\n{}{}", self.command, self.status, self.stdout, self.stderr);
         }
         Ok(self.stdout)
     }
@@ -206,16 +158,13 @@ impl Proc {
         let mut targets = vec![pid];
         if matches!(signal, Signal::SIGCONT | Signal::SIGKILL) {
             // nsenter stops itself when its child is stopped: it must go on to hand the child's end on.
-            targets.push(Pid::from_raw(
-                i32::try_from(self.child.id()).context("a process id")?,
-            ));
+            targets.push(Pid::from_raw(i32::try_from(self.child.id()).context("a process id")?));
         }
         for (target, signal) in targets.into_iter().zip([signal, Signal::SIGCONT]) {
             match kill(target, signal) {
                 Ok(()) | Err(Errno::ESRCH) => {}
                 Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("{signal} to {} ({pid})", self.name));
+                    return Err(error).with_context(|| format!("{signal} to {} ({pid})", self.name));
                 }
             }
         }
@@ -248,17 +197,13 @@ impl Proc {
 
     pub fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
         let (name, log) = (self.name.clone(), self.log.clone());
-        eventually(within, &format!("{name} to end"), || self.poll())
-            .with_context(|| tail(&log, 20))
+        eventually(within, &format!("{name} to end"), || self.poll()).with_context(|| tail(&log, 20))
     }
 
     /// `None` while it runs.
     pub fn poll(&mut self) -> Result<Option<ExitStatus>> {
         if self.ended.is_none() {
-            self.ended = self
-                .child
-                .try_wait()
-                .with_context(|| format!("waiting for {}", self.name))?;
+            self.ended = self.child.try_wait().with_context(|| format!("waiting for {}", self.name))?;
         }
         Ok(self.ended)
     }
@@ -279,9 +224,7 @@ impl Proc {
     /// What this process has printed (not what an earlier one of the same name did).
     pub fn log(&self) -> String {
         let bytes = fs::read(&self.log).unwrap_or_default();
-        let start = usize::try_from(self.log_start)
-            .unwrap_or(0)
-            .min(bytes.len());
+        let start = usize::try_from(self.log_start).unwrap_or(0).min(bytes.len());
         String::from_utf8_lossy(&bytes[start..]).into_owned()
     }
 
@@ -308,12 +251,9 @@ impl Proc {
             .with_context(|| format!("{} is gone", self.name))?;
         let value = |key: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(key));
-            line.and_then(|rest| rest.split_whitespace().next())
-                .and_then(|number| number.parse().ok())
+            line.and_then(|rest| rest.split_whitespace().next()).and_then(|number| number.parse().ok())
         };
-        value("VmRSS:")
-            .zip(value("VmHWM:"))
-            .with_context(|| format!("{} shows no memory use", self.name))
+        value("VmRSS:").zip(value("VmHWM:")).with_context(|| format!("{} shows no memory use", self.name))
     }
 }
 

@@ -115,15 +115,8 @@ impl GuestSpec {
 
     /// Where the site keeps a disk of this guest.
     pub fn disk_path(&self, at: usize) -> String {
-        let format = self
-            .disks
-            .get(at)
-            .map_or(DiskFormat::Raw, |disk| disk.format);
-        format!(
-            "/var/lib/libvirt/images/{}-{}.{format}",
-            self.name,
-            target(at)
-        )
+        let format = self.disks.get(at).map_or(DiskFormat::Raw, |disk| disk.format);
+        format!("/var/lib/libvirt/images/{}-{}.{format}", self.name, target(at))
     }
 
     /// Where the site keeps the console of a guest.
@@ -134,14 +127,8 @@ impl GuestSpec {
     pub fn xml(&self, accel: Accel) -> String {
         let (name, uuid, memory, machine) = (&self.name, self.uuid, self.memory_mib, &self.machine);
         let (kind, console) = (accel.domain_type(), Self::console_path(name));
-        let (cpu, arguments) = (
-            if accel == Accel::Kvm {
-                "<cpu mode='host-model'/>"
-            } else {
-                ""
-            },
-            self.arguments(),
-        );
+        let (cpu, arguments) =
+            (if accel == Accel::Kvm { "<cpu mode='host-model'/>" } else { "" }, self.arguments());
         let mut disks = String::new();
         for (at, disk) in self.disks.iter().enumerate() {
             let (format, path, target) = (disk.format, self.disk_path(at), target(at));
@@ -193,9 +180,6 @@ impl GuestSpec {
 
 /// `vda`, `vdb`, …
 fn target(at: usize) -> String {
-    let letter = u8::try_from(at)
-        .ok()
-        .and_then(|at| b'a'.checked_add(at))
-        .filter(u8::is_ascii_lowercase);
+    let letter = u8::try_from(at).ok().and_then(|at| b'a'.checked_add(at)).filter(u8::is_ascii_lowercase);
     format!("vd{}", char::from(letter.unwrap_or(b'z')))
 }

@@ -8,11 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 
 /// Polls until `poll` yields a value. `Ok(None)` means not yet; an error ends the waiting at once.
-pub fn eventually<T>(
-    within: Duration,
-    what: &str,
-    mut poll: impl FnMut() -> Result<Option<T>>,
-) -> Result<T> {
+pub fn eventually<T>(within: Duration, what: &str, mut poll: impl FnMut() -> Result<Option<T>>) -> Result<T> {
     let deadline = Instant::now() + within;
     loop {
         if let Some(value) = poll()? {

@@ -24,15 +24,9 @@ fn a_power_cut_kills_everything_in_the_site_at_once() -> Result<()> {
     let mut sleeper = site.spawn(["sleep", "1000"])?;
     let qemu = guest.qemu_pid()?;
     site.power_cut();
-    assert!(
-        !Path::new(&format!("/proc/{qemu}")).exists(),
-        "QEMU outlived the power cut"
-    );
+    assert!(!Path::new(&format!("/proc/{qemu}")).exists(), "QEMU outlived the power cut");
     sleeper.wait(SOON)?;
-    assert!(
-        site.run(["true"]).is_err(),
-        "a site without power runs nothing"
-    );
+    assert!(site.run(["true"]).is_err(), "a site without power runs nothing");
     Ok(())
 }
 
@@ -49,9 +43,7 @@ fn a_site_gets_its_power_back() -> Result<()> {
     assert!(reaches(&a, &b)?, "the link works again");
     assert_eq!(guest.state()?, "shut off");
     guest.start()?;
-    let after = guest.wait(BOOT, "the guest to boot anew", |report| {
-        report.boot != before.boot
-    })?;
+    let after = guest.wait(BOOT, "the guest to boot anew", |report| report.boot != before.boot)?;
     assert!(after.unharmed(), "{after:?}");
     Ok(())
 }
@@ -64,15 +56,9 @@ fn guests_with_no_one_and_two_disks_work() -> Result<()> {
     let specs = [
         GuestSpec::new("none").machine("q35"),
         GuestSpec::new("one").disk(DiskFormat::Qcow2, 16),
-        GuestSpec::new("two")
-            .disk(DiskFormat::Raw, 16)
-            .disk(DiskFormat::Qcow2, 64)
-            .machine("q35"),
+        GuestSpec::new("two").disk(DiskFormat::Raw, 16).disk(DiskFormat::Qcow2, 64).machine("q35"),
     ];
-    let guests = specs
-        .iter()
-        .map(|spec| site.define_and_start(spec))
-        .collect::<Result<Vec<_>>>()?;
+    let guests = specs.iter().map(|spec| site.define_and_start(spec)).collect::<Result<Vec<_>>>()?;
     for (disks, guest) in (0_u64..).zip(&guests) {
         guest.wait_for_tick(2, BOOT)?;
         let report = guest.wait_full_check(SOON)?;
@@ -90,10 +76,7 @@ fn an_idle_guest_changes_nothing_and_goes_on_checking() -> Result<()> {
     let guest = site.define_and_start(&GuestSpec::new("vm1").disk(DiskFormat::Raw, 16).idle())?;
     guest.wait_for_tick(1, BOOT)?;
     let report = guest.wait_full_check(SOON)?;
-    assert!(
-        report.unharmed() && report.writes == 0 && report.dirtied == 0,
-        "{report:?}"
-    );
+    assert!(report.unharmed() && report.writes == 0 && report.dirtied == 0, "{report:?}");
     Ok(())
 }
 
@@ -123,20 +106,12 @@ fn a_link_is_as_slow_as_it_should_be() -> Result<()> {
     let reader = std::thread::spawn(move || std::io::copy(&mut receiver, &mut std::io::sink()));
     std::io::Write::write_all(&mut sender, &vec![7; 1_000_000])?;
     drop(sender);
-    let received = reader
-        .join()
-        .map_err(|_| anyhow::anyhow!("the reader panicked"))??;
+    let received = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
     let (took, after) = (began.elapsed(), link.bytes()?);
     assert_eq!(received, 1_000_000);
     assert!((0.7..4.0).contains(&took.as_secs_f64()), "took {took:?}");
-    assert!(
-        after.a_to_b - before.a_to_b >= 1_000_000,
-        "{before:?} {after:?}"
-    );
-    assert!(
-        after.b_to_a - before.b_to_a < 200_000,
-        "{before:?} {after:?}"
-    );
+    assert!(after.a_to_b - before.a_to_b >= 1_000_000, "{before:?} {after:?}");
+    assert!(after.b_to_a - before.b_to_a < 200_000, "{before:?} {after:?}");
     Ok(())
 }
 
@@ -154,18 +129,12 @@ fn two_rigs_do_not_collide() -> Result<()> {
         let one = scope.spawn(|| start(&first));
         (one.join(), start(&second))
     });
-    let ((site, one), (_, other)) = (
-        one.map_err(|_| anyhow::anyhow!("a thread panicked"))??,
-        other?,
-    );
+    let ((site, one), (_, other)) = (one.map_err(|_| anyhow::anyhow!("a thread panicked"))??, other?);
     let (seen, other_seen) = (one.wait_for_tick(3, BOOT)?, other.wait_for_tick(3, BOOT)?);
     assert_ne!(seen.boot, other_seen.boot);
     site.power_cut();
     let later = other.wait_for_tick(other_seen.tick + 10, SOON)?;
-    assert!(
-        later.unharmed() && later.boot == other_seen.boot,
-        "{later:?}"
-    );
+    assert!(later.unharmed() && later.boot == other_seen.boot, "{later:?}");
     Ok(())
 }
 
@@ -183,11 +152,7 @@ fn a_guest_saved_and_restored_goes_on_unharmed() -> Result<()> {
     guest.wait_for_tick(before.tick + 1, SOON)?;
     let after = guest.wait_full_check(SOON)?;
     assert_eq!(after.boot, before.boot, "resumed, not booted");
-    assert!(
-        after.unharmed(),
-        "{after:?} {:?}",
-        guest.console().complaints()
-    );
+    assert!(after.unharmed(), "{after:?} {:?}", guest.console().complaints());
     Ok(())
 }
 
@@ -204,26 +169,13 @@ fn memory_restored_on_an_older_disk_is_found_out() -> Result<()> {
     guest.suspend()?;
     fs::copy(&disk, &older)?;
     guest.resume()?;
-    guest.wait(SOON, "the disks to change", |report| {
-        report.writes > then.writes + 20
-    })?;
+    guest.wait(SOON, "the disks to change", |report| report.writes > then.writes + 20)?;
     guest.managed_save()?;
     fs::copy(&older, &disk)?;
     guest.start()?;
-    let report = guest.wait(SOON, "the witness to complain", |report| {
-        report.disk_errors > 0
-    })?;
-    assert_eq!(
-        report.mem_errors, 0,
-        "memory was told the truth: {report:?}"
-    );
-    assert!(
-        guest
-            .console()
-            .complaints()
-            .iter()
-            .all(|line| line.starts_with("error=disk disk=1 "))
-    );
+    let report = guest.wait(SOON, "the witness to complain", |report| report.disk_errors > 0)?;
+    assert_eq!(report.mem_errors, 0, "memory was told the truth: {report:?}");
+    assert!(guest.console().complaints().iter().all(|line| line.starts_with("error=disk disk=1 ")));
     Ok(())
 }
 
@@ -237,20 +189,12 @@ fn memory_restored_on_a_newer_disk_is_found_out() -> Result<()> {
     let image = "/var/lib/libvirt/qemu/vm1.image";
     site.virsh(["save", "vm1", image])?;
     site.virsh(["restore", image])?;
-    let later = guest.wait(SOON, "the disks to change", |report| {
-        report.writes > then.writes + 80
-    })?;
+    let later = guest.wait(SOON, "the disks to change", |report| report.writes > then.writes + 80)?;
     assert!(later.unharmed(), "the first restore is honest: {later:?}");
     guest.destroy()?;
     site.virsh(["restore", image])?;
-    let report = guest.wait(SOON, "the witness to complain", |report| {
-        report.disk_errors > 0
-    })?;
-    assert_eq!(
-        (report.mem_errors, &report.boot),
-        (0, &later.boot),
-        "{report:?}"
-    );
+    let report = guest.wait(SOON, "the witness to complain", |report| report.disk_errors > 0)?;
+    assert_eq!((report.mem_errors, &report.boot), (0, &later.boot), "{report:?}");
     Ok(())
 }
 
@@ -269,9 +213,7 @@ fn one_flipped_bit_in_memory_is_found_out() -> Result<()> {
     bytes[at + 1000] ^= 0x10;
     fs::write(&file, bytes)?;
     site.virsh(["restore", image])?;
-    guest.wait(SOON, "the witness to complain", |report| {
-        report.mem_errors > 0
-    })?;
+    guest.wait(SOON, "the witness to complain", |report| report.mem_errors > 0)?;
     Ok(())
 }
 
@@ -285,14 +227,8 @@ fn memory_is_dumped_whole() -> Result<()> {
     guest.suspend()?;
     let dump = fs::read(guest.dump_ram(160 << 20)?)?;
     assert_eq!(dump.len(), 160 << 20);
-    let patterned = dump
-        .chunks(4096)
-        .filter(|page| find_patterned_page(page) == Some(0))
-        .count();
-    assert!(
-        patterned >= 24 * 256,
-        "24 MiB are patterned, found {patterned} pages"
-    );
+    let patterned = dump.chunks(4096).filter(|page| find_patterned_page(page) == Some(0)).count();
+    assert!(patterned >= 24 * 256, "24 MiB are patterned, found {patterned} pages");
     Ok(())
 }
 
@@ -330,39 +266,20 @@ fn a_program_in_a_site_is_under_control() -> Result<()> {
     let site = rig.site("A")?;
     let folder = site.dir("work")?;
     let script = "pwd; echo value=$VALUE host=$(hostname); echo ready; exec sleep 1000";
-    let shell = || {
-        site.command("sh")
-            .args(["-c", script])
-            .env("VALUE", "7")
-            .dir(&folder)
-            .named("worker")
-            .spawn()
-    };
+    let shell =
+        || site.command("sh").args(["-c", script]).env("VALUE", "7").dir(&folder).named("worker").spawn();
     let mut worker = shell()?;
     worker.wait_for_log("ready", SOON)?;
     assert_eq!(worker.log().lines().next(), folder.to_str());
-    assert!(
-        worker.log().contains("value=7 host=site-a"),
-        "{}",
-        worker.log()
-    );
+    assert!(worker.log().contains("value=7 host=site-a"), "{}", worker.log());
     let pid = worker.pid_in_host()?;
     worker.freeze()?;
-    let state = |pid| {
-        fs::read_to_string(format!("/proc/{pid}/stat"))
-            .ok()?
-            .rsplit_once(") ")?
-            .1
-            .chars()
-            .next()
-    };
-    eventually(SOON, "it to be stopped", || {
-        Ok((state(pid) == Some('T')).then_some(()))
-    })?;
+    let state =
+        |pid| fs::read_to_string(format!("/proc/{pid}/stat")).ok()?.rsplit_once(") ")?.1.chars().next();
+    eventually(SOON, "it to be stopped", || Ok((state(pid) == Some('T')).then_some(())))?;
     worker.kill9()?;
     assert!(
-        worker.killed_by(nix::sys::signal::Signal::SIGKILL)
-            && !Path::new(&format!("/proc/{pid}")).exists()
+        worker.killed_by(nix::sys::signal::Signal::SIGKILL) && !Path::new(&format!("/proc/{pid}")).exists()
     );
     let mut worker = shell()?;
     worker.wait_for_log("ready", SOON)?;
@@ -391,11 +308,7 @@ fn a_killed_rig_leaves_nothing_behind() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let note = folder.path().join("note");
     let mut victim = Command::new(std::env::current_exe()?)
-        .args([
-            "--exact",
-            "a_killed_rig_leaves_nothing_behind",
-            "--nocapture",
-        ])
+        .args(["--exact", "a_killed_rig_leaves_nothing_behind", "--nocapture"])
         .env("RIG_VICTIM", &note)
         .stdout(Stdio::null())
         .spawn()?;
@@ -416,9 +329,7 @@ fn a_killed_rig_leaves_nothing_behind() -> Result<()> {
 }
 
 fn two_disks() -> GuestSpec {
-    GuestSpec::new("vm1")
-        .disk(DiskFormat::Raw, 16)
-        .disk(DiskFormat::Qcow2, 32)
+    GuestSpec::new("vm1").disk(DiskFormat::Raw, 16).disk(DiskFormat::Qcow2, 32)
 }
 
 /// Does a datagram get from one site to the other within a moment?
@@ -434,11 +345,7 @@ fn reaches(from: &Site, to: &Site) -> Result<bool> {
 fn find_patterned_page(bytes: &[u8]) -> Option<usize> {
     let word = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
     let counts = |at: usize, to: u64| {
-        (1..to).all(|n| {
-            word(at)
-                .zip(word(at + 8 * n as usize))
-                .is_some_and(|(a, b)| b == a.wrapping_add(n))
-        })
+        (1..to).all(|n| word(at).zip(word(at + 8 * n as usize)).is_some_and(|(a, b)| b == a.wrapping_add(n)))
     };
     (0..bytes.len()).find(|at| counts(*at, 4) && counts(*at, 512))
 }

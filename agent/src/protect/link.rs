@@ -12,8 +12,14 @@ use tokio::sync::mpsc;
 #[derive(Debug)]
 pub enum LinkEvent {
     /// The site has said `Welcome`; `outbox` lives as long as this link.
-    Up { outbox: Outbox, window: u64, site: String },
-    Down { why: String },
+    Up {
+        outbox: Outbox,
+        window: u64,
+        site: String,
+    },
+    Down {
+        why: String,
+    },
     /// About this VM.
     Message(SiteMessage),
 }

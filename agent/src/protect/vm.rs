@@ -256,7 +256,8 @@ impl<S: Source> Actor<S> {
                 self.outbox = None;
                 self.down_since.get_or_insert_with(Instant::now);
                 self.sender.link_down();
-                let state = if self.status.durable.is_some() { VmState::Degraded } else { VmState::Connecting };
+                let state =
+                    if self.status.durable.is_some() { VmState::Degraded } else { VmState::Connecting };
                 self.set_state(state, Some(format!("no link to the site: {why}"))).await;
                 Vec::new()
             }
@@ -271,7 +272,8 @@ impl<S: Source> Actor<S> {
         match self.sender.standing().clone() {
             Standing::Unknown => {}
             Standing::Refused(refusal) => {
-                let state = if let Refusal::Fenced { .. } = refusal { VmState::Fenced } else { VmState::Refused };
+                let state =
+                    if let Refusal::Fenced { .. } = refusal { VmState::Fenced } else { VmState::Refused };
                 self.set_state(state, Some(refusal.to_string())).await;
             }
             Standing::Open { generation, latest } => {
@@ -334,7 +336,9 @@ impl<S: Source> Actor<S> {
             Setback::Capture(CaptureError::Unsupported(_)) => VmState::Refused,
             Setback::Capture(CaptureError::NotRunning(_)) => VmState::NotRunning,
             Setback::Refused(Refusal::Fenced { .. }) => VmState::Fenced,
-            Setback::Stopping | Setback::Capture(CaptureError::Failed(_)) | Setback::Seal(_) => VmState::Degraded,
+            Setback::Stopping | Setback::Capture(CaptureError::Failed(_)) | Setback::Seal(_) => {
+                VmState::Degraded
+            }
             Setback::Refused(_) | Setback::LinkDown(_) => VmState::Degraded,
         };
         let reason = setback.to_string();
@@ -347,7 +351,9 @@ impl<S: Source> Actor<S> {
         let base = self.given.settings.interval.max(Duration::from_millis(200));
         let wait = match setback {
             // What the delta was made over has changed: the answer to `refresh` says what to start from.
-            Setback::Refused(Refusal::WrongParent { .. } | Refusal::UnknownPoint) if self.failures < 3 => Duration::ZERO,
+            Setback::Refused(Refusal::WrongParent { .. } | Refusal::UnknownPoint) if self.failures < 3 => {
+                Duration::ZERO
+            }
             Setback::Capture(CaptureError::NotRunning(_)) => base,
             _ => (base * 2u32.pow(self.failures.min(5))).min(Duration::from_secs(60)),
         };

@@ -65,25 +65,86 @@ impl Slots {
 
 impl Slot {
     /// An agent's session says that it protects this VM; replies go there from now on.
-    pub async fn watch(&self, name: String, generation: Option<Generation>, replies: Replies) {
-        let mut inner = self.inner.lock().await;
-        inner.name = name;
-        let answer = inner.receiver.watch(self.held().await, generation);
-        if let SiteMessage::Vm { .. } = answer {
-            inner.replies = Some(replies.clone());
-        }
-        // A closed channel is a session that has just ended.
-        let _ = replies.send(answer).await;
+    pub async fn watch(self: &Arc<Self>, name: String, generation: Option<Generation>, replies: Replies) {
+        self.apart(async move |slot| {
+            let mut inner = slot.inner.lock().await;
+            inner.name = name;
+            let answer = inner.receiver.watch(slot.held().await, generation);
+            if let SiteMessage::Vm { .. } = answer {
+                inner.replies = Some(replies.clone());
+            }
+            // A closed channel is a session that has just ended.
+            let _ = replies.send(answer).await;
+        })
+        .await;
     }
 
-    pub async fn begin(&self, generation: Generation, point: PointId, parent: Option<PointId>) {
-        let mut inner = self.inner.lock().await;
-        let todo = inner.receiver.begin(self.held().await, generation, point, parent);
-        self.perform(&mut inner, todo).await;
+    pub async fn begin(self: &Arc<Self>, generation: Generation, point: PointId, parent: Option<PointId>) {
+        self.apart(async move |slot| {
+            let mut inner = slot.inner.lock().await;
+            let todo = inner.receiver.begin(slot.held().await, generation, point, parent);
+            slot.perform(&mut inner, todo).await;
+        })
+        .await;
     }
 
     /// A frame has arrived. Frames of several streams are verified side by side; only the bookkeeping is serial.
-    pub async fn frame(&self, point: PointId, frame: Frame) {
+    pub async fn frame(self: &Arc<Self>, point: PointId, frame: Frame) {
+        self.apart(async move |slot| slot.take_frame(point, frame).await).await;
+    }
+
+    pub async fn end(self: &Arc<Self>, point: PointId, frames: u32, meta: Box<PointMeta>) {
+        self.apart(async move |slot| {
+            let mut inner = slot.inner.lock().await;
+            let todo = inner.receiver.end(point, frames, meta);
+            slot.perform(&mut inner, todo).await;
+        })
+        .await;
+    }
+
+    pub async fn abort(self: &Arc<Self>, point: PointId) {
+        self.apart(async move |slot| {
+            let mut inner = slot.inner.lock().await;
+            let todo = inner.receiver.abort(point);
+            slot.perform(&mut inner, todo).await;
+        })
+        .await;
+    }
+
+    /// The VM's generation has been raised: whoever still writes is turned away.
+    pub async fn fence(self: &Arc<Self>, current: Generation) {
+        self.apart(async move |slot| {
+            let mut inner = slot.inner.lock().await;
+            let mut todo = inner.receiver.fence(current);
+            let refusal = Refusal::Fenced { current };
+            todo.push(Do::Reply(SiteMessage::VmRefused { vm: slot.vm, refusal }));
+            slot.perform(&mut inner, todo).await;
+            inner.replies = None;
+        })
+        .await;
+    }
+
+    /// The controller is stopping: what is open can't be finished.
+    pub async fn close(self: &Arc<Self>) {
+        self.apart(async move |slot| {
+            if let Some(open) = slot.inner.lock().await.open.take() {
+                open.abort().await;
+            }
+        })
+        .await;
+    }
+
+    /// Runs to its end even if the caller's session goes away in the middle: receiver and store must not part.
+    async fn apart<F>(self: &Arc<Self>, work: impl FnOnce(Arc<Self>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        if let Err(panic) = tokio::spawn(work(self.clone())).await {
+            tracing::error!(vm = %self.vm, %panic, "a slot's task died");
+        }
+    }
+
+    async fn take_frame(&self, point: PointId, frame: Frame) {
         let seq = frame.head.seq;
         let open = {
             let mut inner = self.inner.lock().await;
@@ -107,36 +168,6 @@ impl Slot {
             Err(error) => inner.receiver.failed(point, self.refusal(&error)),
         };
         self.perform(&mut inner, todo).await;
-    }
-
-    pub async fn end(&self, point: PointId, frames: u32, meta: Box<PointMeta>) {
-        let mut inner = self.inner.lock().await;
-        let todo = inner.receiver.end(point, frames, meta);
-        self.perform(&mut inner, todo).await;
-    }
-
-    pub async fn abort(&self, point: PointId) {
-        let mut inner = self.inner.lock().await;
-        let todo = inner.receiver.abort(point);
-        self.perform(&mut inner, todo).await;
-    }
-
-    /// The VM's generation has been raised: whoever still writes is turned away.
-    pub async fn fence(&self, current: Generation) {
-        let mut inner = self.inner.lock().await;
-        let mut todo = inner.receiver.fence(current);
-        let refusal = Refusal::Fenced { current };
-        todo.push(Do::Reply(SiteMessage::VmRefused { vm: self.vm, refusal }));
-        self.perform(&mut inner, todo).await;
-        inner.replies = None;
-    }
-
-    /// The controller is stopping: what is open can't be finished.
-    pub async fn close(&self) {
-        let mut inner = self.inner.lock().await;
-        if let Some(open) = inner.open.take() {
-            open.abort().await;
-        }
     }
 
     async fn held(&self) -> Held {

@@ -36,10 +36,7 @@ fn a_point_is_committed_once_and_only_when_all_its_frames_are_there_in_whatever_
         assert_eq!(receiver.frame(POINT, seq), [Do::Append { seq }]);
         assert!(!commits(&receiver.appended(seq)));
     }
-    assert!(
-        !matches!(receiver.frame(POINT, 2).as_slice(), [Do::Append { .. }]),
-        "a repeat is stored once"
-    );
+    assert!(!matches!(receiver.frame(POINT, 2).as_slice(), [Do::Append { .. }]), "a repeat is stored once");
     assert!(commits(&receiver.appended(1)));
     assert!(receiver.end(POINT, 3, meta()).is_empty(), "a repeated end commits nothing again");
     let told = receiver.committed(Seq(1), UnixMs(9), Digest::of(b"m"));

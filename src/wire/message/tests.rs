@@ -1,0 +1,91 @@
+use super::*;
+use crate::format::manifest::{Image, ImageKind, PointStats};
+use proptest::prelude::*;
+
+const VM: VmId = VmId::from_bytes([0xaa; 16]);
+const POINT: PointId = PointId::from_bytes([0xbb; 16]);
+
+fn hex(value: &impl Serialize) -> String {
+    postcard::to_stdvec(value).unwrap().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The golden text, with the ids written as `V` and `P`.
+fn shown(value: &impl Serialize) -> String {
+    hex(value).replace(&format!("10{}", "aa".repeat(16)), "V").replace(&format!("10{}", "bb".repeat(16)), "P")
+}
+
+fn meta() -> Box<PointMeta> {
+    let image = Image { no: 1, kind: ImageKind::Disk, name: "vda".into(), bytes: 4096, full: true };
+    let stats = PointStats { pause_us: 3, memory_changed_bytes: 4, disk_changed_bytes: 5 };
+    Box::new(PointMeta {
+        cut_at: UnixMs(2),
+        images: vec![image],
+        has_memory: false,
+        was_running: true,
+        stats,
+    })
+}
+
+/// Version 1 as it was first shipped: a change here is a new protocol version, not a new expectation.
+#[test]
+fn golden_bytes_of_every_agent_message_of_version_1() {
+    let report = VmReport { state: VmState::Protected, reason: None, interval_ms: 5, memory: None };
+    let cases = [
+        (AgentMessage::Hello { host: "h".into(), release: "r".into() }, "0001680172"),
+        (AgentMessage::Watch { vm: VM, name: "w".into(), generation: Some(Generation(3)) }, "01V01770103"),
+        (
+            AgentMessage::Begin { vm: VM, generation: Generation(1), point: POINT, parent: Some(POINT) },
+            "02V01P01P",
+        ),
+        (
+            AgentMessage::End { vm: VM, point: POINT, frames: 300, meta: meta() },
+            "03VPac0202010101037664618020010001030405",
+        ),
+        (AgentMessage::Abort { vm: VM, point: POINT }, "04VP"),
+        (AgentMessage::Report { vm: VM, report }, "05V02000500"),
+    ];
+    for (message, golden) in cases {
+        assert_eq!(shown(&message), golden, "{message:?}");
+    }
+}
+
+#[test]
+fn golden_bytes_of_every_site_message_of_version_1() {
+    let latest = Some(Latest { point: POINT, seq: Seq(7), cut_at: UnixMs(8), committed_at: UnixMs(9) });
+    let ranges = vec![FrameRange { first: 0, end: 2 }];
+    let refusal = Refusal::SiteFull { detail: "d".into() };
+    let durable = SiteMessage::Durable {
+        vm: VM,
+        point: POINT,
+        seq: Seq(1),
+        committed_at: UnixMs(2),
+        manifest: Digest::from_bytes([0; 32]),
+    };
+    let zeros = "00".repeat(32);
+    let cases = [
+        (
+            SiteMessage::Welcome { site: "s".into(), release: "r".into(), window: 5 },
+            "000173017205".to_owned(),
+        ),
+        (SiteMessage::Vm { vm: VM, generation: Generation(1), latest }, "01V0101P070809".to_owned()),
+        (
+            SiteMessage::VmRefused { vm: VM, refusal: Refusal::Fenced { current: Generation(2) } },
+            "02V0002".to_owned(),
+        ),
+        (SiteMessage::Opened { vm: VM, point: POINT, have: ranges.clone() }, "03VP010002".to_owned()),
+        (SiteMessage::Taken { vm: VM, point: POINT, frames: ranges }, "04VP010002".to_owned()),
+        (durable, format!("05VP0102{zeros}")),
+        (SiteMessage::PointRefused { vm: VM, point: POINT, refusal }, "06VP010164".to_owned()),
+    ];
+    for (message, golden) in cases {
+        assert_eq!(shown(&message), golden, "{message:?}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn arbitrary_bytes_are_a_message_or_an_error_never_a_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+        let _ = postcard::from_bytes::<AgentMessage>(&bytes);
+        let _ = postcard::from_bytes::<SiteMessage>(&bytes);
+    }
+}

@@ -1,0 +1,93 @@
+//! A link that delays, reorders between its streams, and is cut at any moment: between one agent's actor and the site's
+//! slots, as `ship::uplink` and `intake::session` are in the product.
+
+use lifeboat::{id::VmId, wire::message::AgentMessage};
+use lifeboat_agent::protect::link::{LinkEvent, Outbox, Shipment};
+use lifeboat_site_controller::intake::slot::Slots;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use std::{sync::Arc, time::Duration};
+use tokio::{
+    sync::{Mutex, mpsc},
+    task::JoinSet,
+};
+
+/// Frames in flight that the site may not have taken.
+const WINDOW: u64 = 16 << 10;
+
+/// One link while it is up; dropping it loses everything on its way.
+pub struct LossyLink {
+    tasks: JoinSet<()>,
+    actor: mpsc::Sender<LinkEvent>,
+}
+
+impl LossyLink {
+    pub async fn up(vm: VmId, actor: mpsc::Sender<LinkEvent>, slots: Arc<Slots>, rng: &mut StdRng) -> Self {
+        let (control, mut told) = mpsc::channel::<AgentMessage>(64);
+        let (frames, shipped) = mpsc::channel::<Shipment>(4);
+        let (replies, mut answers) = mpsc::channel(64);
+        let mut tasks = JoinSet::new();
+        let mut delay = Delay::new(rng);
+        let (to_site, site_slots) = (replies, slots.clone());
+        tasks.spawn(async move {
+            while let Some(message) = told.recv().await {
+                delay.wait().await;
+                let slot = site_slots.slot(vm);
+                match message {
+                    AgentMessage::Watch { name, generation, .. } => {
+                        slot.watch(name, generation, to_site.clone()).await;
+                    }
+                    AgentMessage::Begin { generation, point, parent, .. } => {
+                        slot.begin(generation, point, parent).await;
+                    }
+                    AgentMessage::End { point, frames, meta, .. } => {
+                        tokio::spawn(async move { slot.end(point, frames, meta).await });
+                    }
+                    AgentMessage::Abort { point, .. } => slot.abort(point).await,
+                    AgentMessage::Hello { .. } | AgentMessage::Report { .. } => {}
+                }
+            }
+        });
+        let shipped = Arc::new(Mutex::new(shipped));
+        for _ in 0..3 {
+            let (mut delay, shipped, slots) = (Delay::new(rng), shipped.clone(), slots.clone());
+            tasks.spawn(async move {
+                loop {
+                    let next = shipped.lock().await.recv().await;
+                    let Some(Shipment { vm, point, frame }) = next else { return };
+                    delay.wait().await;
+                    slots.slot(vm).frame(point, frame).await;
+                }
+            });
+        }
+        let mut delay = Delay::new(rng);
+        let to_actor = actor.clone();
+        tasks.spawn(async move {
+            while let Some(message) = answers.recv().await {
+                delay.wait().await;
+                if to_actor.send(LinkEvent::Message(message)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        let outbox = Outbox { control, frames };
+        let _ = actor.send(LinkEvent::Up { outbox, window: WINDOW, site: "sim".into() }).await;
+        Self { tasks, actor }
+    }
+
+    /// Cuts the link: whatever was on its way is lost.
+    pub async fn cut(mut self) {
+        self.tasks.shutdown().await;
+        let _ = self.actor.send(LinkEvent::Down { why: "cut".into() }).await;
+    }
+}
+
+struct Delay(StdRng);
+
+impl Delay {
+    fn new(rng: &mut StdRng) -> Self {
+        Self(StdRng::seed_from_u64(rng.random()))
+    }
+    async fn wait(&mut self) {
+        tokio::time::sleep(Duration::from_micros(self.0.random_range(0..3_000))).await;
+    }
+}
