@@ -1,4 +1,7 @@
 //! What Lifeboat asks of KVM, through libvirt and QEMU's monitor.
-//! [`monitor`] is the narrow door that everything else uses; [`libvirt`] is the one home of the `virt` crate.
+//! [`monitor`] is the narrow door that everything else uses; [`libvirt`] is the one home of the `virt` crate;
+//! [`domain_xml`] reads what a domain is made of and says what of it can't be protected.
 
+pub mod domain_xml;
+pub mod libvirt;
 pub mod monitor;

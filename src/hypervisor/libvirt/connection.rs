@@ -1,0 +1,196 @@
+//! A connection to one libvirtd that is made again when it broke.
+//! Promises: a call never uses a connection known to be dead; subscribers are told that events may have been missed.
+
+use super::{
+    domain::Domain,
+    error::HypervisorError,
+    events::{self, DomainEvent, Happened},
+};
+use crate::id::VmId;
+use std::sync::{
+    Arc, Mutex, MutexGuard, Once, PoisonError,
+    atomic::{AtomicU64, Ordering},
+};
+use tokio::sync::broadcast;
+use virt::{connect::Connect, error::Error, sys};
+
+/// Seconds between keep-alive messages, and how many may go unanswered.
+const KEEP_ALIVE: (i32, u32) = (5, 6);
+const EVENTS_KEPT: usize = 1024;
+
+/// A libvirtd. Cheap to clone; all clones share one connection.
+#[derive(Clone)]
+pub struct Hypervisor {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    uri: String,
+    link: Mutex<Option<Arc<Link>>>,
+    links_made: AtomicU64,
+    events: broadcast::Sender<DomainEvent>,
+}
+
+/// One connection, from open to close.
+pub(super) struct Link {
+    pub connect: Connect,
+    /// Tells handles of an earlier connection from those of this one.
+    pub number: u64,
+    callbacks: Vec<i32>,
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        events::deregister(&self.connect, &self.callbacks);
+    }
+}
+
+impl Hypervisor {
+    /// Connects to `uri` (`qemu:///system`, or with `?socket=…`).
+    pub fn connect(uri: &str) -> Result<Self, HypervisorError> {
+        prepare_library();
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let inner = Inner { uri: uri.into(), link: Mutex::new(None), links_made: AtomicU64::new(0), events };
+        let hypervisor = Self { inner: Arc::new(inner) };
+        hypervisor.link()?;
+        Ok(hypervisor)
+    }
+
+    pub fn uri(&self) -> &str {
+        &self.inner.uri
+    }
+
+    /// What happens to domains from now on. A receiver that lags, and [`Happened::EventsMissed`], both mean: look anew.
+    pub fn subscribe(&self) -> broadcast::Receiver<DomainEvent> {
+        self.inner.events.subscribe()
+    }
+
+    /// libvirt's own version at the other end, as `major.minor.release`.
+    pub fn version(&self) -> Result<String, HypervisorError> {
+        let number = self.with("asking libvirt's version", |link| link.connect.lib_version())?;
+        Ok(format!("{}.{}.{}", number / 1_000_000, number / 1000 % 1000, number % 1000))
+    }
+
+    pub fn domain_by_name(&self, name: &str) -> Result<Domain, HypervisorError> {
+        let what = format!("domain `{name}`");
+        let uuid = self.with(&what, |link| link.connect.lookup_domain_by_name(name)?.uuid_string())?;
+        Domain::attach(self.clone(), parse_uuid(&what, &uuid)?)
+    }
+
+    pub fn domain_by_uuid(&self, vm: VmId) -> Result<Domain, HypervisorError> {
+        Domain::attach(self.clone(), vm)
+    }
+
+    /// A domain by name or, where no domain has that name, by UUID.
+    pub fn domain(&self, name_or_uuid: &str) -> Result<Domain, HypervisorError> {
+        match (self.domain_by_name(name_or_uuid), name_or_uuid.parse()) {
+            (Err(HypervisorError::NotFound { .. }), Ok(vm)) => self.domain_by_uuid(vm),
+            (found, _) => found,
+        }
+    }
+
+    /// All domains, running or not.
+    pub fn domains(&self) -> Result<Vec<Domain>, HypervisorError> {
+        let what = "listing domains";
+        let uuids = self.with(what, |link| {
+            link.connect
+                .list_all_domains(0)?
+                .iter()
+                .map(virt::domain::Domain::uuid_string)
+                .collect::<Result<Vec<_>, _>>()
+        })?;
+        let attached = uuids.iter().map(|uuid| Domain::attach(self.clone(), parse_uuid(what, uuid)?));
+        // A domain may go away between the list and the look at it.
+        attached.filter(|domain| !matches!(domain, Err(HypervisorError::NotFound { .. }))).collect()
+    }
+
+    /// Defines (or redefines) a persistent domain.
+    pub fn define(&self, xml: &str) -> Result<Domain, HypervisorError> {
+        let what = "defining a domain";
+        let uuid = self.with(what, |link| link.connect.define_domain_xml(xml)?.uuid_string())?;
+        Domain::attach(self.clone(), parse_uuid(what, &uuid)?)
+    }
+
+    /// Resumes a guest from a save image: a file, or `/proc/PID/fd/N` of something that reads like one. `xml` replaces
+    /// the XML in the image.
+    pub fn restore(
+        &self,
+        path: &str,
+        xml: Option<&str>,
+        start_as: super::StartAs,
+    ) -> Result<(), HypervisorError> {
+        let flags = match start_as {
+            super::StartAs::Running => sys::VIR_DOMAIN_SAVE_RUNNING,
+            super::StartAs::Paused => sys::VIR_DOMAIN_SAVE_PAUSED,
+        };
+        self.with(&format!("restoring from {path}"), |link| {
+            link.connect.restore_domain_flags(path, xml, flags)
+        })
+    }
+
+    /// Runs `ask` on a live connection.
+    pub(super) fn with<T>(
+        &self,
+        what: &str,
+        ask: impl FnOnce(&Arc<Link>) -> Result<T, Error>,
+    ) -> Result<T, HypervisorError> {
+        let link = self.link()?;
+        ask(&link).map_err(|error| {
+            let alive = link.connect.is_alive().unwrap_or(false);
+            HypervisorError::from_virt(what, &error, alive)
+        })
+    }
+
+    fn link(&self) -> Result<Arc<Link>, HypervisorError> {
+        let mut slot = lock(&self.inner.link);
+        if let Some(link) = slot.as_ref().filter(|link| link.connect.is_alive().unwrap_or(false)) {
+            return Ok(link.clone());
+        }
+        let lost = |error: Error| HypervisorError::ConnectionLost {
+            what: format!("connecting to {}", self.inner.uri),
+            words: error.message().to_owned(),
+        };
+        let connect = Connect::open(Some(&self.inner.uri)).map_err(lost)?;
+        // Local connections of some drivers have no keep-alive; they can't hang either.
+        let _ = connect.set_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1);
+        let callbacks = events::register(&connect, &self.inner.events).map_err(lost)?;
+        let number = self.inner.links_made.fetch_add(1, Ordering::SeqCst);
+        if number > 0 {
+            let _ = self.inner.events.send(DomainEvent { vm: None, happened: Happened::EventsMissed });
+        }
+        let link = Arc::new(Link { connect, number, callbacks });
+        *slot = Some(link.clone());
+        Ok(link)
+    }
+}
+
+fn parse_uuid(what: &str, uuid: &str) -> Result<VmId, HypervisorError> {
+    uuid.parse().map_err(|_| HypervisorError::Refused {
+        what: what.into(),
+        words: format!("it gave `{uuid}` as a UUID"),
+    })
+}
+
+/// A panic elsewhere leaves these locks' contents sound: each is replaced in one step.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Once per process, before the first connection: errors are returned and not printed, events are delivered.
+fn prepare_library() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        virt::error::clear_error_callback();
+        if virt::event::event_register_default_impl().is_ok() {
+            let run = || loop {
+                if virt::event::event_run_default_impl().is_err() {
+                    std::thread::sleep(std::time::Duration::from_millis(100));
+                }
+            };
+            // Without the thread there are no events and no keep-alive, and everything else works.
+            if let Err(error) = std::thread::Builder::new().name("libvirt-events".into()).spawn(run) {
+                tracing::warn!(%error, "no thread for libvirt's events: guest resets will go unnoticed");
+            }
+        }
+    });
+}

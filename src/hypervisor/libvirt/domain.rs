@@ -1,0 +1,266 @@
+//! One domain and its monitor. Handles name the domain by UUID and are looked up again on each new connection.
+
+use super::{
+    connection::{Hypervisor, lock},
+    error::HypervisorError,
+    process::QemuProcess,
+};
+use crate::{
+    hypervisor::monitor::{Monitor, MonitorError, read_reply},
+    id::VmId,
+};
+use serde_json::{Value, json};
+use std::{
+    ffi::{CStr, CString, c_char, c_int, c_uint, c_void},
+    fmt,
+    os::fd::{AsRawFd, BorrowedFd},
+    ptr,
+    sync::{Arc, Mutex},
+};
+use virt::{domain::DomainState as VirtState, error::Error, sys};
+
+/// Whether a domain runs, as libvirt sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DomainState {
+    Running,
+    Paused,
+    /// Asleep at its own wish (S3).
+    Suspended,
+    ShuttingDown,
+    ShutOff,
+    Crashed,
+}
+
+impl DomainState {
+    /// Whether there is a QEMU process.
+    pub fn is_active(self) -> bool {
+        !matches!(self, Self::ShutOff | Self::Crashed)
+    }
+}
+
+impl fmt::Display for DomainState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Suspended => "suspended by the guest",
+            Self::ShuttingDown => "shutting down",
+            Self::ShutOff => "shut off",
+            Self::Crashed => "crashed",
+        })
+    }
+}
+
+/// Which XML of a domain. Both come with security information (passwords of disks and consoles).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XmlView {
+    /// As it runs now; the persistent definition where it does not run.
+    Active,
+    /// As it will start next time.
+    Inactive,
+}
+
+/// How a restored guest goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StartAs {
+    Running,
+    Paused,
+}
+
+/// A domain. Cheap to clone.
+#[derive(Clone)]
+pub struct Domain {
+    hypervisor: Hypervisor,
+    vm: VmId,
+    name: Arc<str>,
+    /// libvirt's handle, and the number of the connection it belongs to.
+    handle: Arc<Mutex<Option<(u64, virt::domain::Domain)>>>,
+}
+
+impl fmt::Debug for Domain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Domain({} {})", self.name, self.vm)
+    }
+}
+
+impl Domain {
+    pub(super) fn attach(hypervisor: Hypervisor, vm: VmId) -> Result<Self, HypervisorError> {
+        let mut domain =
+            Self { hypervisor, vm, name: vm.to_string().into(), handle: Arc::new(Mutex::new(None)) };
+        domain.name = domain.with("looking it up", |found| found.name())?.into();
+        Ok(domain)
+    }
+
+    pub fn uuid(&self) -> VmId {
+        self.vm
+    }
+
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub fn hypervisor(&self) -> &Hypervisor {
+        &self.hypervisor
+    }
+
+    pub fn state(&self) -> Result<DomainState, HypervisorError> {
+        let (state, _reason) = self.with("asking its state", virt::domain::Domain::state)?;
+        Ok(match state {
+            virt::enumutil::Enum::Known(VirtState::Running | VirtState::Blocked) => DomainState::Running,
+            virt::enumutil::Enum::Known(VirtState::Paused) => DomainState::Paused,
+            virt::enumutil::Enum::Known(VirtState::PMSuspended) => DomainState::Suspended,
+            virt::enumutil::Enum::Known(VirtState::Shutdown) => DomainState::ShuttingDown,
+            virt::enumutil::Enum::Known(VirtState::Crashed) => DomainState::Crashed,
+            virt::enumutil::Enum::Known(VirtState::Shutoff | VirtState::NoState)
+            | virt::enumutil::Enum::Unknown(_) => DomainState::ShutOff,
+        })
+    }
+
+    pub fn is_persistent(&self) -> Result<bool, HypervisorError> {
+        self.with("asking whether it is persistent", virt::domain::Domain::is_persistent)
+    }
+
+    pub fn xml(&self, view: XmlView) -> Result<String, HypervisorError> {
+        let flags = match view {
+            XmlView::Active => sys::VIR_DOMAIN_XML_SECURE,
+            XmlView::Inactive => sys::VIR_DOMAIN_XML_SECURE | sys::VIR_DOMAIN_XML_INACTIVE,
+        };
+        self.with("reading its XML", |domain| domain.xml_desc(flags))
+    }
+
+    /// Starts it from power-off.
+    pub fn start(&self) -> Result<(), HypervisorError> {
+        self.with("starting it", virt::domain::Domain::create)
+    }
+
+    /// Ends its QEMU at once.
+    pub fn destroy(&self) -> Result<(), HypervisorError> {
+        self.with("ending it", virt::domain::Domain::destroy)
+    }
+
+    /// Removes its definition, with the firmware variables and managed save that belong to it.
+    pub fn undefine(&self) -> Result<(), HypervisorError> {
+        let flags = sys::VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+            | sys::VIR_DOMAIN_UNDEFINE_NVRAM
+            | sys::VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+            | sys::VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA;
+        self.with("undefining it", |domain| domain.undefine_flags(flags))
+    }
+
+    pub fn suspend(&self) -> Result<(), HypervisorError> {
+        self.with("pausing it", virt::domain::Domain::suspend)
+    }
+
+    pub fn resume(&self) -> Result<(), HypervisorError> {
+        self.with("resuming it", virt::domain::Domain::resume)
+    }
+
+    pub fn autostart(&self) -> Result<bool, HypervisorError> {
+        self.with("asking whether it starts by itself", virt::domain::Domain::autostart)
+    }
+
+    pub fn set_autostart(&self, on: bool) -> Result<(), HypervisorError> {
+        self.with("setting whether it starts by itself", |domain| domain.set_autostart(on).map(|_| ()))
+    }
+
+    /// QEMU's monitor, through libvirt.
+    pub fn monitor(&self) -> DomainMonitor {
+        DomainMonitor { domain: self.clone() }
+    }
+
+    /// The QEMU process that runs it.
+    pub fn process(&self) -> Result<QemuProcess, HypervisorError> {
+        QemuProcess::of_domain(self.vm, &self.name).map_err(|words| HypervisorError::WrongState {
+            what: format!("finding the QEMU process of {self:?}"),
+            words,
+        })
+    }
+
+    fn with<T>(
+        &self,
+        what: &str,
+        ask: impl FnOnce(&virt::domain::Domain) -> Result<T, Error>,
+    ) -> Result<T, HypervisorError> {
+        self.hypervisor.with(&format!("domain `{}`: {what}", self.name), |link| {
+            let cached = lock(&self.handle)
+                .as_ref()
+                .filter(|(number, _)| *number == link.number)
+                .map(|(_, found)| found.clone());
+            let domain = match cached {
+                Some(domain) => domain,
+                None => {
+                    let found = link.connect.lookup_domain_by_uuid_string(&self.vm.to_string())?;
+                    *lock(&self.handle) = Some((link.number, found.clone()));
+                    found
+                }
+            };
+            ask(&domain)
+        })
+    }
+}
+
+/// QEMU's monitor of one domain, through libvirt's passthrough. libvirt serialises it with its own jobs.
+#[derive(Clone, Debug)]
+pub struct DomainMonitor {
+    domain: Domain,
+}
+
+impl Monitor for DomainMonitor {
+    fn execute_with_fds(
+        &self,
+        command: &str,
+        arguments: Value,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Value, MonitorError> {
+        let mut request = json!({ "execute": command });
+        if arguments.as_object().is_some_and(|arguments| !arguments.is_empty()) {
+            request["arguments"] = arguments;
+        }
+        let request = request.to_string();
+        let reply =
+            self.domain.with(command, |domain| command_with_fds(domain, &request, fds)).map_err(|error| {
+                MonitorError::Unreachable { command: command.into(), reason: error.to_string() }
+            })?;
+        read_reply(command, &reply)
+    }
+}
+
+fn command_with_fds(
+    domain: &virt::domain::Domain,
+    request: &str,
+    fds: &[BorrowedFd<'_>],
+) -> Result<String, Error> {
+    if fds.is_empty() {
+        return domain.qemu_monitor_command(request, 0);
+    }
+    let request = CString::new(request)?;
+    let mut fds: Vec<c_int> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let (mut returned, mut returned_fds): (c_uint, *mut c_int) = (0, ptr::null_mut());
+    let mut reply: *mut c_char = ptr::null_mut();
+    // SAFETY: all pointers outlive the call; libvirt copies the descriptors it is given and allocates what it returns.
+    let status = unsafe {
+        sys::virDomainQemuMonitorCommandWithFiles(
+            domain.as_ptr(),
+            request.as_ptr(),
+            fds.len() as c_uint,
+            fds.as_mut_ptr(),
+            &mut returned,
+            &mut returned_fds,
+            &mut reply,
+            0,
+        )
+    };
+    if status < 0 {
+        return Err(Error::last_error());
+    }
+    // SAFETY: on success `reply` is a C string and `returned_fds` an array of `returned` descriptors, both ours to free.
+    unsafe {
+        for at in 0..returned as usize {
+            libc::close(*returned_fds.add(at));
+        }
+        libc::free(returned_fds.cast::<c_void>());
+        let text = CStr::from_ptr(reply).to_string_lossy().into_owned();
+        libc::free(reply.cast::<c_void>());
+        Ok(text)
+    }
+}

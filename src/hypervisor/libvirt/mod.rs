@@ -1,0 +1,16 @@
+//! The one home of the `virt` crate: connections, domains, their monitors and their events.
+//! Promises: handles are `Clone + Send + Sync` and outlive libvirtd: a call after a restart reconnects by itself.
+//! Every call blocks, for as long as libvirtd and QEMU take: call from a blocking thread, never from a task.
+//! Called by the agent's capture and watchdog, and by the site's failover.
+
+mod connection;
+mod domain;
+mod error;
+mod events;
+mod process;
+
+pub use connection::Hypervisor;
+pub use domain::{Domain, DomainMonitor, DomainState, StartAs, XmlView};
+pub use error::HypervisorError;
+pub use events::{DomainEvent, Happened};
+pub use process::QemuProcess;
