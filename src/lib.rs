@@ -9,9 +9,11 @@
 
 pub mod chunk;
 pub mod clock;
+pub mod config;
 pub mod format;
 pub mod hypervisor;
 pub mod id;
 pub mod page;
+pub mod telemetry;
 pub mod transport;
 pub mod units;
