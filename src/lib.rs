@@ -9,6 +9,7 @@
 
 pub mod chunk;
 pub mod clock;
+pub mod config;
 pub mod fault;
 pub mod format;
 pub mod hypervisor;
@@ -16,6 +17,7 @@ pub mod id;
 pub mod page;
 pub mod qemu;
 pub mod session;
+pub mod telemetry;
 pub mod transport;
 pub mod units;
 pub mod wire;

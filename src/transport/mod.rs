@@ -9,6 +9,7 @@ pub mod control;
 pub mod data;
 pub mod dial;
 pub mod endpoint;
+pub mod enrol;
 pub mod error;
 pub mod pki;
 pub mod settings;
@@ -21,6 +22,9 @@ pub use connection::{Connection, LinkStats, Peer};
 pub use control::{ControlRecv, ControlSend, Message};
 pub use data::{DataRecv, DataSend, Landed};
 pub use dial::dial;
-pub use endpoint::{Incoming, SiteEndpoint};
+pub use endpoint::{EnrolConnection, Incoming, SiteEndpoint};
 pub use error::{RefusalCode, TransportError};
 pub use settings::{Congestion, TransportSettings};
+
+#[cfg(test)]
+mod tests;

@@ -15,7 +15,7 @@ pub use name::AgentName;
 pub use site::{AGENT_VALIDITY, SiteIdentity};
 
 pub(super) use agent::AgentKey;
-pub(super) use certificate::Facts;
+pub(super) use certificate::{Facts, sha256};
 pub(super) use files::write_private;
 
 use std::{io, path::PathBuf};
@@ -54,3 +54,6 @@ pub enum PkiError {
         source: rcgen::Error,
     },
 }
+
+#[cfg(test)]
+mod tests;

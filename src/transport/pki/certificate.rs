@@ -111,7 +111,7 @@ pub(super) fn template(
     Ok(params)
 }
 
-pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(in crate::transport) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     let mut out = [0; 32];
     out.copy_from_slice(digest.as_ref());
