@@ -107,7 +107,7 @@ impl Journal {
         File::open(&self.dir)?.sync_all()
     }
 
-    fn path(&self, vm: VmId) -> PathBuf {
+    pub fn path(&self, vm: VmId) -> PathBuf {
         self.dir.join(format!("{vm}.json"))
     }
 }

@@ -1,0 +1,88 @@
+//! What a failover (or a verification) tells while it runs: one line of JSON each, shown by the CLI as steps and bars.
+
+use super::journal::Record;
+use lifeboat::{
+    id::{PointId, VmId},
+    units::{Seq, UnixMs},
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+/// One line of progress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Progress {
+    /// A step begins.
+    Step { step: String },
+    /// The step has come so far.
+    Bytes { step: String, done: u64, total: u64 },
+    /// It is done: the last line of a failover that worked.
+    Done { report: FailoverReport },
+    /// It could not be done: the last line of one that did not.
+    Failed { code: String, message: String, hint: String },
+}
+
+/// What a failover did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverReport {
+    pub vm: VmId,
+    pub name: String,
+    pub kind: String,
+    pub point: PointId,
+    pub seq: Seq,
+    pub cut_at: UnixMs,
+    pub generation: u64,
+    pub started_at: UnixMs,
+    pub running_at: UnixMs,
+    /// From the start of the first attempt to the replica running.
+    pub rto_ms: u64,
+    /// Age of the point when the failover started: at most so much is lost.
+    pub rpo_ms: u64,
+    /// Whether the replica was resumed with its memory, rather than booted.
+    pub resumed: bool,
+    /// Nothing was done now: this failover had been completed before.
+    pub already_done: bool,
+}
+
+impl FailoverReport {
+    pub fn of(record: &Record, resumed: bool, already_done: bool) -> Self {
+        let running_at = record.running_at.unwrap_or(record.started_at);
+        Self {
+            vm: record.vm,
+            name: record.vm_name.clone(),
+            kind: record.kind.clone(),
+            point: record.point,
+            seq: record.seq,
+            cut_at: record.cut_at,
+            generation: record.generation.0,
+            started_at: record.started_at,
+            running_at,
+            rto_ms: running_at.0.saturating_sub(record.started_at.0),
+            rpo_ms: record.started_at.0.saturating_sub(record.cut_at.0),
+            resumed,
+            already_done,
+        }
+    }
+}
+
+/// Where progress goes. Telling it never waits: a slow or vanished watcher does not hold up a failover.
+#[derive(Clone, Debug)]
+pub struct Watcher(mpsc::Sender<Progress>);
+
+impl Watcher {
+    pub fn new(to: mpsc::Sender<Progress>) -> Self {
+        Self(to)
+    }
+    pub fn step(&self, step: impl Into<String>) {
+        let step = step.into();
+        tracing::info!(%step, "failover");
+        let _ = self.0.try_send(Progress::Step { step });
+    }
+    pub fn bytes(&self, step: &str, done: u64, total: u64) {
+        let _ = self.0.try_send(Progress::Bytes { step: step.to_owned(), done, total });
+    }
+    /// The last line; this one waits, for it is the answer.
+    pub async fn finish(&self, last: Progress) {
+        let _ = self.0.send(last).await;
+    }
+}

@@ -1,0 +1,377 @@
+//! Emergency failover of one VM, step by step: check, fence, restore, define, resume, confirm.
+//! Promises: nothing is changed before the checks pass; the source is fenced before the replica starts; each step is in
+//! the journal before the next begins, so that a controller that dies anywhere goes on when asked again; disks that a
+//! replica may have run on are never written over. Called by `api`.
+
+use super::{
+    images::{self, ImageError},
+    journal::{Journal, JournalError, Phase, Record},
+    preflight::{self, PreflightError},
+    progress::{FailoverReport, Watcher},
+    replica_xml::{self, XmlError},
+};
+use crate::{
+    catalog::{Catalog, CatalogError, PointSelector},
+    intake::session::Intake,
+    restore::{Plan, Reader, RestoreError},
+    store::{Store, StoreError},
+};
+use lifeboat::{
+    clock::Clock,
+    fault,
+    format::manifest::{ImageKind, blob},
+    hypervisor::libvirt::{Domain, DomainState, Hypervisor, HypervisorError, StartAs},
+    id::{PointId, VmId},
+};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+/// What an operator asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Name or UUID.
+    pub vm: String,
+    pub point: PointSelector,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum FailoverError {
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    #[error(transparent)]
+    Preflight(#[from] PreflightError),
+    #[error(transparent)]
+    Restore(#[from] RestoreError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Xml(#[from] XmlError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    #[error("a failover of this VM is under way; wait for it")]
+    Busy,
+    #[error(
+        "a failover of this VM to point {begun} was begun and is not finished; run it again with `--point {begun}` (or \
+         without --point) to finish it"
+    )]
+    AnotherPoint { begun: PointId },
+    #[error(
+        "this VM was failed over to point {point} and its replica is {state} now; start it with `virsh start`, or undefine \
+         it and move {journal} away to fail over afresh"
+    )]
+    DoneBefore { point: PointId, state: String, journal: String },
+    #[error("{}: {source}", path.display())]
+    File { path: PathBuf, source: io::Error },
+    #[error("the replica did not stay up: it is {state} right after its start; see libvirt's log of it")]
+    DidNotRun { state: String },
+    #[error("a task of the failover died: {0}")]
+    Died(String),
+}
+
+/// Fails VMs over at this site.
+pub struct Runbook {
+    pub store: Store,
+    pub catalog: Catalog,
+    pub intake: Arc<Intake>,
+    pub hypervisor: Hypervisor,
+    pub journal: Journal,
+    pub replica_dir: PathBuf,
+    pub clock: Arc<dyn Clock>,
+    busy: Mutex<BTreeSet<VmId>>,
+}
+
+/// A VM's failover is this one's alone while it lives.
+struct Claim<'a>(&'a Runbook, VmId);
+
+impl Drop for Claim<'_> {
+    fn drop(&mut self) {
+        self.0.busy().remove(&self.1);
+    }
+}
+
+impl Runbook {
+    pub fn new(
+        store: Store,
+        catalog: Catalog,
+        intake: Arc<Intake>,
+        hypervisor: Hypervisor,
+        journal: Journal,
+        replica_dir: PathBuf,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { store, catalog, intake, hypervisor, journal, replica_dir, clock, busy: Mutex::default() }
+    }
+
+    /// Runs a failover to its end, or takes up one that was interrupted.
+    pub async fn emergency(&self, request: Request, watcher: &Watcher) -> Result<FailoverReport, FailoverError> {
+        let vm = self.catalog.find_vm(&request.vm).await?;
+        if !self.busy().insert(vm) {
+            return Err(FailoverError::Busy);
+        }
+        let _claim = Claim(self, vm);
+        let mut record = match self.journal.load(vm)? {
+            Some(record) if record.phase == Phase::Running => return self.done_before(&record).await,
+            Some(record) => self.take_up(record, &request, watcher).await?,
+            None => self.begin(vm, &request, watcher).await?,
+        };
+        let outcome = self.carry_out(&mut record, watcher).await;
+        if let Err(error) = &outcome {
+            record.last_error = Some(error.to_string());
+            self.journal.save(&record)?;
+        }
+        outcome
+    }
+
+    /// A new failover: decided, checked, and entered in the journal.
+    async fn begin(&self, vm: VmId, request: &Request, watcher: &Watcher) -> Result<Record, FailoverError> {
+        watcher.step("choosing the point");
+        let point = self.catalog.find_point(vm, &request.point, self.clock.now()).await?;
+        let record = Record {
+            version: Record::VERSION,
+            vm,
+            vm_name: point.name.clone(),
+            kind: "emergency".into(),
+            point: point.point,
+            seq: point.seq,
+            cut_at: point.cut_at,
+            generation: self.store.generation(vm).await.next(),
+            phase: Phase::Begun,
+            attempt: 1,
+            started_at: self.clock.now(),
+            running_at: None,
+            disks_done: Vec::new(),
+            last_error: None,
+        };
+        watcher.step("checking this site");
+        let reader = self.reader(&record).await?;
+        let (xml, _) = self.replica_xml(&reader, &record).await?;
+        let needed = images::bytes_needed(&reader);
+        let (hypervisor, dir, name) =
+            (self.hypervisor.clone(), self.replica_dir.clone(), record.vm_name.clone());
+        blocking(move || {
+            preflight::check(&hypervisor, vm, &name, &xml.needs, &dir, needed).map(drop).map_err(Into::into)
+        })
+        .await?;
+        self.journal.save(&record)?;
+        fault::point("failover.begun");
+        Ok(record)
+    }
+
+    /// An interrupted failover. Where its replica may already have run, its disks are left alone.
+    async fn take_up(
+        &self,
+        mut record: Record,
+        request: &Request,
+        watcher: &Watcher,
+    ) -> Result<Record, FailoverError> {
+        if let PointSelector::Latest = request.point {
+        } else {
+            let point = self.catalog.find_point(record.vm, &request.point, self.clock.now()).await?;
+            if point.point != record.point {
+                return Err(FailoverError::AnotherPoint { begun: record.point });
+            }
+        }
+        watcher.step(format!("taking up the failover that was begun at {}", record.started_at));
+        if record.phase == Phase::Starting && !self.domain_state(record.vm).await?.is_some_and(DomainState::is_active) {
+            record.attempt += 1;
+            record.phase = Phase::Fenced;
+            record.disks_done.clear();
+            self.journal.save(&record)?;
+        }
+        Ok(record)
+    }
+
+    async fn carry_out(&self, record: &mut Record, watcher: &Watcher) -> Result<FailoverReport, FailoverError> {
+        let reader = self.reader(record).await?;
+        if record.phase < Phase::Fenced {
+            watcher.step("fencing the source");
+            self.store.raise_to(record.vm, record.generation).await?;
+            if let Some(slot) = self.intake.slots.find(record.vm) {
+                slot.fence(record.generation).await;
+            }
+            self.intake.board.fenced(record.vm);
+            self.enter(record, Phase::Fenced)?;
+            fault::point("failover.fenced");
+        }
+        let resumes = reader.plan().manifest.meta.has_memory;
+        if record.phase < Phase::Restored {
+            self.restore(record, &reader, watcher).await?;
+            self.enter(record, Phase::Restored)?;
+            fault::point("failover.restored");
+        }
+        if record.phase < Phase::Running {
+            let active = self.domain_state(record.vm).await?.is_some_and(DomainState::is_active);
+            if !(record.phase == Phase::Starting && active) {
+                self.start(record, &reader, resumes, watcher).await?;
+            }
+            self.confirm(record, watcher).await?;
+            record.running_at = Some(self.clock.now());
+            record.last_error = None;
+            self.enter(record, Phase::Running)?;
+            fault::point("failover.running");
+            // The memory image has served; the disks are the replica's now.
+            let image = self.memory_image(record);
+            if let Err(error) = std::fs::remove_file(&image)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(path = %image.display(), %error, "the memory image could not be removed");
+            }
+        }
+        Ok(FailoverReport::of(record, resumes, false))
+    }
+
+    /// Disks, then memory, into this attempt's folder.
+    async fn restore(&self, record: &mut Record, reader: &Reader, watcher: &Watcher) -> Result<(), FailoverError> {
+        let dir = self.attempt_dir(record);
+        std::fs::create_dir_all(&dir).map_err(|source| FailoverError::File { path: dir.clone(), source })?;
+        let (xml, disks) = self.replica_xml(reader, record).await?;
+        for (target, path) in &disks {
+            if record.disks_done.contains(target) {
+                continue;
+            }
+            watcher.step(format!("restoring disk {target}"));
+            images::write_disk(reader, target, path, watcher).await?;
+            record.disks_done.push(target.clone());
+            self.journal.save(record)?;
+            fault::point("failover.disk");
+        }
+        let meta = &reader.plan().manifest.meta;
+        if meta.has_memory {
+            watcher.step("composing the memory image");
+            let image = self.memory_image(record);
+            images::write_save_image(reader, xml.xml, meta.was_running, &image, watcher).await?;
+        }
+        Ok(())
+    }
+
+    /// Defines the replica, so that it is there after a reboot too, and lets it go on.
+    async fn start(
+        &self,
+        record: &mut Record,
+        reader: &Reader,
+        resumes: bool,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        let (active, disks) = self.replica_xml(reader, record).await?;
+        let definition = match reader.plan().image(ImageKind::Blob, blob::DEFINITION_XML) {
+            Some(_) => {
+                let text = images::text_blob(reader, blob::DEFINITION_XML).await?;
+                // A disk attached or detached only live makes the definition differ; then the running form is defined.
+                replica_xml::rewrite(&text, &disks).unwrap_or(active)
+            }
+            None => active,
+        };
+        watcher.step("defining the replica");
+        let (hypervisor, xml) = (self.hypervisor.clone(), definition.xml);
+        let domain = blocking(move || Ok(hypervisor.define(&xml)?)).await?;
+        fault::point("failover.defined");
+        self.enter(record, Phase::Starting)?;
+        fault::point("failover.starting");
+        let was_running = reader.plan().manifest.meta.was_running;
+        if resumes {
+            watcher.step("resuming the replica");
+            let image = self.memory_image(record).to_string_lossy().into_owned();
+            let hypervisor = self.hypervisor.clone();
+            let start_as = if was_running { StartAs::Running } else { StartAs::Paused };
+            blocking(move || Ok(hypervisor.restore(&image, None, start_as)?)).await?;
+        } else {
+            watcher.step("booting the replica (the point holds no memory)");
+            blocking(move || Ok(domain.start()?)).await?;
+        }
+        fault::point("failover.started");
+        Ok(())
+    }
+
+    async fn confirm(&self, record: &Record, watcher: &Watcher) -> Result<(), FailoverError> {
+        watcher.step("confirming that it runs");
+        match self.domain_state(record.vm).await? {
+            Some(state) if state.is_active() => Ok(()),
+            state => Err(FailoverError::DidNotRun { state: name_of(state) }),
+        }
+    }
+
+    async fn done_before(&self, record: &Record) -> Result<FailoverReport, FailoverError> {
+        let state = self.domain_state(record.vm).await?;
+        if state.is_some_and(DomainState::is_active) {
+            return Ok(FailoverReport::of(record, true, true));
+        }
+        let journal = self.journal.path(record.vm).display().to_string();
+        Err(FailoverError::DoneBefore { point: record.point, state: name_of(state), journal })
+    }
+
+    async fn reader(&self, record: &Record) -> Result<Reader, FailoverError> {
+        let plan = Plan::load(self.store.objects().as_ref(), record.vm, record.seq).await?;
+        Ok(Reader::new(self.store.objects().clone(), Arc::new(plan)))
+    }
+
+    /// The replica's XML, and where this attempt's disks are.
+    async fn replica_xml(
+        &self,
+        reader: &Reader,
+        record: &Record,
+    ) -> Result<(replica_xml::Rewritten, BTreeMap<String, PathBuf>), FailoverError> {
+        let dir = self.attempt_dir(record);
+        let disks = reader.plan().images().iter().filter(|planned| planned.image.kind == ImageKind::Disk);
+        let disks: BTreeMap<String, PathBuf> =
+            disks.map(|disk| (disk.image.name.clone(), dir.join(file_name(&disk.image.name)))).collect();
+        let xml = images::text_blob(reader, blob::DOMAIN_XML).await?;
+        Ok((replica_xml::rewrite(&xml, &disks)?, disks))
+    }
+
+    async fn domain_state(&self, vm: VmId) -> Result<Option<DomainState>, FailoverError> {
+        let hypervisor = self.hypervisor.clone();
+        blocking(move || match hypervisor.domain_by_uuid(vm).and_then(|domain: Domain| domain.state()) {
+            Ok(state) => Ok(Some(state)),
+            Err(HypervisorError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        })
+        .await
+    }
+
+    fn enter(&self, record: &mut Record, phase: Phase) -> Result<(), FailoverError> {
+        record.phase = phase;
+        Ok(self.journal.save(record)?)
+    }
+
+    fn attempt_dir(&self, record: &Record) -> PathBuf {
+        self.replica_dir.join(record.vm.to_string()).join(format!("{}-{}", record.generation, record.attempt))
+    }
+
+    fn memory_image(&self, record: &Record) -> PathBuf {
+        self.attempt_dir(record).join("memory.save")
+    }
+
+    fn busy(&self) -> std::sync::MutexGuard<'_, BTreeSet<VmId>> {
+        self.busy.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A file name for disk `target`, whose name came from a source host.
+fn file_name(target: &str) -> PathBuf {
+    let mut safe = String::new();
+    for byte in target.bytes() {
+        match byte {
+            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => safe.push(char::from(byte)),
+            other => safe.push_str(&format!("_{other:02x}")),
+        }
+    }
+    Path::new(&safe).with_extension("raw")
+}
+
+fn name_of(state: Option<DomainState>) -> String {
+    state.map_or_else(|| "gone".to_owned(), |state| format!("{state:?}").to_lowercase())
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FailoverError> + Send + 'static,
+) -> Result<T, FailoverError> {
+    tokio::task::spawn_blocking(work).await.map_err(|panic| FailoverError::Died(panic.to_string()))?
+}
