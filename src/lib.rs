@@ -2,7 +2,7 @@
 //!
 //! Read in this order; imports only ever point upwards in this list:
 //! 1. vocabulary, no I/O: [`id`], [`units`], [`clock`], [`page`]
-//! 2. data and their bytes: [`chunk`], [`format`], [`wire`], [`qemu`]
+//! 2. data and their bytes: [`chunk`], [`extent`], [`format`], [`wire`], [`qemu`]
 //! 3. behaviour without sockets or clocks: [`session`]
 //! 4. edges, each foreign crate in one room: [`transport`] (quinn, rustls, rcgen), [`hypervisor`] (virt),
 //!    [`local_api`] (axum, hyper over a unix socket), [`config`] (toml), [`telemetry`] (tracing), [`fault`]
@@ -10,6 +10,7 @@
 pub mod chunk;
 pub mod clock;
 pub mod config;
+pub mod extent;
 pub mod fault;
 pub mod format;
 pub mod hypervisor;

@@ -1,1 +1,4 @@
 //! The site controller.
+
+pub mod restore;
+pub mod store;

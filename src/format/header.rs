@@ -13,6 +13,7 @@ const MAGIC: [u8; 8] = *b"LIFEBOAT";
 pub enum Kind {
     Manifest = 1,
     Pack = 2,
+    Generation = 3,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

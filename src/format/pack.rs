@@ -20,6 +20,9 @@ pub struct PackRef {
     pub len: u64,
     pub index_offset: u64,
     pub index_digest: Digest,
+    /// Digest of the whole file as it lies on disk. Frame digests cover pages; this one covers every byte, also those
+    /// whose change would go unnoticed when unpacked.
+    pub file_digest: Digest,
     pub frames: u32,
 }
 
@@ -55,6 +58,15 @@ pub fn encode_index(entries: &[IndexEntry]) -> BytesMut {
         entry.head.encode(&mut out);
     }
     out
+}
+
+/// Whether `entries` lie back to back from the header to `index_offset`, so that no byte is unaccounted for.
+pub fn is_gapless(entries: &[IndexEntry], index_offset: u64) -> bool {
+    let end = entries.iter().try_fold(FileHeader::LEN as u64, |at, entry| {
+        let len = entry.head.encoded_len() as u64 + u64::from(entry.head.body_len);
+        (entry.offset == at).then(|| at.checked_add(len)).flatten()
+    });
+    end == Some(index_offset)
 }
 
 /// Decodes an index whose digest the caller has checked.

@@ -1,0 +1,42 @@
+//! The site's store: where recovery points come to rest, and the only room that decides when one is durable.
+//!
+//! Truth is packs and manifests (`lifeboat::format`), kept as objects. Promises: I-2, a point is acknowledged after its
+//! packs, then its manifest, are on stable storage, names and directories included; I-4, every write carries a
+//! generation, checked at admission and again under the VM's lock when its manifest is written; nothing is deleted that a
+//! manifest, readable or not, may need. Memory: per open point one part of 8 MiB, one frame for each stream that
+//! appends, an index of at most 8 MiB (+ 1 frame's) and 4 bytes for each frame received.
+//! Called by intake, catalog, restore, verify and failover. Calls `lifeboat::format`, `object_store` (in `local` only).
+
+mod chain;
+mod commit;
+mod error;
+mod finding;
+mod ids;
+mod local;
+mod objects;
+mod pack;
+pub mod paths;
+mod reopen;
+#[cfg(any(test, feature = "fault-injection"))]
+pub mod sim;
+mod site;
+mod summary;
+
+pub use chain::{ChainWalk, read_manifest};
+pub use commit::{Appended, Committed, OpenPoint, PointError};
+pub use error::StoreError;
+pub use finding::{Finding, PointRef};
+pub use ids::{PackIds, RandomIds, SeededIds};
+pub use local::LocalObjects;
+pub use objects::{ObjectInfo, Objects, Upload};
+pub use pack::read_index;
+pub use reopen::ReopenReport;
+pub use site::{Head, Store, StoreOptions};
+pub use summary::{MemoryIndex, PointState, PointSummary, SummaryIndex};
+
+#[cfg(test)]
+mod contract;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,272 @@
+//! The store as others hold it, and what it keeps of each VM in memory: its generation and the head of its history.
+//! Promises: everything that changes a VM's history happens under that VM's lock; the generation only ever rises, and is
+//! durable before anybody is told. Called by intake, failover, catalog, restore.
+
+use crate::store::{
+    chain::Link,
+    commit::{OpenPoint, PointError},
+    error::StoreError,
+    ids::PackIds,
+    objects::Objects,
+    paths,
+    reopen::{self, ReopenReport},
+    summary::{PointSummary, SummaryIndex},
+};
+use bytes::Bytes;
+use lifeboat::{
+    chunk::digest::Digest,
+    clock::Clock,
+    format::header::{FileHeader, Kind},
+    id::{PackId, PointId, VmId},
+    units::{ByteSize, Generation, Seq, UnixMs},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::{OwnedMutexGuard, Semaphore};
+
+#[derive(Clone, Copy, Debug)]
+pub struct StoreOptions {
+    /// A pack that has grown to this is finished and the next one begun.
+    pub pack_size: ByteSize,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self { pack_size: ByteSize(256 << 20) }
+    }
+}
+
+/// A handle to the store; clones share it.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(super) shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub objects: Arc<dyn Objects>,
+    pub clock: Arc<dyn Clock>,
+    pub ids: Arc<dyn PackIds>,
+    pub index: Arc<dyn SummaryIndex>,
+    pub options: StoreOptions,
+    /// Frames being verified at once.
+    pub verifying: Semaphore,
+    vms: Mutex<BTreeMap<VmId, Arc<Slot>>>,
+}
+
+/// One VM's place.
+#[derive(Debug, Default)]
+pub(super) struct Slot {
+    pub history: Arc<tokio::sync::Mutex<History>>,
+    pub admission: Mutex<Admission>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Admission {
+    pub open: Option<PointId>,
+    /// Packs of points that were dropped without a word; deleted when the next point is opened.
+    pub garbage: Vec<PackId>,
+}
+
+/// What the next commit must follow.
+#[derive(Debug)]
+pub(super) struct History {
+    pub generation: Generation,
+    /// The highest seq that any manifest of this VM has, readable or not.
+    pub top: Seq,
+    pub head: Option<Head>,
+    /// A manifest whose writing failed and whose removal failed too: it may be there. Nothing may be built on top before
+    /// that is settled.
+    pub doubt: Option<(Seq, Vec<PackId>)>,
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { generation: Generation::FIRST, top: Seq(0), head: None, doubt: None }
+    }
+}
+
+/// The newest durable point of a VM.
+#[derive(Clone, Debug)]
+pub struct Head {
+    pub point: PointId,
+    pub seq: Seq,
+    pub cut_at: UnixMs,
+    pub committed_at: UnixMs,
+    pub(super) link: Link,
+}
+
+impl Head {
+    /// Whether all of it can be restored, so that a point may be built on it.
+    pub fn is_whole(&self) -> bool {
+        self.link.is_whole()
+    }
+}
+
+impl Store {
+    /// Opens what is there, after any ending of the process before: see [`reopen`].
+    pub async fn open(
+        objects: Arc<dyn Objects>,
+        clock: Arc<dyn Clock>,
+        ids: Arc<dyn PackIds>,
+        index: Arc<dyn SummaryIndex>,
+        options: StoreOptions,
+    ) -> Result<(Self, ReopenReport), StoreError> {
+        let (vms, report) = reopen::reopen(objects.as_ref(), clock.now(), index.clone()).await?;
+        let slots = vms.into_iter().map(|(vm, history)| {
+            let history = Arc::new(tokio::sync::Mutex::new(history));
+            (vm, Arc::new(Slot { history, admission: Mutex::default() }))
+        });
+        let verifying = Semaphore::new(std::thread::available_parallelism().map_or(2, Into::into));
+        let vms = Mutex::new(slots.collect());
+        let shared = Arc::new(Shared { objects, clock, ids, index, options, verifying, vms });
+        Ok((Self { shared }, report))
+    }
+
+    /// Starts a point. Refuses a generation that is not the VM's, a second open point, and a store without room.
+    /// `parent` is the point that the agent's delta is over; `commit` checks it once it knows which images are full.
+    pub async fn open_point(
+        &self,
+        vm: VmId,
+        name: &str,
+        generation: Generation,
+        point: PointId,
+        parent: Option<PointId>,
+    ) -> Result<OpenPoint, PointError> {
+        OpenPoint::admit(self.shared.clone(), vm, name, generation, point, parent).await
+    }
+
+    /// The newest durable point of a VM, unless its manifest can't be read.
+    pub async fn latest(&self, vm: VmId) -> Option<Head> {
+        self.shared.lock(vm).await.head.clone()
+    }
+
+    pub async fn generation(&self, vm: VmId) -> Generation {
+        self.shared.lock(vm).await.generation
+    }
+
+    /// Raises a VM's generation: from now on nothing of a lower one is committed, not even what is half there. Waits for
+    /// a commit that is just writing its manifest. Not undone by cancelling.
+    pub async fn raise(&self, vm: VmId) -> Result<Generation, StoreError> {
+        let shared = self.shared.clone();
+        apart(vm, async move {
+            let mut history = shared.lock(vm).await;
+            shared.raise(vm, &mut history, Generation::FIRST).await
+        })
+        .await
+    }
+
+    /// Adopts a generation that another site raised. Does nothing if the VM's is as high already.
+    pub async fn raise_to(&self, vm: VmId, generation: Generation) -> Result<Generation, StoreError> {
+        let shared = self.shared.clone();
+        apart(vm, async move {
+            let mut history = shared.lock(vm).await;
+            if history.generation >= generation {
+                return Ok(history.generation);
+            }
+            shared.raise(vm, &mut history, generation).await
+        })
+        .await
+    }
+
+    pub fn objects(&self) -> &Arc<dyn Objects> {
+        &self.shared.objects
+    }
+
+    pub fn clock(&self) -> &Arc<dyn Clock> {
+        &self.shared.clock
+    }
+
+    /// Points of one VM by seq, or of all VMs. From the index, or from the manifests if the index has failed.
+    pub async fn points(&self, vm: Option<VmId>) -> Result<Vec<PointSummary>, StoreError> {
+        let index = self.shared.index.clone();
+        if let Some(points) = tokio::task::spawn_blocking(move || index.points(vm)).await.unwrap_or_default() {
+            return Ok(points);
+        }
+        tracing::warn!("the index of points has failed; it is rebuilt from the manifests");
+        let (_, truth) = reopen::scan(self.shared.objects.as_ref()).await?;
+        let index = self.shared.index.clone();
+        let points = truth.iter().filter(|summary| vm.is_none_or(|vm| summary.vm == vm)).cloned().collect();
+        drop(tokio::task::spawn_blocking(move || index.reconcile(&truth)).await);
+        Ok(points)
+    }
+
+    /// VMs that have a history or a generation here.
+    pub fn vms(&self) -> Vec<VmId> {
+        self.shared.vms.lock().unwrap_or_else(PoisonError::into_inner).keys().copied().collect()
+    }
+}
+
+impl Shared {
+    pub fn slot(&self, vm: VmId) -> Arc<Slot> {
+        self.vms.lock().unwrap_or_else(PoisonError::into_inner).entry(vm).or_default().clone()
+    }
+
+    pub async fn lock(&self, vm: VmId) -> OwnedMutexGuard<History> {
+        self.slot(vm).history.clone().lock_owned().await
+    }
+
+    async fn raise(
+        &self,
+        vm: VmId,
+        history: &mut History,
+        least: Generation,
+    ) -> Result<Generation, StoreError> {
+        let mut next = history.generation.next().max(least);
+        loop {
+            let record = GenerationRecord { vm, generation: next, raised_at: self.clock.now() };
+            match self.objects.put_durable(&paths::generation(vm, next), record.encode()).await {
+                Ok(()) => break,
+                // A former attempt failed, but not without a trace. Higher is always safe.
+                Err(StoreError::Exists { .. }) if next < next.next() => next = next.next(),
+                Err(error) => return Err(error),
+            }
+        }
+        history.generation = next;
+        Ok(next)
+    }
+}
+
+/// Runs to its end even if the caller goes away: a half-done write must not be forgotten.
+pub(super) async fn apart<T, E>(
+    vm: VmId,
+    work: impl Future<Output = Result<T, E>> + Send + 'static,
+) -> Result<T, E>
+where
+    T: Send + 'static,
+    E: From<StoreError> + Send + 'static,
+{
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(error) => Err(StoreError::disk(&paths::of_vm(vm), "running the task", error).into()),
+    }
+}
+
+/// What stands in `vms/<vm>/generations/<n>`; the name is what counts, this says when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct GenerationRecord {
+    pub vm: VmId,
+    pub generation: Generation,
+    pub raised_at: UnixMs,
+}
+
+impl GenerationRecord {
+    fn encode(&self) -> Bytes {
+        // Fixed-size fields only: postcard has nothing to refuse.
+        let body = postcard::to_stdvec(self).unwrap_or_default();
+        let body_digest = Digest::of(&body);
+        let header =
+            FileHeader { kind: Kind::Generation, version: 1, body_len: body.len() as u32, body_digest };
+        [header.encode().as_slice(), &body].concat().into()
+    }
+
+    pub fn decode(file: &[u8]) -> Option<Self> {
+        let header = FileHeader::decode(file, Kind::Generation, 1..=1).ok()?;
+        let body = &file[FileHeader::LEN..];
+        let whole = body.len() == header.body_len as usize && Digest::of(body) == header.body_digest;
+        if whole { postcard::from_bytes(body).ok() } else { None }
+    }
+}

@@ -1,0 +1,102 @@
+//! A point in one line, and what the store asks of an index of them.
+//! The index is never the truth: whatever is missing or wrong there is read again from the manifests (I-9).
+
+use lifeboat::{
+    format::{header::FileHeader, manifest::Manifest},
+    id::{PointId, VmId},
+    units::{Generation, Seq, UnixMs},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Debug},
+    sync::{Mutex, PoisonError},
+};
+
+/// Whether a point can be restored, as far as manifests and the presence of packs can tell; `verify` knows more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PointState {
+    Ok,
+    Damaged(String),
+}
+
+impl fmt::Display for PointState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ok => write!(f, "ok"),
+            Self::Damaged(why) => write!(f, "damaged: {why}"),
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointSummary {
+    pub vm: VmId,
+    pub name: String,
+    pub point: PointId,
+    pub seq: Seq,
+    pub cut_at: UnixMs,
+    pub committed_at: UnixMs,
+    pub generation: Generation,
+    pub has_memory: bool,
+    pub memory_changed_bytes: u64,
+    pub disk_changed_bytes: u64,
+    pub wire_bytes: u64,
+    pub pause_us: u64,
+    /// Bytes of this point's packs and manifest on disk.
+    pub stored_bytes: u64,
+    pub state: PointState,
+}
+
+impl PointSummary {
+    pub fn of(manifest: &Manifest, manifest_len: u64, state: PointState) -> Self {
+        let packs = manifest.packs.iter().fold(0u64, |sum, pack| sum.saturating_add(pack.len));
+        debug_assert!(manifest_len >= FileHeader::LEN as u64);
+        Self {
+            vm: manifest.vm,
+            name: manifest.vm_name.clone(),
+            point: manifest.point,
+            seq: manifest.seq,
+            cut_at: manifest.meta.cut_at,
+            committed_at: manifest.committed_at,
+            generation: manifest.generation,
+            has_memory: manifest.meta.has_memory,
+            memory_changed_bytes: manifest.meta.stats.memory_changed_bytes,
+            disk_changed_bytes: manifest.meta.stats.disk_changed_bytes,
+            wire_bytes: manifest.wire_bytes,
+            pause_us: manifest.meta.stats.pause_us,
+            stored_bytes: packs.saturating_add(manifest_len),
+            state,
+        }
+    }
+}
+
+/// An index of summaries. It may lose anything at any time, but then says so by answering `None`.
+pub trait SummaryIndex: Send + Sync + Debug {
+    /// Makes the index hold exactly `truth`; returns how many entries were wrong or missing.
+    fn reconcile(&self, truth: &[PointSummary]) -> u64;
+    fn put(&self, summary: &PointSummary);
+    /// The points of one VM by seq, or of all VMs by VM and seq; `None` if the index can't be trusted any more.
+    fn points(&self, vm: Option<VmId>) -> Option<Vec<PointSummary>>;
+}
+
+/// An index for tests, and for when there is no room on disk for a better one.
+#[derive(Debug, Default)]
+pub struct MemoryIndex(Mutex<BTreeMap<(VmId, Seq), PointSummary>>);
+
+impl SummaryIndex for MemoryIndex {
+    fn reconcile(&self, truth: &[PointSummary]) -> u64 {
+        let truth = truth.iter().map(|summary| ((summary.vm, summary.seq), summary.clone())).collect();
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = truth;
+        0
+    }
+    fn put(&self, summary: &PointSummary) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        held.insert((summary.vm, summary.seq), summary.clone());
+    }
+    fn points(&self, vm: Option<VmId>) -> Option<Vec<PointSummary>> {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(held.values().filter(|summary| vm.is_none_or(|vm| summary.vm == vm)).cloned().collect())
+    }
+}
