@@ -3,5 +3,6 @@
 
 pub mod board;
 pub mod listener;
+
 pub mod session;
 pub mod slot;

@@ -175,7 +175,7 @@ impl OpenPoint {
     }
 
     /// Leaves nothing of the point. Does nothing if it was committed.
-    pub async fn abort(self) {
+    pub async fn abort(&self) {
         let open = self.open.clone();
         let done: Result<(), StoreError> = apart(self.open.vm, async move {
             open.abort().await;
@@ -393,7 +393,8 @@ impl History {
         let link = Link { seq, point, manifest: digest, images };
         let (cut_at, committed_at) = (manifest.meta.cut_at, manifest.committed_at);
         self.top = seq;
-        self.head = Some(Head { point, seq, cut_at, committed_at, link });
+        let generation = manifest.generation;
+        self.head = Some(Head { point, seq, cut_at, committed_at, generation, link });
     }
 }
 

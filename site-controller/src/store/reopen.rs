@@ -166,6 +166,7 @@ async fn walk(objects: &dyn Objects, vm: VmId, listing: &Listing) -> Result<Walk
         seq: newest.seq,
         cut_at: newest.cut_at,
         committed_at: newest.committed_at,
+        generation: newest.generation,
         link,
     });
     let top = listing.manifests.keys().next_back().copied().unwrap_or(Seq(0));

@@ -96,6 +96,8 @@ pub struct Head {
     pub seq: Seq,
     pub cut_at: UnixMs,
     pub committed_at: UnixMs,
+    /// The generation that wrote it.
+    pub generation: Generation,
     pub(super) link: Link,
 }
 

@@ -128,6 +128,17 @@ impl Hypervisor {
         })
     }
 
+    /// Whether a network of this name is there and active.
+    pub fn network_is_active(&self, name: &str) -> Result<bool, HypervisorError> {
+        let asked = self.with(&format!("network `{name}`"), |link| {
+            link.connect.lookup_network_by_name(name)?.is_active()
+        });
+        match asked {
+            Err(HypervisorError::NotFound { .. }) => Ok(false),
+            other => other,
+        }
+    }
+
     /// Runs `ask` on a live connection.
     pub(super) fn with<T>(
         &self,

@@ -25,7 +25,7 @@ impl HypervisorError {
             return Self::ConnectionLost { what, words };
         }
         let is = |number: ErrorNumber| error.code() == number.into();
-        if is(ErrorNumber::NoDomain) {
+        if is(ErrorNumber::NoDomain) || is(ErrorNumber::NoNetwork) {
             Self::NotFound { what, words }
         } else if is(ErrorNumber::OperationInvalid) {
             Self::WrongState { what, words }

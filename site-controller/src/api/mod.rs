@@ -1,0 +1,5 @@
+//! The operator's requests, as JSON over HTTP on a unix socket: [`types`] are its shapes, [`routes`] its answers.
+//! No policy of its own: it asks the catalogue, the runbook and the verifier. Served by `daemon`, used by `lifeboat`.
+
+pub mod routes;
+pub mod types;

@@ -1,0 +1,115 @@
+//! `site.toml`: what the operator wrote, then what the daemon may rely on. [`SiteConfig::load`] is the only check.
+
+use lifeboat::{
+    config::{self, ConfigError, UnknownKey},
+    transport::{Congestion, TransportSettings},
+    units::ByteSize,
+};
+use serde::Deserialize;
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+};
+
+pub const DEFAULT_FILE: &str = "/etc/lifeboat/site.toml";
+
+#[derive(Debug, Deserialize)]
+struct RawSite {
+    name: Option<String>,
+    listen: Option<String>,
+    data_dir: Option<PathBuf>,
+    replica_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    libvirt: Option<String>,
+    reserve: Option<ByteSize>,
+    congestion: Option<Congestion>,
+}
+
+/// The site as configured.
+#[derive(Clone, Debug)]
+pub struct SiteConfig {
+    /// How the site calls itself to agents and in reports.
+    pub name: String,
+    pub listen: SocketAddr,
+    /// Recovery points, the index, identity and journals.
+    pub data_dir: PathBuf,
+    /// Disks of replicas.
+    pub replica_dir: PathBuf,
+    /// The local API's socket.
+    pub run_dir: PathBuf,
+    pub libvirt: String,
+    /// Free space below which the store takes no more points.
+    pub reserve: ByteSize,
+    pub transport: TransportSettings,
+}
+
+impl SiteConfig {
+    pub fn load(file: &Path) -> Result<(Self, Vec<UnknownKey>), ConfigError> {
+        let loaded = config::load::<RawSite>(file)?;
+        let raw = loaded.value;
+        let listen = raw.listen.unwrap_or_else(|| "[::]:7443".into());
+        let listen = listen
+            .parse()
+            .map_err(|_| config::invalid(file, "listen", &listen, "write an address and a port: `0.0.0.0:7443`"))?;
+        let name = raw.name.unwrap_or_else(|| "dr".into());
+        if name.is_empty() || name.len() > 63 || name.chars().any(char::is_control) {
+            return Err(config::invalid(file, "name", &name, "write 1 to 63 characters: `dr`"));
+        }
+        let mut transport = TransportSettings::default();
+        transport.congestion = raw.congestion.unwrap_or(transport.congestion);
+        let site = Self {
+            name,
+            listen,
+            data_dir: raw.data_dir.unwrap_or_else(|| "/var/lib/lifeboat/site".into()),
+            replica_dir: raw.replica_dir.unwrap_or_else(|| "/var/lib/lifeboat/replicas".into()),
+            run_dir: raw.run_dir.unwrap_or_else(|| "/run/lifeboat-site".into()),
+            libvirt: raw.libvirt.unwrap_or_else(|| "qemu:///system".into()),
+            reserve: raw.reserve.unwrap_or(ByteSize(1 << 30)),
+            transport,
+        };
+        for (key, dir) in
+            [("data_dir", &site.data_dir), ("replica_dir", &site.replica_dir), ("run_dir", &site.run_dir)]
+        {
+            if !dir.is_absolute() {
+                let why = "write an absolute path, so that it does not depend on where the daemon was started";
+                return Err(config::invalid(file, key, dir.display(), why));
+            }
+        }
+        Ok((site, loaded.unknown))
+    }
+
+    pub fn identity_dir(&self) -> PathBuf {
+        self.data_dir.join("identity")
+    }
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("api.sock")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<(SiteConfig, Vec<UnknownKey>), ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("site.toml");
+        std::fs::write(&file, text).unwrap();
+        SiteConfig::load(&file)
+    }
+
+    #[test]
+    fn an_empty_file_is_a_whole_configuration_and_bad_values_name_their_key() {
+        let (site, unknown) = load("").unwrap();
+        assert!(unknown.is_empty() && site.listen.port() == 7443 && site.reserve == ByteSize(1 << 30));
+        for (text, key) in [
+            ("listen = \"here\"", "listen"),
+            ("data_dir = \"relative\"", "data_dir"),
+            ("reserve = \"lots\"", "reserve"),
+            ("name = \"\"", "name"),
+        ] {
+            let error = load(text).unwrap_err().to_string();
+            assert!(error.contains(key) && error.contains("site.toml"), "{error}");
+        }
+        assert_eq!(load("resreve = \"1GiB\"").unwrap().1[0].key, "resreve");
+    }
+}
