@@ -1,6 +1,6 @@
 //! What a guest says on its serial port, read back.
-//! Owns the meaning of the line that `tests/guest/init.rs` prints. A line torn by a power cut is never half believed.
-//! Called by `guest` and the tests.
+//! Owns the meaning of the line that `tests/guest/init.rs` prints. A line torn by a power cut is never half
+//! believed. Called by `guest` and the tests.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -116,11 +116,14 @@ impl Console {
 mod tests {
     use super::Report;
 
-    const LINE: &str = "tick=7 boot=00ff up=612 mem_errors=0 disk_errors=2 disks=1 dirtied=448 writes=28 mem_sweeps=3 disk_sweeps=0 end=7";
+    const LINE: &str = "tick=7 boot=00ff up=612 mem_errors=0 disk_errors=2 disks=1 \
+        dirtied=448 writes=28 mem_sweeps=3 disk_sweeps=0 end=7";
 
     #[test]
     fn a_whole_line_is_read() {
-        let report = Report::parse(LINE).expect("a report");
+        let Some(report) = Report::parse(LINE) else {
+            panic!("refused: {LINE}")
+        };
         assert_eq!(
             (report.tick, report.boot.as_str(), report.disk_errors),
             (7, "00ff", 2)
@@ -128,7 +131,8 @@ mod tests {
         assert!(!report.unharmed());
     }
 
-    /// Method: a line cut anywhere, and the start of one line joined to the end of another, as a power cut leaves them.
+    /// Method: a line cut anywhere, and the start of one line joined to the end of another, as a power cut
+    /// leaves them.
     #[test]
     fn a_torn_line_is_not_believed() {
         let other = LINE.replace("=7", "=9");

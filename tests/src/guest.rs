@@ -1,5 +1,5 @@
-//! A guest in a site: started, watched, saved, dumped. Works for a replica as well: a guest is a domain name at a site.
-//! Calls `site` (virsh) and `console`. Called by the tests.
+//! A guest in a site: started, watched, saved, dumped. Works for a replica as well: a guest is a domain
+//! name at a site. Calls `site` (virsh) and `console`. Called by the tests.
 
 use std::fs;
 use std::path::PathBuf;
@@ -140,8 +140,9 @@ impl Guest {
         )
     }
 
-    /// The guest's memory from address 0 on, as QEMU's `pmemsave` reads it, as a file on the host. Suspend it first for
-    /// an image of one instant. The VGA window (640-768 KiB) is not RAM; above it are shadowed ROMs.
+    /// The guest's memory from address 0 on, as QEMU's `pmemsave` reads it, as a file on the host. Suspend
+    /// it first for an image of one instant. The VGA window (640-768 KiB) is not RAM; above it are shadowed
+    /// ROMs.
     pub fn dump_ram(&self, bytes: u64) -> Result<PathBuf> {
         let inside = format!("/var/lib/libvirt/qemu/{}.ram", self.name);
         let command = format!(

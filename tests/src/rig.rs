@@ -1,6 +1,6 @@
 //! One test's world: its folder, its sites, and the promise that nothing of it is left behind.
-//! A rig that died without a chance to clean up is cleaned up by the next one, by the process ids it wrote down.
-//! Calls `site`; called by tests and the demo.
+//! A rig that died without a chance to clean up is cleaned up by the next one, by the process ids it wrote
+//! down. Calls `site`; called by tests and the demo.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

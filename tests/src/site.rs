@@ -1,6 +1,7 @@
 //! A machine of its own on this machine: namespaces, a hostname, a libvirtd, disks, and a power switch.
-//! Promises that a power cut kills everything inside at once and leaves what was on its disks, and that a lost rig loses
-//! its sites. Nothing in a site sees another site but through a `Link`. Calls `rig-site`, `proc`.
+//! Promises that a power cut kills everything inside at once and leaves what was on its disks, and that a
+//! lost rig loses its sites. Nothing in a site sees another site but through a `Link`. Calls `rig-site`,
+//! `proc`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -205,7 +206,8 @@ impl Site {
         self.start_libvirtd()
     }
 
-    /// Everything in the site is gone when this returns: libvirtd, guests, whatever ran. Nothing is told beforehand.
+    /// Everything in the site is gone when this returns: libvirtd, guests, whatever ran. Nothing is told
+    /// beforehand.
     pub fn power_cut(&self) {
         drop(self.power().take());
     }
@@ -270,7 +272,8 @@ impl Site {
         self.command(program.as_ref()).args(words).run()
     }
 
-    /// Leaves a command line running; its log is `<site>/log/<program>.log`. See [`Site::command`] for more say.
+    /// Leaves a command line running; its log is `<site>/log/<program>.log`. See [`Site::command`] for more
+    /// say.
     pub fn spawn<S: AsRef<std::ffi::OsStr>>(
         &self,
         words: impl IntoIterator<Item = S>,

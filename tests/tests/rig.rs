@@ -36,7 +36,8 @@ fn a_power_cut_kills_everything_in_the_site_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Goal: after a power cut the site comes back with its disks, its definitions and its link, but not its guests.
+/// Goal: after a power cut the site comes back with its disks, its definitions and its link, but not its
+/// guests.
 #[test]
 fn a_site_gets_its_power_back() -> Result<()> {
     let rig = Rig::new("power-on")?;
@@ -56,7 +57,8 @@ fn a_site_gets_its_power_back() -> Result<()> {
     Ok(())
 }
 
-/// Goal: any number of disks of either format, on either machine type, all of them really written and checked.
+/// Goal: any number of disks of either format, on either machine type, all of them really written and
+/// checked.
 #[test]
 fn guests_with_no_one_and_two_disks_work() -> Result<()> {
     let rig = Rig::new("disks")?;
@@ -140,7 +142,8 @@ fn a_link_is_as_slow_as_it_should_be() -> Result<()> {
     Ok(())
 }
 
-/// Goal: rigs share nothing. Method: the same site and guest names twice; one loses power, the other never notices.
+/// Goal: rigs share nothing. Method: the same site and guest names twice; one loses power, the other never
+/// notices.
 #[test]
 fn two_rigs_do_not_collide() -> Result<()> {
     let (first, second) = (Rig::new("collide-1")?, Rig::new("collide-2")?);
@@ -191,7 +194,8 @@ fn a_guest_saved_and_restored_goes_on_unharmed() -> Result<()> {
     Ok(())
 }
 
-/// Goal: the witness sees a disk older than memory. Method: a copy of the disk from before is put under a saved guest.
+/// Goal: the witness sees a disk older than memory. Method: a copy of the disk from before is put under a
+/// saved guest.
 #[test]
 fn memory_restored_on_an_older_disk_is_found_out() -> Result<()> {
     let rig = Rig::new("older-disk")?;
@@ -227,7 +231,8 @@ fn memory_restored_on_an_older_disk_is_found_out() -> Result<()> {
     Ok(())
 }
 
-/// Goal: the witness sees a disk newer than memory. Method: one saved image is restored twice, with work in between.
+/// Goal: the witness sees a disk newer than memory. Method: one saved image is restored twice, with work in
+/// between.
 #[test]
 fn memory_restored_on_a_newer_disk_is_found_out() -> Result<()> {
     let rig = Rig::new("newer-disk")?;

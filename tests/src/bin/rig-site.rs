@@ -2,9 +2,9 @@
 //!
 //!     rig-site <site folder> <hostname> [kvm]
 //!
-//! Prints `pid <its PID 1 as the host counts>` and `up`, in any order. Lives until its standard input is closed: the rig holds the
-//! other end, so a rig that dies in any way takes its sites along. Killing PID 1 is the power cut: the kernel kills
-//! everything inside at once. Called by `rig::Site`.
+//! Prints `pid <its PID 1 as the host counts>` and `up`, in any order. Lives until its standard input is
+//! closed: the rig holds the other end, so a rig that dies in any way takes its sites along. Killing PID 1
+//! is the power cut: the kernel kills everything inside at once. Called by `rig::Site`.
 
 use std::fs;
 use std::io::{self, Write};
@@ -88,12 +88,14 @@ fn furnish(folder: &Path, hostname: &str, kvm: bool) -> Result<()> {
         status.success(),
         "the loopback interface does not come up: {status}"
     );
-    // SAFETY: ignoring a signal installs no handler. Ignored, the kernel reaps the orphans that PID 1 inherits.
+    // SAFETY: ignoring a signal installs no handler. Ignored, the kernel reaps the orphans that PID 1
+    // inherits.
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }.context("ignoring SIGCHLD")?;
     Ok(())
 }
 
-/// A private /dev. Without kvm unless it works: libvirtd that finds one it can't use asks QEMU again at every parse.
+/// A private /dev. Without kvm unless it works: libvirtd that finds one it can't use asks QEMU again at
+/// every parse.
 fn furnish_dev(dev: &Path, kvm: bool) -> Result<()> {
     let none: Option<&str> = None;
     mount(
