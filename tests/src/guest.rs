@@ -22,6 +22,13 @@ pub struct Guest {
 impl Site {
     /// Makes the disks that are missing, defines the domain and starts it.
     pub fn define_and_start(&self, spec: &GuestSpec) -> Result<Guest> {
+        let guest = self.define(spec)?;
+        guest.start()?;
+        Ok(guest)
+    }
+
+    /// Makes the disks that are missing and defines the domain.
+    pub fn define(&self, spec: &GuestSpec) -> Result<Guest> {
         for (at, disk) in spec.disks.iter().enumerate() {
             let path = spec.disk_path(at);
             if !self.host_path(&path)?.exists() {
@@ -40,9 +47,7 @@ impl Site {
         fs::write(&draft, spec.xml(self.accel()))
             .with_context(|| format!("writing {}", draft.display()))?;
         self.virsh(["define", &draft.to_string_lossy()])?;
-        let guest = self.guest(&spec.name)?;
-        guest.start()?;
-        Ok(guest)
+        self.guest(&spec.name)
     }
 
     /// A handle on a domain of this site by name, there or not yet: a replica, for example.

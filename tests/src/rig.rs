@@ -38,6 +38,7 @@ impl Rig {
         let assets = Assets::find()?;
         let accel = Accel::detect(&assets)?;
         let folder = claim_folder()?;
+        eprintln!("rig: guests run under {accel}");
         Ok(Self {
             name: name.to_owned(),
             folder,

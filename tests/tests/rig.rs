@@ -16,7 +16,6 @@ const SOON: Duration = Duration::from_secs(60);
 #[test]
 fn a_power_cut_kills_everything_in_the_site_at_once() -> Result<()> {
     let rig = Rig::new("power-cut")?;
-    println!("guests run under {}", rig.accel());
     let site = rig.site("A")?;
     let guest = site.define_and_start(&GuestSpec::new("vm1").disk(DiskFormat::Raw, 32))?;
     let report = guest.wait_for_tick(5, BOOT)?;
