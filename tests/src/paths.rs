@@ -10,11 +10,11 @@ pub fn target_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("where this program is")?;
     let found = exe
         .ancestors()
-        .find(|folder| folder.join("CACHEDIR.TAG").exists());
+        .find(|folder| folder.join(SETUP_WAS_HERE).exists());
     match found {
         Some(folder) => Ok(folder.to_owned()),
         None => bail!(
-            "{} is not inside a cargo target folder: run it through cargo",
+            "nothing is set up for {}: run tests/setup.sh (`make test` does)",
             exe.display()
         ),
     }
@@ -66,3 +66,6 @@ impl Assets {
         })
     }
 }
+
+/// What `tests/setup.sh` leaves in the target folder of its workspace, whoever made that folder.
+const SETUP_WAS_HERE: &str = "rig/setup.lock";
