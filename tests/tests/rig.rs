@@ -377,6 +377,23 @@ fn a_program_in_a_site_is_under_control() -> Result<()> {
     Ok(())
 }
 
+/// Goal: a test that panics leaves nothing running and no folder, but its logs.
+#[test]
+fn a_panic_takes_the_rig_down() -> Result<()> {
+    let rig = Rig::new("panic")?;
+    let (folder, logs) = (rig.folder().to_owned(), rig.logs()?);
+    let site = rig.site("A")?;
+    let qemu = site.define_and_start(&GuestSpec::new("vm1"))?.qemu_pid()?;
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _rig = rig;
+        panic!("on purpose");
+    }));
+    assert!(panicked.is_err() && !site.is_up());
+    assert!(!folder.exists() && !Path::new(&format!("/proc/{qemu}")).exists());
+    assert!(logs.join("A/libvirt/libvirtd.log").exists());
+    Ok(())
+}
+
 /// Goal: a rig that is killed takes its guests along, and the next one removes its folder.
 /// Method: this test, run again as a victim by itself, is killed while its guest runs.
 #[test]
