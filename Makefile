@@ -1,4 +1,4 @@
-# Thin: each target is a line or two into a script or cargo. `make test` is what CI runs, `make demo` is for people.
+# Thin: each target is a line or two into a script or cargo. CI runs `make test`; `make demo` is for people.
 CARGO_FLAGS ?=
 export PATH := $(PATH):$(HOME)/.cargo/bin
 FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fault-injection

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes a Debian 12 machine able to build, test and demonstrate Lifeboat. Safe to run again: it does only what is
-# missing, one run at a time. Everything it fetches that is not a package rests in <target>/rig.
+# Makes a Debian 12 machine able to build, test and demonstrate Lifeboat. Safe to run again: it does only
+# what is missing, one run at a time. Everything it fetches that is not a package rests in <target>/rig.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,11 +9,12 @@ die() { say "$*"; exit 1; }
 
 PACKAGES=(
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients libvirt-dev pkg-config gcc libc6-dev
-    iproute2 util-linux kmod cpio xz-utils python3 adduser
+    make iproute2 util-linux kmod cpio xz-utils python3 adduser
     systemd debootstrap
 )
 MODULES=(virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk)
-# What libvirt-daemon-system would use; that package itself would start a libvirtd on the host, which nobody asked for.
+# What libvirt-daemon-system would use; that package itself would start a libvirtd on the host, which nobody
+# asked for.
 QEMU_USER=libvirt-qemu QEMU_UID=64055
 
 main() {
@@ -46,7 +47,8 @@ installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = i
 install_packages() {
     local want=() package codename
     for package in "${PACKAGES[@]}"; do installed "$package" || want+=("$package"); done
-    # QEMU and its tools conflict unless they are of one release: keep a complete stack, else take both from this one.
+    # QEMU and its tools conflict unless they are of one release: keep a complete stack, else take both from
+    # this one.
     if ! installed qemu-system-x86 || ! installed qemu-utils; then
         codename="$(. /etc/os-release && echo "$VERSION_CODENAME")"
         want+=("qemu-system-x86/$codename" "qemu-utils/$codename")
@@ -122,7 +124,8 @@ build_guest() {
     rm -rf "$work"
 }
 
-# QEMU's own reader of migration streams comes only with its source (24 MB). Tests that want it say so when it is missing.
+# QEMU's own reader of migration streams comes only with its source (24 MB). Tests that want it say so when
+# it is missing.
 fetch_analyze_migration() {
     [ ! -e "$RIG/analyze-migration.py" ] || return 0
     say "fetching QEMU's analyze-migration.py"

@@ -1,7 +1,15 @@
 //! The site controller as a library: it takes in what agents send ([`intake`]), keeps it ([`store`], [`catalog`]), proves
-//! it ([`verify`]), and brings VMs back ([`restore`], [`failover`]). [`api`] serves the operator's commands.
+//! it ([`verify`]), and brings VMs back ([`restore`], [`failover`]). [`api`] serves the operator's commands, which
+//! [`console`] shows; [`daemon`] wires the rooms.
 
+pub mod api;
+pub mod catalog;
+pub mod config;
+pub mod console;
+pub mod daemon;
 pub mod failover;
 pub mod intake;
 pub mod restore;
+pub mod setup;
 pub mod store;
+pub mod verify;

@@ -1,11 +1,12 @@
 //! The witness: PID 1 of the test guest, and all there is in it.
-//! Keeps patterned memory and numbered disk blocks, changes both, and checks both all the time. What every disk block
-//! must hold is remembered in RAM only, so the checks pass after a resume if RAM and disks are of one instant, and fail
-//! if either is older, newer or damaged. Says so on the console, a line a tick.
+//! Keeps patterned memory and numbered disk blocks, changes both, and checks both all the time. What every
+//! disk block must hold is remembered in RAM only, so the checks pass after a resume if RAM and disks are
+//! of one instant, and fail if either is older, newer or damaged. Says so on the console, a line a tick.
 //! Built by tests/setup.sh as a static binary (std only); its console is read by `rig::console`.
 //!
-//! Kernel parameters: `lb.tick_ms`, `lb.pattern_mib`, `lb.dirty_kib` (per tick), `lb.disk_writes` (4 KiB blocks per tick
-//! and disk), `lb.idle=1` (change nothing, go on checking), `lb.fill_mib` (memory filled once and left alone).
+//! Kernel parameters: `lb.tick_ms`, `lb.pattern_mib`, `lb.dirty_kib` (per tick), `lb.disk_writes` (4 KiB
+//! blocks per tick and disk), `lb.idle=1` (change nothing, go on checking), `lb.fill_mib` (memory filled
+//! once and left alone).
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
@@ -124,7 +125,9 @@ impl Memory {
             if let Some((at, word)) = wrong {
                 self.errors += 1;
                 let address = &raw const self.pages[page];
-                console.complain(&format!("error=memory page={page} at={address:p} generation={generation} word={at} found={word:016x}"));
+                console.complain(&format!(
+                    "error=memory page={page} at={address:p} generation={generation} word={at} found={word:016x}"
+                ));
             }
             self.checked = (self.checked + 1) % self.pages.len();
             self.sweeps += u64::from(self.checked == 0);
@@ -132,7 +135,8 @@ impl Memory {
     }
 }
 
-/// A disk seen as slots, one block each, spread over all of it; `held` says which number each must hold (0: unknown).
+/// A disk seen as slots, one block each, spread over all of it; `held` says which number each must hold (0:
+/// unknown).
 struct Disk {
     file: File,
     at: usize,

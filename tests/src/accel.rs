@@ -1,6 +1,7 @@
 //! Hardware virtualisation or emulation: whichever this machine really can do.
-//! `/dev/kvm` proves nothing (a nested one may run only half of the instructions), so the test guest is booted once.
-//! The answer is kept per boot of this machine. Called by `spec`, `site` and whoever prints which it was.
+//! `/dev/kvm` proves nothing (a nested one may run only half of the instructions), so the test guest is
+//! booted once. The answer is kept per boot of this machine. Called by `spec`, `site` and whoever prints
+//! which it was.
 
 use std::fmt;
 use std::fs;

@@ -1,6 +1,6 @@
 //! What a guest says on its serial port, read back.
-//! Owns the meaning of the line that `tests/guest/init.rs` prints. A line torn by a power cut is never half believed.
-//! Called by `guest` and the tests.
+//! Owns the meaning of the line that `tests/guest/init.rs` prints. A line torn by a power cut is never half
+//! believed. Called by `guest` and the tests.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -94,12 +94,21 @@ impl Console {
     pub fn complaints(&self) -> Vec<String> {
         let bytes = std::fs::read(&self.path).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
-        text.lines().filter(|line| line.starts_with("error=")).map(str::to_owned).collect()
+        text.lines()
+            .filter(|line| line.starts_with("error="))
+            .map(str::to_owned)
+            .collect()
     }
 
     /// Waits until the newest report satisfies `wanted`, and returns it.
-    pub fn wait(&self, within: Duration, what: &str, wanted: impl Fn(&Report) -> bool) -> Result<Report> {
-        eventually(within, what, || Ok(self.last().filter(&wanted))).with_context(|| tail(&self.path, 12))
+    pub fn wait(
+        &self,
+        within: Duration,
+        what: &str,
+        wanted: impl Fn(&Report) -> bool,
+    ) -> Result<Report> {
+        eventually(within, what, || Ok(self.last().filter(&wanted)))
+            .with_context(|| tail(&self.path, 12))
     }
 }
 
@@ -107,16 +116,23 @@ impl Console {
 mod tests {
     use super::Report;
 
-    const LINE: &str = "tick=7 boot=00ff up=612 mem_errors=0 disk_errors=2 disks=1 dirtied=448 writes=28 mem_sweeps=3 disk_sweeps=0 end=7";
+    const LINE: &str = "tick=7 boot=00ff up=612 mem_errors=0 disk_errors=2 disks=1 \
+        dirtied=448 writes=28 mem_sweeps=3 disk_sweeps=0 end=7";
 
     #[test]
     fn a_whole_line_is_read() {
-        let report = Report::parse(LINE).expect("a report");
-        assert_eq!((report.tick, report.boot.as_str(), report.disk_errors), (7, "00ff", 2));
+        let Some(report) = Report::parse(LINE) else {
+            panic!("refused: {LINE}")
+        };
+        assert_eq!(
+            (report.tick, report.boot.as_str(), report.disk_errors),
+            (7, "00ff", 2)
+        );
         assert!(!report.unharmed());
     }
 
-    /// Method: a line cut anywhere, and the start of one line joined to the end of another, as a power cut leaves them.
+    /// Method: a line cut anywhere, and the start of one line joined to the end of another, as a power cut
+    /// leaves them.
     #[test]
     fn a_torn_line_is_not_believed() {
         let other = LINE.replace("=7", "=9");

@@ -1,5 +1,5 @@
-//! A guest in a site: started, watched, saved, dumped. Works for a replica as well: a guest is a domain name at a site.
-//! Calls `site` (virsh) and `console`. Called by the tests.
+//! A guest in a site: started, watched, saved, dumped. Works for a replica as well: a guest is a domain
+//! name at a site. Calls `site` (virsh) and `console`. Called by the tests.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,6 +22,13 @@ pub struct Guest {
 impl Site {
     /// Makes the disks that are missing, defines the domain and starts it.
     pub fn define_and_start(&self, spec: &GuestSpec) -> Result<Guest> {
+        let guest = self.define(spec)?;
+        guest.start()?;
+        Ok(guest)
+    }
+
+    /// Makes the disks that are missing and defines the domain.
+    pub fn define(&self, spec: &GuestSpec) -> Result<Guest> {
         for (at, disk) in spec.disks.iter().enumerate() {
             let path = spec.disk_path(at);
             if !self.host_path(&path)?.exists() {
@@ -39,9 +46,7 @@ impl Site {
         let draft = self.dir("domains")?.join(format!("{}.xml", spec.name));
         fs::write(&draft, spec.xml(self.accel())).with_context(|| format!("writing {}", draft.display()))?;
         self.virsh(["define", &draft.to_string_lossy()])?;
-        let guest = self.guest(&spec.name)?;
-        guest.start()?;
-        Ok(guest)
+        self.guest(&spec.name)
     }
 
     /// A handle on a domain of this site by name, there or not yet: a replica, for example.
@@ -120,8 +125,9 @@ impl Guest {
         })
     }
 
-    /// The guest's memory from address 0 on, as QEMU's `pmemsave` reads it, as a file on the host. Suspend it first for
-    /// an image of one instant. The VGA window (640-768 KiB) is not RAM; above it are shadowed ROMs.
+    /// The guest's memory from address 0 on, as QEMU's `pmemsave` reads it, as a file on the host. Suspend
+    /// it first for an image of one instant. The VGA window (640-768 KiB) is not RAM; above it are shadowed
+    /// ROMs.
     pub fn dump_ram(&self, bytes: u64) -> Result<PathBuf> {
         let inside = format!("/var/lib/libvirt/qemu/{}.ram", self.name);
         let command = format!(

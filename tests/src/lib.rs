@@ -1,9 +1,10 @@
-//! The rig: two sites on one machine, a shaped link between them, guests that can testify, and ways to break it all.
+//! The rig: two sites on one machine, a shaped link between them, guests that can testify, and ways to
+//! break it all.
 //!
-//! Drives the product as it ships, as binaries; depends on none of its crates. Reading order: [`Rig`] makes sites and
-//! takes everything down, [`Site`] is a machine of its own (namespaces and a libvirtd) that can lose power, [`Link`] is
-//! the WAN, [`Guest`] and [`Report`] are the witness, [`eventually`] is how anything here waits.
-//! Used by `tests/tests/*` and the demo. Needs root and what `tests/setup.sh` fetched.
+//! Drives the product as it ships, as binaries; depends on none of its crates. Reading order: [`Rig`] makes
+//! sites and takes everything down, [`Site`] is a machine of its own (namespaces and a libvirtd) that can
+//! lose power, [`Link`] is the WAN, [`Guest`] and [`Report`] are the witness, [`eventually`] is how
+//! anything here waits. Used by `tests/tests/*` and the demo. Needs root and what `tests/setup.sh` fetched.
 
 mod accel;
 mod console;

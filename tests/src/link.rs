@@ -1,6 +1,7 @@
 //! The WAN: a veth pair between two sites, shaped, cut and counted.
-//! A cut link swallows packets without a word to either end, as a broken line does. Lives in the sites' namespaces only,
-//! so it ends with them; after a site got its power back, [`Link::plug`] connects it again. Calls `site`.
+//! A cut link swallows packets without a word to either end, as a broken line does. Lives in the sites'
+//! namespaces only, so it ends with them; after a site got its power back, [`Link::plug`] connects it
+//! again. Calls `site`.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -39,7 +40,8 @@ impl Shape {
                 )
             }
             (None, Some(bits)) => {
-                let burst = (bits / 8 / 100).max(BURST_MIN); // what 10 ms carry, and at least one large segment
+                // What 10 ms carry, and at least one large segment.
+                let burst = (bits / 8 / 100).max(BURST_MIN);
                 format!("tbf {} burst {burst}b latency 100ms", rate(bits))
             }
             (None, None) => "pfifo limit 1000".to_owned(),

@@ -1,6 +1,6 @@
 //! What a real reboot makes libvirt forget: the notes on files about who uses them.
-//! libvirt keeps them in extended attributes stamped with the host's boot time. This host does not boot again when a site
-//! does, so they are taken away by hand. Called by `site` when the power comes back.
+//! libvirt keeps them in extended attributes stamped with the host's boot time. This host does not boot
+//! again when a site does, so they are taken away by hand. Called by `site` when the power comes back.
 
 use std::ffi::{CStr, CString};
 use std::fs;

@@ -1,6 +1,6 @@
-//! A program that runs inside a site: made by [`Site::command`], then run to its end or left running as a [`Proc`].
-//! Owns the child; a dropped `Proc` is killed. Its output goes to one log file in the site's folder.
-//! [`Site::command`]: crate::Site::command
+//! A program that runs inside a site: made by [`Site::command`], then run to its end or left running as a
+//! [`Proc`]. Owns the child; a dropped `Proc` is killed. Its output goes to one log file in the site's
+//! folder. [`Site::command`]: crate::Site::command
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
@@ -75,7 +75,8 @@ impl Cmd {
         })
     }
 
-    /// Runs to the end and returns its standard output; anything but exit code 0 is an error that shows its output.
+    /// Runs to the end and returns its standard output; anything but exit code 0 is an error that shows its
+    /// output.
     pub fn run(self) -> Result<String> {
         self.output()?.success()
     }

@@ -134,7 +134,8 @@ impl GuestSpec {
             let (format, path, target) = (disk.format, self.disk_path(at), target(at));
             let _ = write!(
                 disks, // a String takes everything
-                "<disk type='file' device='disk'><driver name='qemu' type='{format}' cache='none' discard='unmap'/>\
+                "<disk type='file' device='disk'>\
+                 <driver name='qemu' type='{format}' cache='none' discard='unmap'/>\
                  <source file='{path}'/><target dev='{target}' bus='virtio'/></disk>\n    ",
             );
         }

@@ -16,7 +16,6 @@ const SOON: Duration = Duration::from_secs(60);
 #[test]
 fn a_power_cut_kills_everything_in_the_site_at_once() -> Result<()> {
     let rig = Rig::new("power-cut")?;
-    println!("guests run under {}", rig.accel());
     let site = rig.site("A")?;
     let guest = site.define_and_start(&GuestSpec::new("vm1").disk(DiskFormat::Raw, 32))?;
     let report = guest.wait_for_tick(5, BOOT)?;
@@ -30,7 +29,8 @@ fn a_power_cut_kills_everything_in_the_site_at_once() -> Result<()> {
     Ok(())
 }
 
-/// Goal: after a power cut the site comes back with its disks, its definitions and its link, but not its guests.
+/// Goal: after a power cut the site comes back with its disks, its definitions and its link, but not its
+/// guests.
 #[test]
 fn a_site_gets_its_power_back() -> Result<()> {
     let rig = Rig::new("power-on")?;
@@ -48,7 +48,8 @@ fn a_site_gets_its_power_back() -> Result<()> {
     Ok(())
 }
 
-/// Goal: any number of disks of either format, on either machine type, all of them really written and checked.
+/// Goal: any number of disks of either format, on either machine type, all of them really written and
+/// checked.
 #[test]
 fn guests_with_no_one_and_two_disks_work() -> Result<()> {
     let rig = Rig::new("disks")?;
@@ -115,7 +116,8 @@ fn a_link_is_as_slow_as_it_should_be() -> Result<()> {
     Ok(())
 }
 
-/// Goal: rigs share nothing. Method: the same site and guest names twice; one loses power, the other never notices.
+/// Goal: rigs share nothing. Method: the same site and guest names twice; one loses power, the other never
+/// notices.
 #[test]
 fn two_rigs_do_not_collide() -> Result<()> {
     let (first, second) = (Rig::new("collide-1")?, Rig::new("collide-2")?);
@@ -156,7 +158,8 @@ fn a_guest_saved_and_restored_goes_on_unharmed() -> Result<()> {
     Ok(())
 }
 
-/// Goal: the witness sees a disk older than memory. Method: a copy of the disk from before is put under a saved guest.
+/// Goal: the witness sees a disk older than memory. Method: a copy of the disk from before is put under a
+/// saved guest.
 #[test]
 fn memory_restored_on_an_older_disk_is_found_out() -> Result<()> {
     let rig = Rig::new("older-disk")?;
@@ -179,7 +182,8 @@ fn memory_restored_on_an_older_disk_is_found_out() -> Result<()> {
     Ok(())
 }
 
-/// Goal: the witness sees a disk newer than memory. Method: one saved image is restored twice, with work in between.
+/// Goal: the witness sees a disk newer than memory. Method: one saved image is restored twice, with work in
+/// between.
 #[test]
 fn memory_restored_on_a_newer_disk_is_found_out() -> Result<()> {
     let rig = Rig::new("newer-disk")?;
@@ -287,6 +291,23 @@ fn a_program_in_a_site_is_under_control() -> Result<()> {
     worker.term()?;
     worker.wait(SOON)?;
     assert!(worker.killed_by(nix::sys::signal::Signal::SIGTERM));
+    Ok(())
+}
+
+/// Goal: a test that panics leaves nothing running and no folder, but its logs.
+#[test]
+fn a_panic_takes_the_rig_down() -> Result<()> {
+    let rig = Rig::new("panic")?;
+    let (folder, logs) = (rig.folder().to_owned(), rig.logs()?);
+    let site = rig.site("A")?;
+    let qemu = site.define_and_start(&GuestSpec::new("vm1"))?.qemu_pid()?;
+    let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+        let _rig = rig;
+        panic!("on purpose");
+    }));
+    assert!(panicked.is_err() && !site.is_up());
+    assert!(!folder.exists() && !Path::new(&format!("/proc/{qemu}")).exists());
+    assert!(logs.join("A/libvirt/libvirtd.log").exists());
     Ok(())
 }
 

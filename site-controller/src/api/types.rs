@@ -1,6 +1,8 @@
 //! What the local API takes and gives. Times are milliseconds since 1970 UTC; sizes are bytes.
 
-use crate::{catalog::PointSummary, failover::journal::Record, intake::board::Seen};
+use crate::{
+    catalog::PointSummary, failover::journal::Record, intake::board::Seen, verify::VerifyReport,
+};
 use lifeboat::{
     id::VmId,
     units::{Generation, UnixMs},
@@ -78,4 +80,13 @@ pub struct FailoverPreview {
 pub struct VerifyRequest {
     /// Name or UUID; all VMs where it is missing.
     pub vm: Option<String>,
+}
+
+/// One line of a verification.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum VerifyLine {
+    Progress { done_bytes: u64, total_bytes: u64 },
+    /// The last line.
+    Done { report: VerifyReport },
 }

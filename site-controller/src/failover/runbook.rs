@@ -11,7 +11,7 @@ use super::{
     replica_xml::{self, XmlError},
 };
 use crate::{
-    catalog::{Catalog, CatalogError, PointSelector},
+    catalog::{Catalog, CatalogError},
     intake::session::Intake,
     restore::{Plan, Reader, RestoreError},
     store::{Store, StoreError},
@@ -30,12 +30,16 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+/// How an operator names the newest point; also what is meant where none is named.
+pub const LATEST: &str = "latest";
+
 /// What an operator asks for.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// Name or UUID.
     pub vm: String,
-    pub point: PointSelector,
+    /// `latest`, the beginning of an id, or a time.
+    pub point: String,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -112,7 +116,7 @@ impl Runbook {
 
     /// Runs a failover to its end, or takes up one that was interrupted.
     pub async fn emergency(&self, request: Request, watcher: &Watcher) -> Result<FailoverReport, FailoverError> {
-        let vm = self.catalog.find_vm(&request.vm).await?;
+        let vm = self.catalog.find_vm(&request.vm).await?.vm;
         if !self.busy().insert(vm) {
             return Err(FailoverError::Busy);
         }
@@ -133,7 +137,7 @@ impl Runbook {
     /// A new failover: decided, checked, and entered in the journal.
     async fn begin(&self, vm: VmId, request: &Request, watcher: &Watcher) -> Result<Record, FailoverError> {
         watcher.step("choosing the point");
-        let point = self.catalog.find_point(vm, &request.point, self.clock.now()).await?;
+        let point = self.catalog.find(vm, &request.point).await?;
         let record = Record {
             version: Record::VERSION,
             vm,
@@ -172,9 +176,8 @@ impl Runbook {
         request: &Request,
         watcher: &Watcher,
     ) -> Result<Record, FailoverError> {
-        if let PointSelector::Latest = request.point {
-        } else {
-            let point = self.catalog.find_point(record.vm, &request.point, self.clock.now()).await?;
+        if request.point != LATEST {
+            let point = self.catalog.find(record.vm, &request.point).await?;
             if point.point != record.point {
                 return Err(FailoverError::AnotherPoint { begun: record.point });
             }

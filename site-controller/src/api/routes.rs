@@ -1,0 +1,238 @@
+//! Answers to the requests of [`super::types`].
+
+use super::types::{
+    FailoverPreview, FailoverRequest, PointList, SiteStatus, VerifyLine, VerifyRequest, VmRow,
+};
+use crate::{
+    catalog::{CatalogError, VmSummary},
+    config::SiteConfig,
+    failover::{
+        journal::Phase,
+        progress::{Progress, Watcher},
+        runbook::{FailoverError, LATEST, Request, Runbook},
+    },
+    store::StoreError,
+    verify,
+};
+use axum::{
+    Json, Router,
+    extract::{Path, State},
+    response::Response,
+    routing::{get, post},
+};
+use lifeboat::{
+    local_api::{ApiError, ndjson},
+    units::UnixMs,
+};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
+use tokio::sync::mpsc;
+
+/// Lines of progress that may wait for a slow watcher; more are left out.
+const LINES_QUEUED: usize = 64;
+
+/// What all requests share.
+pub struct Site {
+    pub config: SiteConfig,
+    pub runbook: Arc<Runbook>,
+    pub certificate_expires: UnixMs,
+    pub refused: Arc<AtomicU64>,
+    pub findings: Vec<String>,
+}
+
+pub fn router(site: Arc<Site>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/vms/{vm}/points", get(points))
+        .route("/v1/failovers/preview", post(preview))
+        .route("/v1/failovers", post(fail_over))
+        .route("/v1/verify", post(run_verify))
+        .with_state(site)
+}
+
+async fn status(State(site): State<Arc<Site>>) -> Result<Json<SiteStatus>, ApiError> {
+    let runbook = &site.runbook;
+    let now = runbook.clock.now();
+    let mut vms = Vec::new();
+    for vm in runbook.catalog.vms().await.map_err(catalog_error)? {
+        vms.push(row(runbook, vm, now)?);
+    }
+    // VMs that an agent watches, but that have no point yet.
+    for (vm, seen) in runbook.intake.board.all() {
+        if vms.iter().all(|row| row.vm != vm) {
+            let generation = runbook.store.generation(vm).await;
+            vms.push(VmRow {
+                vm,
+                name: seen.name.clone(),
+                generation,
+                points: 0,
+                damaged_points: 0,
+                stored_bytes: 0,
+                latest: None,
+                rpo_ms: None,
+                agent: Some(seen),
+                failover: None,
+            });
+        }
+    }
+    vms.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Json(SiteStatus {
+        site: site.config.name.clone(),
+        release: env!("CARGO_PKG_VERSION").into(),
+        now,
+        store_free_bytes: runbook.store.objects().free_bytes().await.map_err(store_error)?,
+        store_reserve_bytes: site.config.reserve.0,
+        certificate_expires: site.certificate_expires,
+        refused_connections: site.refused.load(Ordering::Relaxed),
+        vms,
+        findings: site.findings.clone(),
+    }))
+}
+
+fn row(runbook: &Runbook, summary: VmSummary, now: UnixMs) -> Result<VmRow, ApiError> {
+    let failover = runbook.journal.load(summary.vm).map_err(|error| ApiError::internal(error.to_string()))?;
+    let agent = runbook.intake.board.seen(summary.vm);
+    Ok(VmRow {
+        vm: summary.vm,
+        name: summary.name,
+        generation: summary.generation,
+        points: summary.points,
+        damaged_points: summary.damaged_points,
+        stored_bytes: summary.stored_bytes,
+        rpo_ms: summary.latest.as_ref().map(|latest| now.0.saturating_sub(latest.cut_at.0)),
+        latest: summary.latest,
+        agent,
+        failover,
+    })
+}
+
+async fn points(
+    State(site): State<Arc<Site>>,
+    Path(vm): Path<String>,
+) -> Result<Json<PointList>, ApiError> {
+    let catalog = &site.runbook.catalog;
+    let summary = catalog.find_vm(&vm).await.map_err(catalog_error)?;
+    let points = catalog.points(summary.vm).await.map_err(catalog_error)?;
+    Ok(Json(PointList { vm: summary.vm, name: summary.name, points }))
+}
+
+async fn preview(
+    State(site): State<Arc<Site>>,
+    Json(request): Json<FailoverRequest>,
+) -> Result<Json<FailoverPreview>, ApiError> {
+    let runbook = &site.runbook;
+    let summary = runbook.catalog.find_vm(&request.vm).await.map_err(catalog_error)?;
+    let journal = runbook.journal.load(summary.vm).map_err(|error| ApiError::internal(error.to_string()))?;
+    let unfinished = journal.filter(|record| record.phase != Phase::Running);
+    let given = match &unfinished {
+        Some(record) if request.point == LATEST => record.point.to_string(),
+        _ => request.point,
+    };
+    let point = runbook.catalog.find(summary.vm, &given).await.map_err(catalog_error)?;
+    let seen = runbook.intake.board.seen(summary.vm);
+    Ok(Json(FailoverPreview {
+        vm: summary.vm,
+        name: summary.name,
+        lost_ms: runbook.clock.now().0.saturating_sub(point.cut_at.0),
+        point,
+        source_connected: seen.as_ref().is_some_and(|seen| seen.connected),
+        source_agent: seen.map(|seen| seen.agent),
+        unfinished,
+    }))
+}
+
+async fn fail_over(State(site): State<Arc<Site>>, Json(request): Json<FailoverRequest>) -> Response {
+    let (lines, queue) = mpsc::channel::<Result<Progress, ApiError>>(LINES_QUEUED);
+    let (steps, mut told) = mpsc::channel(LINES_QUEUED);
+    let forward = lines.clone();
+    tokio::spawn(async move {
+        while let Some(progress) = told.recv().await {
+            if forward.send(Ok(progress)).await.is_err() {
+                // Nobody watches any more; the failover goes on.
+                told.close();
+            }
+        }
+    });
+    // Its own task: a failover is not undone because the operator's terminal went away.
+    tokio::spawn(async move {
+        let watcher = Watcher::new(steps);
+        let request = Request { vm: request.vm, point: request.point };
+        match site.runbook.emergency(request, &watcher).await {
+            Ok(report) => watcher.finish(Progress::Done { report }).await,
+            Err(error) => {
+                tracing::error!(error = chain(&error), "failover did not succeed");
+                let _ = lines.send(Err(failover_error(&error))).await;
+            }
+        }
+    });
+    ndjson(queue)
+}
+
+async fn run_verify(
+    State(site): State<Arc<Site>>,
+    Json(request): Json<VerifyRequest>,
+) -> Result<Response, ApiError> {
+    let runbook = site.runbook.clone();
+    let vm = match request.vm {
+        Some(given) => Some(runbook.catalog.find_vm(&given).await.map_err(catalog_error)?.vm),
+        None => None,
+    };
+    let (lines, queue) = mpsc::channel(LINES_QUEUED);
+    tokio::spawn(async move {
+        let progress = lines.clone();
+        let tell = move |at: verify::VerifyProgress| {
+            let line = VerifyLine::Progress { done_bytes: at.done_bytes, total_bytes: at.total_bytes };
+            let _ = progress.try_send(Ok(line));
+        };
+        let verified = tokio::select! {
+            verified = verify::verify(runbook.store.objects(), vm, tell) => verified,
+            // The watcher is gone: nobody waits for the report.
+            () = lines.closed() => return,
+        };
+        let last = verified.map(|report| VerifyLine::Done { report }).map_err(store_error);
+        let _ = lines.send(last).await;
+    });
+    Ok(ndjson(queue))
+}
+
+fn catalog_error(error: CatalogError) -> ApiError {
+    match error {
+        CatalogError::Store(error) => store_error(error),
+        other => ApiError::not_found("not-found", other.to_string()),
+    }
+}
+
+fn store_error(error: StoreError) -> ApiError {
+    ApiError::internal(chain(&error))
+}
+
+fn failover_error(error: &FailoverError) -> ApiError {
+    let message = chain(error);
+    match error {
+        FailoverError::Catalog(_) => ApiError::not_found("not-found", message),
+        FailoverError::Busy | FailoverError::AnotherPoint { .. } | FailoverError::DoneBefore { .. } => {
+            ApiError::conflict("conflict", message)
+        }
+        FailoverError::Preflight(_) => ApiError::conflict("preflight", message)
+            .with_hint("nothing was changed; mend this and run the failover again"),
+        _ => ApiError::internal(message)
+            .with_hint("run the same command again: it goes on from the last step that was completed"),
+    }
+}
+
+/// An error with its causes, on one line; a cause that the words before it already hold is left out.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut words = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !words.contains(&more) {
+            words.push_str(": ");
+            words.push_str(&more);
+        }
+        cause = error.source();
+    }
+    words
+}

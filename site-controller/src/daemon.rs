@@ -1,0 +1,106 @@
+//! The daemon: opens what is there, wires the rooms, says that it is ready, and stops in order.
+
+use crate::{
+    api::routes::{self, Site},
+    catalog::{Catalog, SledIndex},
+    config::SiteConfig,
+    failover::{journal::Journal, runbook::Runbook},
+    intake::{
+        listener::{Enrolment, listen},
+        session::Intake,
+        slot::Slots,
+    },
+    store::{LocalObjects, Objects, RandomIds, Store, StoreOptions},
+};
+use anyhow::Context;
+use lifeboat::{
+    clock::{Clock, SystemClock},
+    hypervisor::libvirt::Hypervisor,
+    local_api::LocalListener,
+    transport::{SiteEndpoint, enrol::EnrolmentTokens, pki::SiteIdentity},
+};
+use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let identity = SiteIdentity::load(&config.identity_dir()).context(
+        "this site has no identity yet; run `lifeboat-site-controller init --address HOST` once, where HOST is the name or \
+         IP address under which agents reach this machine",
+    )?;
+    for dir in [&config.data_dir, &config.replica_dir, &config.run_dir] {
+        make_dir(dir)?;
+    }
+    let objects: Arc<dyn Objects> = Arc::new(
+        LocalObjects::open(&config.data_dir.join("store"), config.reserve).await.context("opening the store")?,
+    );
+    let index = Arc::new(SledIndex::new(&config.data_dir.join("index")));
+    let (store, found) = Store::open(objects, clock.clone(), Arc::new(RandomIds), index, StoreOptions::default())
+        .await
+        .context("opening the store")?;
+    for finding in &found.findings {
+        tracing::warn!(%finding, "found when opening the store");
+    }
+    tracing::info!(points = found.points, "store is open");
+    let findings = found.findings.iter().map(ToString::to_string).collect();
+
+    let slots = Slots::new(store.clone());
+    let intake = Arc::new(Intake::new(config.name.clone(), slots, clock.clone()));
+    let journal = Journal::open(config.data_dir.join("failovers"))?;
+    let libvirt = config.libvirt.clone();
+    let hypervisor = tokio::task::spawn_blocking(move || Hypervisor::connect(&libvirt)).await?;
+    let hypervisor = hypervisor.context("libvirt is needed to start replicas")?;
+    let runbook = Arc::new(Runbook::new(
+        store.clone(),
+        Catalog::new(store),
+        intake.clone(),
+        hypervisor,
+        journal,
+        config.replica_dir.clone(),
+        clock.clone(),
+    ));
+
+    let endpoint = SiteEndpoint::bind(config.listen, &identity, &config.transport)?;
+    tracing::info!(listen = %endpoint.local_address()?, site = %config.name, "taking agents");
+    let refused = endpoint.refused_counter();
+    let tokens = EnrolmentTokens::open(&config.identity_dir(), identity.fingerprint(), clock.clone());
+    let certificate_expires = identity.expires();
+    let enrolment = Arc::new(Enrolment { identity, tokens, clock });
+    let socket = LocalListener::bind(&config.socket(), 0o660)?;
+    let site = Arc::new(Site { config, runbook, certificate_expires, refused, findings });
+
+    let (order, stop) = watch::channel(false);
+    let listener = tokio::spawn(listen(endpoint, intake, enrolment, stop.clone()));
+    let mut stopped = stop.clone();
+    let api = tokio::spawn(socket.serve(routes::router(site), async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    }));
+    // Outside systemd there is nobody to notify.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    until_told().await?;
+    tracing::info!("stopping");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let _ = order.send(true);
+    listener.await?;
+    api.await??;
+    Ok(())
+}
+
+async fn until_told() -> anyhow::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = term.recv() => {}
+        _ = int.recv() => {}
+    }
+    Ok(())
+}
+
+/// libvirt's QEMU must be able to pass through a replica's folder, and nobody to list it.
+fn make_dir(dir: &Path) -> anyhow::Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(0o711).create(dir);
+    made.with_context(|| format!("creating {}", dir.display()))
+}
