@@ -13,6 +13,7 @@ pub mod config;
 pub mod format;
 pub mod hypervisor;
 pub mod id;
+pub mod local_api;
 pub mod page;
 pub mod telemetry;
 pub mod transport;
