@@ -15,6 +15,7 @@ pub mod fault;
 pub mod format;
 pub mod hypervisor;
 pub mod id;
+pub mod local_api;
 pub mod page;
 pub mod qemu;
 pub mod session;

@@ -212,7 +212,7 @@ fn turn_away(connection: &quinn::Connection, code: RefusalCode, reason: &'static
 }
 
 /// Handshakes under way at once.
-const HANDSHAKES_MAX: usize = 64;
+pub(super) const HANDSHAKES_MAX: usize = 64;
 /// Enrolments under way at once.
 const ENROLMENTS_MAX: usize = 8;
 /// Connections that were let in and wait to be taken.

@@ -1,0 +1,222 @@
+//! The command line's end of the socket. Promises: answers are bounded in size; a daemon that is not there is told from
+//! one that refuses, each with what to do about it.
+
+use super::error::{Envelope, ErrorBody};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use std::{
+    io,
+    marker::PhantomData,
+    path::{Path, PathBuf},
+};
+use tokio::net::UnixStream;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("{daemon} does not answer on {path}; is it running? (systemctl status {daemon})", path = path.display())]
+    NotRunning {
+        daemon: &'static str,
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("you may not use {path}; run this as root or as a member of the socket's group", path = path.display())]
+    Denied {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    /// The daemon understood and would not.
+    #[error("{error}")]
+    Api { status: StatusCode, error: ErrorBody },
+    /// The daemon went away in the middle of an answer.
+    #[error("{daemon} broke off its answer; see its log (journalctl -u {daemon})")]
+    BrokenOff {
+        daemon: &'static str,
+        #[source]
+        source: hyper::Error,
+    },
+    #[error("{daemon} answered what this command can't read; are both of the same release?")]
+    Unreadable {
+        daemon: &'static str,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("{daemon} answered more than {limit} bytes")]
+    TooLong { daemon: &'static str, limit: usize },
+    /// The command asked for something that is no request.
+    #[error("can't ask for `{path}`")]
+    BadRequest {
+        path: String,
+        #[source]
+        source: hyper::http::Error,
+    },
+}
+
+impl ClientError {
+    /// The daemon's hint, where it gave one.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::Api { error, .. } => error.hint.as_deref(),
+            _ => None,
+        }
+    }
+}
+
+/// Talks with one daemon; each request has a connection of its own.
+#[derive(Clone, Debug)]
+pub struct Client {
+    path: PathBuf,
+    daemon: &'static str,
+}
+
+impl Client {
+    /// `daemon` is the service's name, for error messages.
+    pub fn new(path: impl Into<PathBuf>, daemon: &'static str) -> Self {
+        Self { path: path.into(), daemon }
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        let answer = self.send(Method::GET, path, Bytes::new()).await?;
+        self.read(answer).await
+    }
+
+    pub async fn post<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<T, ClientError> {
+        let answer = self.send(Method::POST, path, self.json(body)?).await?;
+        self.read(answer).await
+    }
+
+    /// For requests that take long: the daemon answers line by line (see [`super::ndjson`]).
+    pub async fn post_stream<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+    ) -> Result<Lines<T>, ClientError> {
+        let answer = self.send(Method::POST, path, self.json(body)?).await?;
+        Ok(Lines {
+            daemon: self.daemon,
+            body: answer.into_body(),
+            pending: BytesMut::new(),
+            _item: PhantomData,
+        })
+    }
+
+    /// The answer, if it is not an error.
+    async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
+        let stream = UnixStream::connect(&self.path).await.map_err(|source| {
+            let (daemon, path) = (self.daemon, self.path.clone());
+            match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::Denied { path, source },
+                _ => ClientError::NotRunning { daemon, path, source },
+            }
+        })?;
+        let broken = |source| ClientError::BrokenOff { daemon: self.daemon, source };
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        // Ends with the request; its error shows on the request too.
+        tokio::spawn(connection);
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "localhost")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|source| ClientError::BadRequest { path: path.to_owned(), source })?;
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        let status = answer.status();
+        if status.is_success() {
+            return Ok(answer);
+        }
+        let text = self.collect(answer.into_body()).await?;
+        let error = serde_json::from_slice::<Envelope>(&text).map_or_else(
+            // Refused before a handler of ours saw it; axum says why in plain text.
+            |_| ErrorBody {
+                code: "http".into(),
+                message: format!("{status}: {}", String::from_utf8_lossy(&text).trim()),
+                hint: None,
+            },
+            |envelope| envelope.error,
+        );
+        Err(ClientError::Api { status, error })
+    }
+
+    async fn read<T: DeserializeOwned>(&self, answer: Response<Incoming>) -> Result<T, ClientError> {
+        let text = self.collect(answer.into_body()).await?;
+        serde_json::from_slice(&text)
+            .map_err(|source| ClientError::Unreadable { daemon: self.daemon, source })
+    }
+
+    async fn collect(&self, body: Incoming) -> Result<Bytes, ClientError> {
+        let daemon = self.daemon;
+        match Limited::new(body, ANSWER_MAX).collect().await {
+            Ok(collected) => Ok(collected.to_bytes()),
+            Err(error) => Err(match error.downcast::<hyper::Error>() {
+                Ok(source) => ClientError::BrokenOff { daemon, source: *source },
+                Err(other) => {
+                    debug_assert!(other.is::<LengthLimitError>());
+                    ClientError::TooLong { daemon, limit: ANSWER_MAX }
+                }
+            }),
+        }
+    }
+
+    fn json<B: Serialize>(&self, body: &B) -> Result<Bytes, ClientError> {
+        let text = serde_json::to_vec(body);
+        text.map(Bytes::from).map_err(|source| ClientError::Unreadable { daemon: self.daemon, source })
+    }
+}
+
+/// An answer that comes line by line.
+#[derive(Debug)]
+pub struct Lines<T> {
+    daemon: &'static str,
+    body: Incoming,
+    pending: BytesMut,
+    _item: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned> Lines<T> {
+    /// The next item; `None` when the work is done. An error that the daemon tells ends it. Cancel-safe.
+    pub async fn next(&mut self) -> Result<Option<T>, ClientError> {
+        let daemon = self.daemon;
+        loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                let line = self.pending.split_to(end + 1);
+                return self.item(&line).map(Some);
+            }
+            if self.pending.len() > LINE_MAX {
+                return Err(ClientError::TooLong { daemon, limit: LINE_MAX });
+            }
+            match self.body.frame().await {
+                Some(Ok(frame)) => {
+                    if let Ok(data) = frame.into_data() {
+                        self.pending.extend_from_slice(&data);
+                    }
+                }
+                Some(Err(source)) => return Err(ClientError::BrokenOff { daemon, source }),
+                None => return Ok(None),
+            }
+        }
+    }
+
+    fn item(&self, line: &[u8]) -> Result<T, ClientError> {
+        if let Ok(Envelope { error }) = serde_json::from_slice(line) {
+            return Err(ClientError::Api { status: StatusCode::OK, error });
+        }
+        serde_json::from_slice(line).map_err(|source| ClientError::Unreadable { daemon: self.daemon, source })
+    }
+}
+
+/// Bytes of one answer at the most: a list of every point of a large site.
+const ANSWER_MAX: usize = 64 << 20;
+const LINE_MAX: usize = 1 << 20;

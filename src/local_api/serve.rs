@@ -1,0 +1,141 @@
+//! The daemon's end of the socket. Promises: the socket appears with its final mode, never wider; a file left by a
+//! daemon that died is replaced, one of a daemon that lives is not.
+
+use super::error::{ApiError, Envelope};
+use axum::{
+    Router,
+    body::{Body, Bytes},
+    http::header::CONTENT_TYPE,
+    response::{IntoResponse, Response},
+};
+use futures_util::stream;
+use serde::Serialize;
+use std::{
+    fs::{self, Permissions},
+    io,
+    os::unix::{
+        fs::{FileTypeExt, PermissionsExt},
+        net::UnixStream,
+    },
+    path::{Path, PathBuf},
+    time::Duration,
+};
+use tokio::{net::UnixListener, sync::mpsc};
+
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// Another daemon is alive; two must not do the same work.
+    #[error("another daemon answers on {path} already; stop it first", path = path.display())]
+    AlreadyRunning { path: PathBuf },
+    /// Not ours to remove.
+    #[error("{path} exists and is no socket; remove it or give another path", path = path.display())]
+    InTheWay { path: PathBuf },
+    #[error("{path}: {step} failed", path = path.display())]
+    Socket {
+        path: PathBuf,
+        step: &'static str,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// A bound socket, not serving yet. Its file is removed when it is dropped.
+#[derive(Debug)]
+pub struct LocalListener {
+    listener: UnixListener,
+    file: SocketFile,
+}
+
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl LocalListener {
+    /// Takes the socket at `path`; `mode` says who may use it (`0o600`: the owner, `0o660`: the group too).
+    /// Must be called within a tokio runtime.
+    pub fn bind(path: &Path, mode: u32) -> Result<Self, ServeError> {
+        let failed = |step| move |source| ServeError::Socket { path: path.to_owned(), step, source };
+        check_free(path)?;
+        // Made under another name and moved into place, so that nobody gets in before the mode is set.
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(format!(".{}", std::process::id()));
+        let draft = SocketFile(draft.into());
+        let _ = fs::remove_file(&draft.0);
+        let listener = UnixListener::bind(&draft.0).map_err(failed("bind"))?;
+        fs::set_permissions(&draft.0, Permissions::from_mode(mode)).map_err(failed("set the mode"))?;
+        fs::rename(&draft.0, path).map_err(failed("move into place"))?;
+        Ok(Self { listener, file: SocketFile(path.to_owned()) })
+    }
+
+    /// Serves until `shutdown`, then lets requests under way finish for a few seconds.
+    pub async fn serve(
+        self,
+        router: Router,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), ServeError> {
+        let Self { listener, file } = self;
+        let router = router.fallback(async || ApiError::not_found("unknown-request", "no such request"));
+        let (asked, stop) = tokio::sync::oneshot::channel::<()>();
+        let shutdown = async move {
+            shutdown.await;
+            // Nobody waits for it any more only if serving has ended already.
+            let _ = asked.send(());
+        };
+        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown);
+        let deadline = async move {
+            if stop.await.is_err() {
+                std::future::pending::<()>().await;
+            }
+            tokio::time::sleep(DRAIN).await;
+        };
+        tokio::select! {
+            served = served.into_future() => {
+                served.map_err(|source| ServeError::Socket { path: file.0.clone(), step: "serve", source })
+            }
+            () = deadline => Ok(()),
+        }
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // A draft has been moved away by then; a socket that is gone already is no loss.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Progress as it happens: each item is a line of JSON, an error is the last one.
+pub fn ndjson<T: Serialize + Send + 'static>(items: mpsc::Receiver<Result<T, ApiError>>) -> Response {
+    let lines = stream::unfold(items, |mut items| async move {
+        let line = match items.recv().await? {
+            Ok(item) => serde_json::to_vec(&item),
+            Err(error) => serde_json::to_vec(&Envelope { error: error.body }),
+        };
+        let line = line.map_err(io::Error::from).map(|mut line| {
+            line.push(b'\n');
+            Bytes::from(line)
+        });
+        Some((line, items))
+    });
+    ([(CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(lines)).into_response()
+}
+
+/// Refuses a path at which somebody answers, or where something other than a socket lies.
+fn check_free(path: &Path) -> Result<(), ServeError> {
+    let there = match fs::symlink_metadata(path) {
+        Ok(there) => there,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(source) => return Err(ServeError::Socket { path: path.to_owned(), step: "look", source }),
+    };
+    if !there.file_type().is_socket() {
+        return Err(ServeError::InTheWay { path: path.to_owned() });
+    }
+    match UnixStream::connect(path) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Ok(_) => Err(ServeError::AlreadyRunning { path: path.to_owned() }),
+        Err(source) => Err(ServeError::Socket { path: path.to_owned(), step: "ask who answers", source }),
+    }
+}
+
+/// How long requests under way may go on after a stop was asked for.
+const DRAIN: Duration = Duration::from_secs(5);
