@@ -1,4 +1,7 @@
 //! Cutting points of a running guest.
-//! [`source`] is the contract that protection relies on.
+//! [`source`] is the contract that protection relies on; [`guest`] is its one real implementation, made of
+//! [`memory`], [`disk`] and the pause ([`quiesce`]).
 
+pub mod disk;
+pub mod memory;
 pub mod source;

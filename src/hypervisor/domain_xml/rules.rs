@@ -78,14 +78,11 @@ fn device_obstacle(device: &Element, refuse: &mut impl FnMut(String, &str)) {
             let what = if backend == "passthrough" {
                 "the host's TPM is passed through"
             } else {
-                "its TPM keeps state outside of QEMU"
+                "its TPM is emulated by another process, whose state is not replicated"
             };
             refuse(what.into(), "detach the <tpm>");
         }
         "shmem" => refuse("it shares memory with other guests".into(), "detach the <shmem>"),
-        "redirdev" => {
-            refuse("a USB device of a viewer may be redirected to it".into(), "detach the <redirdev>")
-        }
         "disk" if kind == "vhostuser" => {
             refuse(
                 "a vhost-user disk's process writes to memory unseen".into(),

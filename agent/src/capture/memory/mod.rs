@@ -1,0 +1,105 @@
+//! Capturing a guest's memory: engines behind one trait, so that a host gets the best one that works there.
+//! Promises of every engine: pages handed over by `before` and staged by `drain` together turn the basis into the
+//! memory of the instant of `drain`; nothing counts as held by the site before `settle`. All calls block.
+//! Called by `capture::guest`. Today's one engine is [`stop_and_read`].
+
+pub mod device_state;
+mod group;
+mod head;
+mod layout;
+mod process_memory;
+mod staging;
+pub mod stop_and_read;
+
+pub use staging::Staging;
+
+use lifeboat::{
+    hypervisor::{
+        libvirt::QemuProcess,
+        monitor::{Monitor, MonitorError},
+    },
+    id::PointId,
+    page::PageGroup,
+    qemu::stream::{RamBlock, StreamError},
+};
+use std::{io, sync::Arc};
+
+/// One running guest, as far as an engine needs it.
+#[derive(Clone)]
+pub struct Target {
+    pub monitor: Arc<dyn Monitor>,
+    pub process: QemuProcess,
+    /// The guest was reset, or may have been, since the engine last began.
+    pub may_have_reset: bool,
+}
+
+/// Whether an engine can be used on a guest, for status and for choosing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fitness {
+    pub usable: bool,
+    /// For people: why, or why not.
+    pub why: String,
+}
+
+/// One image of a point: a RAM block, in stream order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RamImage {
+    pub block: RamBlock,
+    /// Nothing is known of what the site holds of it.
+    pub full: bool,
+}
+
+/// A way of capturing memory. A cut calls `begin`, `before` until `None`, `drain` with the guest stopped, `after`
+/// until `None`, then `settle` or `put_back`.
+pub trait MemoryEngine: Send {
+    fn name(&self) -> &'static str;
+    /// Looks at the running guest anew and starts a round against what the site holds of `basis`.
+    fn begin(&mut self, target: &Target, basis: Option<PointId>) -> Result<Vec<RamImage>, MemoryError>;
+    /// Pages while the guest runs; an image's number is its block's place.
+    fn before(&mut self) -> Result<Option<PageGroup>, MemoryError>;
+    /// The guest is stopped: whatever differs from what was handed over goes into staging.
+    fn drain(&mut self) -> Result<(), MemoryError>;
+    /// Staged pages; the guest runs again.
+    fn after(&mut self) -> Result<Option<PageGroup>, MemoryError>;
+    /// The stream configuration section of the guest's machine.
+    fn machine_config(&self) -> Vec<u8>;
+    /// Bytes of changed pages found so far in this round.
+    fn changed_bytes(&self) -> u64;
+    /// The site holds `point` now.
+    fn settle(&mut self, point: PointId);
+    /// What was handed over did not arrive: it is owed again.
+    fn put_back(&mut self);
+}
+
+/// Memory could not be captured. The guest is unharmed in every case.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    Stream(#[from] StreamError),
+    /// Somebody else uses QEMU's one migration slot (a save, a migration): wait for them.
+    #[error(
+        "QEMU is busy with another migration or save ({status}); the memory layout is read once it is over"
+    )]
+    Busy { status: String },
+    #[error("{step} failed: {source}")]
+    Io { step: &'static str, source: io::Error },
+    /// The memory layout changed while the point was being cut: cut again.
+    #[error("the guest's memory layout changed while it was being cut ({what})")]
+    Changed { what: String },
+    /// QEMU's answers do not fit together; nothing may be assumed.
+    #[error("the guest's memory can't be found in its QEMU process: {what}")]
+    Layout { what: String },
+    #[error("the saved device state can't be used: {what}")]
+    DeviceState { what: String },
+    /// Our own order of calls was broken.
+    #[error("a memory round was used out of order: {0}")]
+    Order(&'static str),
+}
+
+impl MemoryError {
+    pub(crate) fn io(step: &'static str) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::Io { step, source }
+    }
+}

@@ -1,0 +1,241 @@
+//! The engine that works everywhere: stop, read all of RAM, compare each page with the digest of what the site holds.
+//! Promises: 16 bytes of digest per page, twice while a round is open; a guest's first memory goes out while it
+//! runs, so that the pause stages only what changed since. Pause: RAM ÷ 5-10 GB/s. Called through [`MemoryEngine`].
+
+mod drain;
+#[cfg(test)]
+mod tests;
+
+use super::{
+    Fitness, MemoryEngine, MemoryError, RamImage, Staging, Target,
+    group::{Gather, PageDigest, ZERO},
+    head::{self, Contents},
+    layout::{self, Layout, Place},
+    process_memory,
+};
+use lifeboat::{
+    id::PointId,
+    page::{PAGE, PageGroup},
+};
+use std::{
+    collections::{HashMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+/// Pages read at once: 4 MiB, large enough for full speed and small enough for a cache.
+const CHUNK_PAGES: u64 = 1024;
+/// Firmware rewrites its tables for some time after a reset; what was read before then is read once more.
+const FIRMWARE_BUSY: Duration = Duration::from_secs(30);
+
+/// See the module.
+pub struct StopAndRead {
+    seed: u64,
+    /// What the site holds, by block name, and of which point that is true.
+    held: HashMap<String, Vec<PageDigest>>,
+    basis: Option<PointId>,
+    known: Option<Known>,
+    staging: Staging,
+    round: Option<Round>,
+}
+
+/// What is known of the running QEMU.
+struct Known {
+    target: Target,
+    layout: Layout,
+    /// Read so soon after a reset that the firmware may not have been done; read again after this.
+    again_after: Option<Instant>,
+}
+
+/// One cut being made.
+struct Round {
+    /// Per block, what the site will hold once the point has arrived.
+    next: Vec<Vec<PageDigest>>,
+    /// Places still to be read while the guest runs: block, first page.
+    seed_from: VecDeque<(usize, u64)>,
+    ready: VecDeque<PageGroup>,
+    changed_pages: u64,
+    drained: bool,
+}
+
+impl StopAndRead {
+    pub fn new(staging: Staging) -> Self {
+        let seed = uuid::Uuid::new_v4().as_u64_pair().0;
+        Self { seed, held: HashMap::new(), basis: None, known: None, staging, round: None }
+    }
+
+    /// Whether this engine can be used on a guest whose XML showed no obstacle.
+    pub fn probe(target: &Target) -> Fitness {
+        let mut byte = [0u8; 1];
+        let ranges = process_memory::mapped_ranges(target.process);
+        let readable = ranges.and_then(|ranges| match ranges.first() {
+            Some((start, _)) => process_memory::read(target.process, *start, &mut byte),
+            None => Err(MemoryError::Layout { what: "its process shows no memory".into() }),
+        });
+        match readable {
+            Ok(()) => Fitness {
+                usable: true,
+                why: "works with every QEMU from 7.2 on; the pause grows with the guest's memory".into(),
+            },
+            Err(error) => Fitness {
+                usable: false,
+                why: format!("QEMU's memory can't be read ({error}); the agent needs CAP_SYS_PTRACE"),
+            },
+        }
+    }
+
+    /// Makes sure that the layout is that of the guest as it is now.
+    fn look(&mut self, target: &Target) -> Result<&mut Known, MemoryError> {
+        let fingerprint = layout::fingerprint(target)?;
+        let now = Instant::now();
+        let usable = self.known.take().filter(|known| {
+            known.target.process == target.process
+                && known.layout.fingerprint == fingerprint
+                && !target.may_have_reset
+                && known.again_after.is_none_or(|after| now < after)
+        });
+        let known = match usable {
+            Some(mut known) => {
+                known.layout.place_missing(target)?;
+                known
+            }
+            None => {
+                let age = target.process.age_seconds().map_or(Duration::ZERO, Duration::from_secs_f64);
+                let settled = !target.may_have_reset && age > FIRMWARE_BUSY;
+                let layout = Layout::find(target, head::read(target)?, fingerprint)?;
+                let again_after = (!settled).then(|| now + FIRMWARE_BUSY);
+                Known { target: target.clone(), layout, again_after }
+            }
+        };
+        Ok(self.known.insert(known))
+    }
+
+    fn round(&mut self) -> Result<&mut Round, MemoryError> {
+        self.round.as_mut().ok_or(MemoryError::Order("no round is open"))
+    }
+
+    /// Reads the next chunk of a first sync.
+    fn seed_chunk(&mut self, block: usize, first: u64) -> Result<(), MemoryError> {
+        let known = self.known.as_ref().ok_or(MemoryError::Order("no guest was looked at"))?;
+        let round = self.round.as_mut().ok_or(MemoryError::Order("no round is open"))?;
+        let table = &mut round.next[block];
+        let end = (first + CHUNK_PAGES).min(table.len() as u64);
+        let mut bytes = vec![0; (end - first) as usize * PAGE];
+        read_chunk(known, block, first, &mut bytes)?;
+        let mut emit = |group| round.ready.push_back(group);
+        let mut gather = Gather::new(block as u16, &mut emit);
+        let slots = &mut table[first as usize..end as usize];
+        let changed = gather.compare(first, &bytes, slots, self.seed);
+        gather.finish();
+        round.changed_pages += changed;
+        if end < table.len() as u64 {
+            round.seed_from.push_front((block, end));
+        }
+        Ok(())
+    }
+}
+
+/// Reads pages of a block from wherever it is.
+fn read_chunk(known: &Known, block: usize, first: u64, into: &mut [u8]) -> Result<(), MemoryError> {
+    let offset = first * PAGE as u64;
+    match (&known.layout.blocks[block].place, &known.layout.head.contents[block]) {
+        (Place::Host { address }, _) => process_memory::read(known.target.process, address + offset, into),
+        (Place::Head, Contents::Whole(whole)) => {
+            into.copy_from_slice(&whole[offset as usize..offset as usize + into.len()]);
+            Ok(())
+        }
+        (Place::Head, Contents::Samples(_)) => {
+            Err(MemoryError::Layout { what: format!("block {block} has neither address nor contents") })
+        }
+    }
+}
+
+impl MemoryEngine for StopAndRead {
+    fn name(&self) -> &'static str {
+        "stop-and-read"
+    }
+
+    fn begin(&mut self, target: &Target, basis: Option<PointId>) -> Result<Vec<RamImage>, MemoryError> {
+        self.put_back();
+        let holds_basis = basis.is_some() && basis == self.basis;
+        if !holds_basis {
+            self.held.clear();
+            self.basis = None;
+        }
+        let known = self.look(target)?;
+        let blocks: Vec<_> = known.layout.blocks.iter().map(|placed| placed.block.clone()).collect();
+        let (mut images, mut next, mut seed_from) = (Vec::new(), Vec::new(), VecDeque::new());
+        for (at, block) in blocks.into_iter().enumerate() {
+            let pages = block.pages() as usize;
+            let held = self.held.get(&block.name).filter(|held| held.len() == pages);
+            let full = held.is_none();
+            // In a full image a page that is not sent is zero.
+            next.push(held.cloned().unwrap_or_else(|| vec![ZERO; pages]));
+            if full && pages > 0 {
+                seed_from.push_back((at, 0));
+            }
+            images.push(RamImage { block, full });
+        }
+        let ready = VecDeque::new();
+        self.round = Some(Round { next, seed_from, ready, changed_pages: 0, drained: false });
+        Ok(images)
+    }
+
+    fn before(&mut self) -> Result<Option<PageGroup>, MemoryError> {
+        loop {
+            let round = self.round()?;
+            if let Some(group) = round.ready.pop_front() {
+                return Ok(Some(group));
+            }
+            let Some((block, first)) = round.seed_from.pop_front() else { return Ok(None) };
+            self.seed_chunk(block, first)?;
+        }
+    }
+
+    fn drain(&mut self) -> Result<(), MemoryError> {
+        let known = self.known.as_ref().ok_or(MemoryError::Order("no guest was looked at"))?;
+        let round = self.round.as_mut().ok_or(MemoryError::Order("no round is open"))?;
+        if round.drained || !round.ready.is_empty() || !round.seed_from.is_empty() {
+            return Err(MemoryError::Order("drained before the running guest's pages were taken, or twice"));
+        }
+        if layout::fingerprint(&known.target)? != known.layout.fingerprint {
+            return Err(MemoryError::Changed { what: "a memory block came, went or grew".into() });
+        }
+        round.drained = true;
+        round.changed_pages += drain::drain(known, &mut round.next, self.seed, &mut self.staging)?;
+        if known.target.process.is_alive() {
+            Ok(())
+        } else {
+            Err(MemoryError::Changed { what: "its QEMU process ended".into() })
+        }
+    }
+
+    fn after(&mut self) -> Result<Option<PageGroup>, MemoryError> {
+        if !self.round()?.drained {
+            return Err(MemoryError::Order("asked for staged pages before they were drained"));
+        }
+        self.staging.pop()
+    }
+
+    fn machine_config(&self) -> Vec<u8> {
+        self.known.as_ref().map(|known| known.layout.head.config.clone()).unwrap_or_default()
+    }
+
+    fn changed_bytes(&self) -> u64 {
+        self.round.as_ref().map_or(0, |round| round.changed_pages * PAGE as u64)
+    }
+
+    fn settle(&mut self, point: PointId) {
+        let (Some(round), Some(known)) = (self.round.take(), self.known.as_ref()) else { return };
+        if round.drained {
+            let names = known.layout.blocks.iter().map(|placed| placed.block.name.clone());
+            self.held = names.zip(round.next).collect();
+            self.basis = Some(point);
+        }
+        self.staging.clear();
+    }
+
+    fn put_back(&mut self) {
+        self.round = None;
+        self.staging.clear();
+    }
+}
