@@ -66,7 +66,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
 
     let endpoint = SiteEndpoint::bind(config.listen, &identity, &config.transport)?;
     tracing::info!(listen = %endpoint.local_address()?, site = %config.name, "taking agents");
-    let refused = endpoint.refused_counter();
+    let refused = Box::new(endpoint.refusal_counter());
     let tokens = EnrolmentTokens::open(&config.identity_dir(), identity.fingerprint(), clock.clone());
     let certificate_expires = identity.expires();
     let enrolment = Arc::new(Enrolment { identity, tokens, clock });

@@ -14,7 +14,9 @@ use std::{path::PathBuf, process::ExitCode, time::Duration};
 /// The daemon of a recovery site. Agents on source hosts stream recovery points to it; operators use the `lifeboat`
 /// command to look at them and to fail over.
 #[derive(Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 EXAMPLES
   A new site:        lifeboat-site-controller init --address dr.example.com
                      systemctl enable --now lifeboat-site-controller
@@ -25,7 +27,8 @@ FILES
   /var/lib/lifeboat/site     recovery points, certificates, failover journals
 
 ENVIRONMENT
-  LIFEBOAT_LOG               what is logged: `debug`, or `info,lifeboat::transport=trace`")]
+  LIFEBOAT_LOG               what is logged: `debug`, or `info,lifeboat::transport=trace`"
+)]
 struct Arguments {
     /// Configuration file.
     #[arg(long, global = true, default_value = config::DEFAULT_FILE)]
@@ -92,7 +95,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::CheckConfig => {
             let keys: Vec<String> = unknown.into_iter().map(|key| key.key).collect();
-            anyhow::ensure!(keys.is_empty(), "{}: unknown keys: {}", arguments.config.display(), keys.join(", "));
+            anyhow::ensure!(
+                keys.is_empty(),
+                "{}: unknown keys: {}",
+                arguments.config.display(),
+                keys.join(", ")
+            );
             println!("{}: ok", arguments.config.display());
             Ok(())
         }

@@ -93,6 +93,12 @@ impl SiteEndpoint {
     }
 
     /// Peers turned away so far.
+    /// The same, to be asked by somebody who does not hold the endpoint.
+    pub fn refusal_counter(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
+        let refusals = self.refusals.clone();
+        move || refusals.total()
+    }
+
     pub fn refused(&self) -> u64 {
         self.refusals.total()
     }

@@ -94,21 +94,12 @@ impl Console {
     pub fn complaints(&self) -> Vec<String> {
         let bytes = std::fs::read(&self.path).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
-        text.lines()
-            .filter(|line| line.starts_with("error="))
-            .map(str::to_owned)
-            .collect()
+        text.lines().filter(|line| line.starts_with("error=")).map(str::to_owned).collect()
     }
 
     /// Waits until the newest report satisfies `wanted`, and returns it.
-    pub fn wait(
-        &self,
-        within: Duration,
-        what: &str,
-        wanted: impl Fn(&Report) -> bool,
-    ) -> Result<Report> {
-        eventually(within, what, || Ok(self.last().filter(&wanted)))
-            .with_context(|| tail(&self.path, 12))
+    pub fn wait(&self, within: Duration, what: &str, wanted: impl Fn(&Report) -> bool) -> Result<Report> {
+        eventually(within, what, || Ok(self.last().filter(&wanted))).with_context(|| tail(&self.path, 12))
     }
 }
 
@@ -121,13 +112,8 @@ mod tests {
 
     #[test]
     fn a_whole_line_is_read() {
-        let Some(report) = Report::parse(LINE) else {
-            panic!("refused: {LINE}")
-        };
-        assert_eq!(
-            (report.tick, report.boot.as_str(), report.disk_errors),
-            (7, "00ff", 2)
-        );
+        let Some(report) = Report::parse(LINE) else { panic!("refused: {LINE}") };
+        assert_eq!((report.tick, report.boot.as_str(), report.disk_errors), (7, "00ff", 2));
         assert!(!report.unharmed());
     }
 

@@ -8,15 +8,10 @@ use anyhow::{Context, Result, bail};
 /// Cargo's target folder, found from where this program runs, so that every cargo setting is honoured.
 pub fn target_dir() -> Result<PathBuf> {
     let exe = std::env::current_exe().context("where this program is")?;
-    let found = exe
-        .ancestors()
-        .find(|folder| folder.join(SETUP_WAS_HERE).exists());
+    let found = exe.ancestors().find(|folder| folder.join(SETUP_WAS_HERE).exists());
     match found {
         Some(folder) => Ok(folder.to_owned()),
-        None => bail!(
-            "nothing is set up for {}: run tests/setup.sh (`make test` does)",
-            exe.display()
-        ),
+        None => bail!("nothing is set up for {}: run tests/setup.sh (`make test` does)", exe.display()),
     }
 }
 
@@ -50,20 +45,11 @@ impl Assets {
         let (kernel, initrd) = (folder.join("vmlinuz"), folder.join("initrd"));
         for file in [&kernel, &initrd] {
             if !file.exists() {
-                bail!(
-                    "{} is missing: run tests/setup.sh (`make test` does)",
-                    file.display()
-                );
+                bail!("{} is missing: run tests/setup.sh (`make test` does)", file.display());
             }
         }
-        let analyze_migration =
-            Some(folder.join("analyze-migration.py")).filter(|file| file.exists());
-        Ok(Self {
-            kernel,
-            initrd,
-            analyze_migration,
-            folder,
-        })
+        let analyze_migration = Some(folder.join("analyze-migration.py")).filter(|file| file.exists());
+        Ok(Self { kernel, initrd, analyze_migration, folder })
     }
 }
 

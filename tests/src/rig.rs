@@ -31,38 +31,20 @@ pub struct Rig {
 impl Rig {
     /// A new world. `name` names the logs it leaves in `<target>/rig/logs/<name>`.
     pub fn new(name: &str) -> Result<Self> {
-        ensure!(
-            geteuid().is_root(),
-            "the rig needs root: it makes namespaces and starts libvirtd in them"
-        );
+        ensure!(geteuid().is_root(), "the rig needs root: it makes namespaces and starts libvirtd in them");
         let assets = Assets::find()?;
         let accel = Accel::detect(&assets)?;
         let folder = claim_folder()?;
         eprintln!("rig: guests run under {accel}");
-        Ok(Self {
-            name: name.to_owned(),
-            folder,
-            assets,
-            accel,
-            sites: Mutex::default(),
-        })
+        Ok(Self { name: name.to_owned(), folder, assets, accel, sites: Mutex::default() })
     }
 
     /// A machine with power on and libvirtd running. Names must differ; at most 250 sites.
     pub fn site(&self, name: &str) -> Result<Site> {
         let mut sites = self.sites.lock().unwrap_or_else(PoisonError::into_inner);
-        ensure!(
-            sites.iter().all(|site| site.name() != name),
-            "there is a site {name} already"
-        );
+        ensure!(sites.iter().all(|site| site.name() != name), "there is a site {name} already");
         let number = u8::try_from(sites.len() + 1).context("too many sites")?;
-        let site = Site::build(
-            name,
-            number,
-            &self.folder.join(name),
-            self.accel,
-            &self.assets,
-        )?;
+        let site = Site::build(name, number, &self.folder.join(name), self.accel, &self.assets)?;
         sites.push(site.clone());
         site.power_on()?;
         Ok(site)
@@ -113,21 +95,13 @@ impl Drop for Rig {
         let sites = std::mem::take(&mut *self.sites.lock().unwrap_or_else(PoisonError::into_inner));
         sites.iter().for_each(Site::power_cut);
         match self.keep_logs(&sites) {
-            Ok(()) => eprintln!(
-                "rig: logs are in {}",
-                self.logs().unwrap_or_default().display()
-            ),
+            Ok(()) => eprintln!("rig: logs are in {}", self.logs().unwrap_or_default().display()),
             Err(error) => eprintln!("rig: the logs could not be kept: {error:#}"),
         }
-        if std::env::var_os("LIFEBOAT_RIG_KEEP").is_some()
-            && fs::write(self.folder.join(KEPT), "").is_ok()
-        {
+        if std::env::var_os("LIFEBOAT_RIG_KEEP").is_some() && fs::write(self.folder.join(KEPT), "").is_ok() {
             eprintln!("rig: kept {}", self.folder.display());
         } else if let Err(error) = fs::remove_dir_all(&self.folder) {
-            eprintln!(
-                "rig: {} could not be removed: {error}",
-                self.folder.display()
-            );
+            eprintln!("rig: {} could not be removed: {error}", self.folder.display());
         }
     }
 }
@@ -143,15 +117,9 @@ fn claim_folder() -> Result<PathBuf> {
         .map_err(|(_, error)| error)
         .context("taking the rig lock")?;
     sweep(base)?;
-    let folder = base.join(format!(
-        "{}-{}",
-        std::process::id(),
-        NUMBER.fetch_add(1, Ordering::Relaxed)
-    ));
+    let folder = base.join(format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed)));
     fs::create_dir(&folder).with_context(|| format!("making {}", folder.display()))?;
-    Process::of(std::process::id())
-        .context("reading our own process")?
-        .note(&folder.join(OWNER))?;
+    Process::of(std::process::id()).context("reading our own process")?.note(&folder.join(OWNER))?;
     Ok(folder)
 }
 
@@ -162,22 +130,16 @@ fn sweep(base: &Path) -> Result<()> {
         if !folder.is_dir() || owned || folder.join(KEPT).exists() {
             continue;
         }
-        for site in fs::read_dir(&folder)
-            .with_context(|| format!("listing {}", folder.display()))?
-            .flatten()
+        for site in fs::read_dir(&folder).with_context(|| format!("listing {}", folder.display()))?.flatten()
         {
-            if let Some(power) =
-                Process::noted(&site.path().join(POWER)).filter(|power| power.alive())
-            {
+            if let Some(power) = Process::noted(&site.path().join(POWER)).filter(|power| power.alive()) {
                 let _ = kill(Pid::from_raw(power.pid), Signal::SIGKILL); // gone meanwhile is as good
             }
         }
         // What runs in its sites dies a moment later, and may write until then.
-        eventually(
-            SWEEP_TIME,
-            &format!("removing what a dead rig left in {}", folder.display()),
-            || Ok(fs::remove_dir_all(&folder).is_ok().then_some(())),
-        )?;
+        eventually(SWEEP_TIME, &format!("removing what a dead rig left in {}", folder.display()), || {
+            Ok(fs::remove_dir_all(&folder).is_ok().then_some(()))
+        })?;
     }
     Ok(())
 }
@@ -193,17 +155,8 @@ impl Process {
     pub(crate) fn of(pid: u32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name, in brackets, may hold anything; the start time is the 20th field after it.
-        let started = stat
-            .rsplit_once(')')?
-            .1
-            .split_whitespace()
-            .nth(19)?
-            .parse()
-            .ok()?;
-        Some(Self {
-            pid: i32::try_from(pid).ok()?,
-            started,
-        })
+        let started = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse().ok()?;
+        Some(Self { pid: i32::try_from(pid).ok()?, started })
     }
 
     pub(crate) fn alive(self) -> bool {
@@ -218,10 +171,7 @@ impl Process {
     fn noted(file: &Path) -> Option<Self> {
         let text = fs::read_to_string(file).ok()?;
         let (pid, started) = text.split_once(' ')?;
-        Some(Self {
-            pid: pid.parse().ok()?,
-            started: started.parse().ok()?,
-        })
+        Some(Self { pid: pid.parse().ok()?, started: started.parse().ok()? })
     }
 }
 
@@ -233,11 +183,7 @@ fn copy_small_files(from: &Path, to: &Path) -> Result<()> {
         let target = to.join(entry.file_name());
         if kind.is_dir() {
             copy_small_files(&path, &target)?;
-        } else if kind.is_file()
-            && entry
-                .metadata()
-                .is_ok_and(|data| data.len() <= LOG_BYTES_MAX)
-        {
+        } else if kind.is_file() && entry.metadata().is_ok_and(|data| data.len() <= LOG_BYTES_MAX) {
             fs::copy(&path, &target).with_context(|| format!("keeping {}", path.display()))?;
         }
     }

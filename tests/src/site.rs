@@ -55,46 +55,24 @@ impl Site {
             !name.is_empty() && name.len() <= 8,
             "a site's name has 1 to 8 letters (it names an interface): {name:?}"
         );
-        for sub in [
-            "run",
-            "etc",
-            "lib/images",
-            "lib/boot",
-            "log/libvirt/qemu",
-            "cache",
-            "dev",
-            "srv",
-        ] {
+        for sub in ["run", "etc", "lib/images", "lib/boot", "log/libvirt/qemu", "cache", "dev", "srv"] {
             fs::create_dir_all(folder.join(sub))
                 .with_context(|| format!("making {}/{sub}", folder.display()))?;
         }
         let put = |path: &str, text: &str| {
-            fs::write(folder.join(path), text)
-                .with_context(|| format!("writing {}/{path}", folder.display()))
+            fs::write(folder.join(path), text).with_context(|| format!("writing {}/{path}", folder.display()))
         };
-        put(
-            "hosts",
-            &format!("127.0.0.1 localhost\n127.0.1.1 {}\n", hostname(name)),
-        )?;
+        put("hosts", &format!("127.0.0.1 localhost\n127.0.1.1 {}\n", hostname(name)))?;
         put("etc/qemu.conf", QEMU_CONF)?;
         let id = uuid::Uuid::new_v4();
-        put(
-            "etc/libvirtd.conf",
-            &format!("host_uuid = \"{id}\"\n{LIBVIRTD_CONF}"),
-        )?;
+        put("etc/libvirtd.conf", &format!("host_uuid = \"{id}\"\n{LIBVIRTD_CONF}"))?;
         // Each site has its copy: libvirt hands the files it opens to QEMU's user.
         for (asset, file) in [(&assets.kernel, "vmlinuz"), (&assets.initrd, "initrd")] {
             fs::copy(asset, folder.join("lib/boot").join(file))
                 .with_context(|| format!("copying {}", asset.display()))?;
         }
         let (name, folder) = (name.to_owned(), folder.to_owned());
-        Ok(Self(Arc::new(Inner {
-            name,
-            number,
-            folder,
-            accel,
-            power: Mutex::default(),
-        })))
+        Ok(Self(Arc::new(Inner { name, number, folder, accel, power: Mutex::default() })))
     }
 
     pub fn name(&self) -> &str {
@@ -169,8 +147,7 @@ impl Site {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(
-                fs::File::create(self.folder().join("log/rig-site.log"))
-                    .context("opening the site's log")?,
+                fs::File::create(self.folder().join("log/rig-site.log")).context("opening the site's log")?,
             )
             .process_group(0)
             .spawn()
@@ -180,14 +157,8 @@ impl Site {
         }
         let output = supervisor.stdout.take().context("rig-site has an output")?;
         // Two lines, in any order: one is the parent's, one the child's.
-        let said: Vec<String> = BufReader::new(output)
-            .lines()
-            .map_while(Result::ok)
-            .take(2)
-            .collect();
-        let pid = said
-            .iter()
-            .find_map(|line| line.strip_prefix("pid ")?.parse::<i32>().ok());
+        let said: Vec<String> = BufReader::new(output).lines().map_while(Result::ok).take(2).collect();
+        let pid = said.iter().find_map(|line| line.strip_prefix("pid ")?.parse::<i32>().ok());
         let up = said.iter().any(|line| line == "up");
         let (Some(pid), true) = (pid, up) else {
             let _ = supervisor.kill();
@@ -198,11 +169,7 @@ impl Site {
                 tail(&self.folder().join("log/rig-site.log"), 5)
             );
         };
-        *self.power() = Some(Power {
-            supervisor,
-            pid,
-            libvirtd: None,
-        });
+        *self.power() = Some(Power { supervisor, pid, libvirtd: None });
         self.start_libvirtd()
     }
 
@@ -214,22 +181,12 @@ impl Site {
 
     pub fn start_libvirtd(&self) -> Result<()> {
         let mut libvirtd = self.command("libvirtd").spawn()?;
-        eventually(
-            LIBVIRTD_TIME,
-            &format!("libvirtd of site {}", self.name()),
-            || {
-                if let Some(status) = libvirtd.poll()? {
-                    bail!("libvirtd ended with {status}");
-                }
-                Ok(self
-                    .command("virsh")
-                    .args(["-c", URI, "version"])
-                    .output()?
-                    .status
-                    .success()
-                    .then_some(()))
-            },
-        )
+        eventually(LIBVIRTD_TIME, &format!("libvirtd of site {}", self.name()), || {
+            if let Some(status) = libvirtd.poll()? {
+                bail!("libvirtd ended with {status}");
+            }
+            Ok(self.command("virsh").args(["-c", URI, "version"]).output()?.status.success().then_some(()))
+        })
         .with_context(|| tail(libvirtd.log_path(), 10))
         .with_context(|| tail(&self.folder().join("log/libvirt/libvirtd.log"), 10))?;
         if let Some(power) = &mut *self.power() {
@@ -240,12 +197,8 @@ impl Site {
 
     /// Stops libvirtd (guests run on); `Signal::SIGKILL` is a crash of it.
     pub fn stop_libvirtd(&self, signal: Signal) -> Result<()> {
-        let libvirtd = self
-            .power()
-            .as_mut()
-            .and_then(|power| power.libvirtd.take());
-        let mut libvirtd =
-            libvirtd.with_context(|| format!("no libvirtd runs in site {}", self.name()))?;
+        let libvirtd = self.power().as_mut().and_then(|power| power.libvirtd.take());
+        let mut libvirtd = libvirtd.with_context(|| format!("no libvirtd runs in site {}", self.name()))?;
         libvirtd.signal(signal)?;
         libvirtd.wait(LIBVIRTD_TIME)?;
         Ok(())
@@ -263,10 +216,7 @@ impl Site {
     }
 
     /// Runs a command line to its end; its standard output, or an error that shows everything.
-    pub fn run<S: AsRef<std::ffi::OsStr>>(
-        &self,
-        words: impl IntoIterator<Item = S>,
-    ) -> Result<String> {
+    pub fn run<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Result<String> {
         let mut words = words.into_iter();
         let program = words.next().context("a command has a program")?;
         self.command(program.as_ref()).args(words).run()
@@ -274,64 +224,34 @@ impl Site {
 
     /// Leaves a command line running; its log is `<site>/log/<program>.log`. See [`Site::command`] for more
     /// say.
-    pub fn spawn<S: AsRef<std::ffi::OsStr>>(
-        &self,
-        words: impl IntoIterator<Item = S>,
-    ) -> Result<Proc> {
+    pub fn spawn<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Result<Proc> {
         let mut words = words.into_iter();
         let program = words.next().context("a command has a program")?;
         self.command(program.as_ref()).args(words).spawn()
     }
 
-    pub fn virsh<S: AsRef<std::ffi::OsStr>>(
-        &self,
-        words: impl IntoIterator<Item = S>,
-    ) -> Result<String> {
-        self.command("virsh")
-            .args(["-q", "-c", URI])
-            .args(words)
-            .run()
+    pub fn virsh<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Result<String> {
+        self.command("virsh").args(["-q", "-c", URI]).args(words).run()
     }
 
     /// Puts a small file system over a folder: `bytes` is all it can hold. Empty again after a power cut.
     pub fn limit_store(&self, folder: &Path, bytes: u64) -> Result<()> {
         let options = format!("size={bytes},mode=755");
-        self.run([
-            "mount",
-            "-t",
-            "tmpfs",
-            "-o",
-            &options,
-            "limited",
-            &folder.to_string_lossy(),
-        ])?;
+        self.run(["mount", "-t", "tmpfs", "-o", &options, "limited", &folder.to_string_lossy()])?;
         Ok(())
     }
 
     /// Gives a limited folder another size.
     pub fn resize_store(&self, folder: &Path, bytes: u64) -> Result<()> {
-        self.run([
-            "mount",
-            "-o",
-            &format!("remount,size={bytes}"),
-            &folder.to_string_lossy(),
-        ])?;
+        self.run(["mount", "-o", &format!("remount,size={bytes}"), &folder.to_string_lossy()])?;
         Ok(())
     }
 
     /// Takes all the room that is left in a limited folder; [`Site::unfill`] gives it back.
     pub fn fill(&self, folder: &Path) -> Result<()> {
         let target = format!("of={}", folder.join(FILLER).display());
-        let out = self
-            .command("dd")
-            .args(["if=/dev/zero", &target, "bs=64K"])
-            .output()?;
-        ensure!(
-            out.stderr.contains("No space left"),
-            "{} was not filled: {}",
-            folder.display(),
-            out.stderr
-        );
+        let out = self.command("dd").args(["if=/dev/zero", &target, "bs=64K"]).output()?;
+        ensure!(out.stderr.contains("No space left"), "{} was not filled: {}", folder.display(), out.stderr);
         Ok(())
     }
 
@@ -342,8 +262,8 @@ impl Site {
 
     /// Runs `work` in the site's network: sockets it makes there stay there, wherever they are used later.
     pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
-        let space = fs::File::open(format!("/proc/{}/ns/net", self.pid()?))
-            .context("opening the site's network")?;
+        let space =
+            fs::File::open(format!("/proc/{}/ns/net", self.pid()?)).context("opening the site's network")?;
         std::thread::scope(|scope| {
             let worker = scope.spawn(|| setns(space, CloneFlags::CLONE_NEWNET).map(|()| work()));
             match worker.join() {
@@ -371,17 +291,10 @@ fn hostname(site: &str) -> String {
 
 /// Runs a program of the host in the network of a site.
 pub(crate) fn in_net_of(pid: i32, words: &[&str]) -> Result<()> {
-    let out = Command::new("nsenter")
-        .args(["--net", "--target", &pid.to_string(), "--"])
-        .args(words)
-        .output();
+    let out =
+        Command::new("nsenter").args(["--net", "--target", &pid.to_string(), "--"]).args(words).output();
     let out = out.context("starting nsenter")?;
-    ensure!(
-        out.status.success(),
-        "`{}`: {}",
-        words.join(" "),
-        String::from_utf8_lossy(&out.stderr)
-    );
+    ensure!(out.status.success(), "`{}`: {}", words.join(" "), String::from_utf8_lossy(&out.stderr));
     Ok(())
 }
 

@@ -24,10 +24,7 @@ use lifeboat::{
     local_api::{ApiError, ndjson},
     units::UnixMs,
 };
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
-};
+use std::sync::Arc;
 use tokio::sync::mpsc;
 
 /// Lines of progress that may wait for a slow watcher; more are left out.
@@ -38,7 +35,8 @@ pub struct Site {
     pub config: SiteConfig,
     pub runbook: Arc<Runbook>,
     pub certificate_expires: UnixMs,
-    pub refused: Arc<AtomicU64>,
+    /// Connections turned away since the start.
+    pub refused: Box<dyn Fn() -> u64 + Send + Sync>,
     pub findings: Vec<String>,
 }
 
@@ -85,7 +83,7 @@ async fn status(State(site): State<Arc<Site>>) -> Result<Json<SiteStatus>, ApiEr
         store_free_bytes: runbook.store.objects().free_bytes().await.map_err(store_error)?,
         store_reserve_bytes: site.config.reserve.0,
         certificate_expires: site.certificate_expires,
-        refused_connections: site.refused.load(Ordering::Relaxed),
+        refused_connections: (site.refused)(),
         vms,
         findings: site.findings.clone(),
     }))

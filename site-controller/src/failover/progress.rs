@@ -18,8 +18,6 @@ pub enum Progress {
     Bytes { step: String, done: u64, total: u64 },
     /// It is done: the last line of a failover that worked.
     Done { report: FailoverReport },
-    /// It could not be done: the last line of one that did not.
-    Failed { code: String, message: String, hint: String },
 }
 
 /// What a failover did.

@@ -52,8 +52,7 @@ fn run() -> Result<()> {
             set_pdeathsig(Signal::SIGKILL).context("tying PID 1 to its parent")?;
             furnish(&folder, hostname, kvm)?;
             say("up")?;
-            io::copy(&mut io::stdin().lock(), &mut io::sink())
-                .context("waiting for the rig to let go")?;
+            io::copy(&mut io::stdin().lock(), &mut io::sink()).context("waiting for the rig to let go")?;
             Ok(())
         }
     }
@@ -62,13 +61,8 @@ fn run() -> Result<()> {
 fn furnish(folder: &Path, hostname: &str, kvm: bool) -> Result<()> {
     umask(Mode::empty());
     let none: Option<&str> = None;
-    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-        .context("making mounts private")?;
-    for (kind, place) in [
-        ("proc", "/proc"),
-        ("sysfs", "/sys"),
-        ("tmpfs", "/sys/fs/cgroup"),
-    ] {
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("making mounts private")?;
+    for (kind, place) in [("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/sys/fs/cgroup")] {
         mount(Some(kind), place, Some(kind), MsFlags::empty(), none)
             .with_context(|| format!("mounting {place}"))?;
     }
@@ -80,14 +74,8 @@ fn furnish(folder: &Path, hostname: &str, kvm: bool) -> Result<()> {
     fs::create_dir_all("/run/lock").context("making /run/lock")?;
     furnish_dev(&folder.join("dev"), kvm)?;
     sethostname(hostname).context("naming the site")?;
-    let status = Command::new("ip")
-        .args(["link", "set", "lo", "up"])
-        .status()
-        .context("running ip")?;
-    ensure!(
-        status.success(),
-        "the loopback interface does not come up: {status}"
-    );
+    let status = Command::new("ip").args(["link", "set", "lo", "up"]).status().context("running ip")?;
+    ensure!(status.success(), "the loopback interface does not come up: {status}");
     // SAFETY: ignoring a signal installs no handler. Ignored, the kernel reaps the orphans that PID 1
     // inherits.
     unsafe { signal(Signal::SIGCHLD, SigHandler::SigIgn) }.context("ignoring SIGCHLD")?;
@@ -98,26 +86,15 @@ fn furnish(folder: &Path, hostname: &str, kvm: bool) -> Result<()> {
 /// every parse.
 fn furnish_dev(dev: &Path, kvm: bool) -> Result<()> {
     let none: Option<&str> = None;
-    mount(
-        Some("tmpfs"),
-        dev,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("mode=755"),
-    )
-    .context("mounting a private /dev")?;
+    mount(Some("tmpfs"), dev, Some("tmpfs"), MsFlags::empty(), Some("mode=755"))
+        .context("mounting a private /dev")?;
     for folder in ["pts", "shm", "net"] {
         fs::create_dir(dev.join(folder)).with_context(|| format!("making /dev/{folder}"))?;
     }
     let kvm = kvm.then_some(("kvm", 10, 232));
     for (name, major, minor) in DEVICES.iter().copied().chain(kvm) {
-        mknod(
-            &dev.join(name),
-            SFlag::S_IFCHR,
-            Mode::from_bits_truncate(0o666),
-            makedev(major, minor),
-        )
-        .with_context(|| format!("making /dev/{name}"))?;
+        mknod(&dev.join(name), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor))
+            .with_context(|| format!("making /dev/{name}"))?;
     }
     let links = [
         ("ptmx", "pts/ptmx"),
@@ -130,31 +107,16 @@ fn furnish_dev(dev: &Path, kvm: bool) -> Result<()> {
         symlink(target, dev.join(name)).with_context(|| format!("linking /dev/{name}"))?;
     }
     let options = Some("newinstance,ptmxmode=0666,mode=620");
-    mount(
-        Some("devpts"),
-        &dev.join("pts"),
-        Some("devpts"),
-        MsFlags::empty(),
-        options,
-    )
-    .context("mounting /dev/pts")?;
-    mount(
-        Some("tmpfs"),
-        &dev.join("shm"),
-        Some("tmpfs"),
-        MsFlags::empty(),
-        none,
-    )
-    .context("mounting /dev/shm")?;
-    mount(Some(dev), "/dev", none, MsFlags::MS_MOVE, none)
-        .context("moving the private /dev in place")
+    mount(Some("devpts"), &dev.join("pts"), Some("devpts"), MsFlags::empty(), options)
+        .context("mounting /dev/pts")?;
+    mount(Some("tmpfs"), &dev.join("shm"), Some("tmpfs"), MsFlags::empty(), none)
+        .context("mounting /dev/shm")?;
+    mount(Some(dev), "/dev", none, MsFlags::MS_MOVE, none).context("moving the private /dev in place")
 }
 
 fn say(line: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    writeln!(out, "{line}")
-        .and_then(|()| out.flush())
-        .context("telling the rig")
+    writeln!(out, "{line}").and_then(|()| out.flush()).context("telling the rig")
 }
 
 /// What a site has of its own: its place in the site's folder, where it is mounted.

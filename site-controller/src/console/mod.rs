@@ -1,0 +1,4 @@
+//! What `lifeboat` shows: [`tables`] for people, [`watch`] for work that takes time. JSON is the API's own shapes.
+
+pub mod tables;
+pub mod watch;

@@ -1,0 +1,185 @@
+//! Status and points as text for people. Pure: values in, text out.
+
+use crate::{
+    api::types::{FailoverPreview, PointList, SiteStatus, VmRow},
+    catalog::{PointState, PointSummary},
+    failover::{journal::Phase, progress::FailoverReport},
+    verify::VerifyReport,
+};
+use lifeboat::{units::ByteSize, wire::message::VmState};
+use std::fmt::Write;
+
+/// Columns of text, each as wide as its widest cell.
+fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |at: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count());
+        cells.chain([header[at].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..header.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let padded: Vec<String> = cells.zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        padded.join("  ").trim_end().to_owned() + "\n"
+    };
+    let mut out = line(&mut header.iter().copied());
+    rows.iter().for_each(|row| out.push_str(&line(&mut row.iter().map(String::as_str))));
+    out
+}
+
+/// `3.2 s`, `4 min 5 s`, `2 h 1 min`, `3 d 4 h`.
+pub fn span(ms: u64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        0..60 => format!("{}.{} s", seconds, ms % 1000 / 100),
+        60..3600 => format!("{} min {} s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+        _ => format!("{} d {} h", seconds / 86400, seconds % 86400 / 3600),
+    }
+}
+
+pub fn status(status: &SiteStatus) -> String {
+    let mut out = String::new();
+    let free = ByteSize(status.store_free_bytes);
+    let _ = writeln!(out, "Site {}  (Lifeboat {})", status.site, status.release);
+    let _ = write!(out, "Store: {free} free");
+    if status.store_free_bytes < status.store_reserve_bytes {
+        let reserve = ByteSize(status.store_reserve_bytes);
+        let _ = write!(out, "  FULL: below the reserve of {reserve}; no point is taken until there is room");
+    }
+    out.push('\n');
+    const MONTH_MS: u64 = 30 * 86_400_000;
+    if status.certificate_expires.0 < status.now.0 + MONTH_MS {
+        let _ = writeln!(out, "WARNING: the site's certificate expires at {}", status.certificate_expires);
+    }
+    for finding in &status.findings {
+        let _ = writeln!(out, "WARNING: {finding}");
+    }
+    out.push('\n');
+    if status.vms.is_empty() {
+        out.push_str("No VM is protected to this site yet: enrol an agent (`lifeboat-site-controller token`).\n");
+        return out;
+    }
+    let rows: Vec<Vec<String>> = status.vms.iter().map(|row| vm_row(row)).collect();
+    out + &table(&["VM", "STATE", "RPO", "POINTS", "STORED", "MEMORY", "AGENT", "REASON"], &rows)
+}
+
+fn vm_row(row: &VmRow) -> Vec<String> {
+    let (state, reason) = state_of(row);
+    let memory = match &row.latest {
+        Some(latest) if !latest.has_memory => "off: boots cold".to_owned(),
+        Some(_) => "yes".to_owned(),
+        None => "-".to_owned(),
+    };
+    let agent = match &row.agent {
+        Some(seen) if seen.connected => seen.agent.clone(),
+        Some(seen) => format!("{} (gone)", seen.agent),
+        None => "-".to_owned(),
+    };
+    let points = match row.damaged_points {
+        0 => row.points.to_string(),
+        damaged => format!("{} ({damaged} damaged)", row.points),
+    };
+    let rpo = row.rpo_ms.map_or_else(|| "-".to_owned(), span);
+    vec![row.name.clone(), state, rpo, points, ByteSize(row.stored_bytes).to_string(), memory, agent, reason]
+}
+
+fn state_of(row: &VmRow) -> (String, String) {
+    if let Some(failover) = &row.failover {
+        let words = if failover.phase == Phase::Running { "failed-over" } else { "failover-unfinished" };
+        return (words.to_owned(), failover.last_error.clone().unwrap_or_default());
+    }
+    match &row.agent {
+        Some(seen) if seen.connected => {
+            let report = seen.report.as_ref();
+            let state = report.map_or(VmState::Connecting, |report| report.state);
+            (state.as_str().to_owned(), report.and_then(|report| report.reason.clone()).unwrap_or_default())
+        }
+        Some(seen) => ("no-agent".to_owned(), format!("last heard of it at {}", seen.last_heard)),
+        None => ("no-agent".to_owned(), "not heard of since the controller started".to_owned()),
+    }
+}
+
+pub fn points(list: &PointList) -> String {
+    if list.points.is_empty() {
+        return format!("{} has no points yet.\n", list.name);
+    }
+    let rows: Vec<Vec<String>> = list.points.iter().map(point_row).collect();
+    table(&["SEQ", "ID", "CUT AT (UTC)", "KIND", "PAUSE", "MEMORY", "DISK", "WIRE", "STATE"], &rows)
+}
+
+fn point_row(point: &PointSummary) -> Vec<String> {
+    let state = match &point.state {
+        PointState::Ok => "ok".to_owned(),
+        PointState::Damaged(why) => format!("damaged: {why}"),
+    };
+    vec![
+        point.seq.to_string(),
+        point.point.short(),
+        point.cut_at.to_string(),
+        if point.has_memory { "memory" } else { "disks only" }.to_owned(),
+        format!("{:.1} ms", point.pause_us as f64 / 1e3),
+        ByteSize(point.memory_changed_bytes).to_string(),
+        ByteSize(point.disk_changed_bytes).to_string(),
+        ByteSize(point.wire_bytes).to_string(),
+        state,
+    ]
+}
+
+/// What the operator is asked to confirm.
+pub fn preview(preview: &FailoverPreview) -> String {
+    let mut out = String::new();
+    let point = &preview.point;
+    let _ = writeln!(out, "Emergency failover of {} ({})", preview.name, preview.vm);
+    let _ = writeln!(out, "  to point {} ({}), cut at {}", point.seq, point.point.short(), point.cut_at);
+    let kind = if point.has_memory { "is RESUMED where it stood" } else { "is BOOTED: the point holds no memory" };
+    let _ = writeln!(out, "  the replica {kind}");
+    let _ = writeln!(out, "  LOST: whatever the VM did in the {} since then", span(preview.lost_ms));
+    let _ = writeln!(out, "  the source is fenced: its agent is refused from now on");
+    if preview.source_connected {
+        let agent = preview.source_agent.as_deref().unwrap_or("?");
+        let _ = writeln!(
+            out,
+            "  WARNING: agent `{agent}` is connected now, so the source may be ALIVE. Shut the VM off there first, or two\n  \
+             copies of it will run."
+        );
+    }
+    if let Some(record) = &preview.unfinished {
+        let _ = writeln!(out, "  this goes on with the failover that was begun at {}", record.started_at);
+    }
+    out
+}
+
+pub fn failover(report: &FailoverReport) -> String {
+    let verb = if report.resumed { "resumed" } else { "booted" };
+    if report.already_done {
+        let at = report.running_at;
+        return format!("{} was failed over before, and its replica has run since {at}. Nothing was done.\n", report.name);
+    }
+    format!(
+        "{} {verb} at this site from point {} ({})\n  RPO {} (age of the point when the failover began)\n  RTO {} (until the \
+         replica ran)\n",
+        report.name,
+        report.seq,
+        report.point.short(),
+        span(report.rpo_ms),
+        span(report.rto_ms)
+    )
+}
+
+pub fn verify(report: &VerifyReport) -> String {
+    let mut out = format!(
+        "{} VMs, {} points, {} objects, {} read and hashed again: ",
+        report.vms,
+        report.points,
+        report.objects,
+        ByteSize(report.bytes)
+    );
+    if report.is_clean() {
+        return out + "all as written.\n";
+    }
+    let _ = writeln!(out, "{} findings", report.findings.len());
+    for finding in &report.findings {
+        let _ = writeln!(out, "  {finding}");
+    }
+    out
+}
+
