@@ -178,3 +178,6 @@ impl PointMeta {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -92,13 +92,13 @@ impl SiteEndpoint {
         self.endpoint.local_addr().map_err(|source| TransportError::Listen { address, source })
     }
 
-    /// Peers turned away so far.
-    /// The same, to be asked by somebody who does not hold the endpoint.
+    /// [`Self::refused`], to be asked by somebody who does not hold the endpoint.
     pub fn refusal_counter(&self) -> impl Fn() -> u64 + Send + Sync + use<> {
         let refusals = self.refusals.clone();
         move || refusals.total()
     }
 
+    /// Peers turned away so far.
     pub fn refused(&self) -> u64 {
         self.refusals.total()
     }

@@ -66,11 +66,16 @@ impl Reader {
         let len = usize::try_from(bytes).ok().filter(|_| bytes <= most);
         let len = len.ok_or_else(|| RestoreError::TooLarge { image: name.to_owned(), bytes, most })?;
         let mut whole = vec![0; len];
-        self.for_each_run(kind, name, |_| (), |first_page, bytes| {
-            let from = first_page as usize * PAGE;
-            whole[from..from + bytes.len()].copy_from_slice(&bytes);
-            Ok::<(), RestoreError>(())
-        })
+        self.for_each_run(
+            kind,
+            name,
+            |_| (),
+            |first_page, bytes| {
+                let from = first_page as usize * PAGE;
+                whole[from..from + bytes.len()].copy_from_slice(&bytes);
+                Ok::<(), RestoreError>(())
+            },
+        )
         .await?;
         Ok(whole)
     }

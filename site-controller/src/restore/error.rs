@@ -13,11 +13,11 @@ pub enum RestoreError {
     )]
     Broken { point: PointRef, what: String },
     #[error(
-        "point {} ({}), image `{image}`: pack {pack} is damaged at byte {offset} ({what}). Restore an older point; \
+        "point {} ({}), image `{image}`: pack {pack}, written with point {}, is damaged at byte {offset} ({what}). Restore an older point; \
          `lifeboat verify` shows which ones are whole",
-        point.seq, point.point.short()
+        point.seq, point.point.short(), written.seq
     )]
-    Damaged { point: PointRef, image: String, pack: PackId, offset: u64, what: String },
+    Damaged { point: PointRef, image: String, pack: PackId, written: PointRef, offset: u64, what: String },
     #[error("the point has no image `{0}`")]
     NoImage(String),
     #[error("image `{image}` has {bytes} bytes, more than the {most} that are read into memory")]

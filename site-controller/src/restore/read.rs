@@ -4,7 +4,7 @@
 //! packed) are in memory. Called by `disk`, and by whoever composes a memory stream.
 
 use crate::{
-    restore::{ImagePlan, Plan, RestoreError},
+    restore::{ImagePlan, Plan, RestoreError, plan::PlannedPack},
     store::{Objects, StoreError},
 };
 use bytes::Bytes;
@@ -147,8 +147,8 @@ impl Reader {
 
     fn damaged(&self, image: usize, pack: u32, offset: u64, what: String) -> RestoreError {
         let image = self.plan.images()[image].image.name.clone();
-        let pack = self.plan.packs[pack as usize].id;
-        RestoreError::Damaged { point: self.plan.point(), image, pack, offset, what }
+        let PlannedPack { id: pack, point: written, .. } = self.plan.packs[pack as usize];
+        RestoreError::Damaged { point: self.plan.point(), image, pack, written, offset, what }
     }
 }
 

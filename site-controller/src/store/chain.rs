@@ -119,7 +119,9 @@ impl ChainWalk {
         let before = match (&self.last, &self.broken) {
             (Some(last), _) => last,
             (None, Some(why)) => return Err(why.clone()),
-            (None, None) => return Ok(None),
+            // The oldest point there is: older ones may have been thinned out, if it can do without them.
+            (None, None) if manifest.meta.images.iter().all(|image| image.full) => return Ok(None),
+            (None, None) => return Err("the point it was built on is missing".into()),
         };
         if before.seq.0.checked_add(1) != Some(manifest.seq.0) {
             return Err(format!("the point before it is missing (the newest one there is {})", before.seq));

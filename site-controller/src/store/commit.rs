@@ -274,12 +274,7 @@ impl Open {
         Ok(Committed { seq: manifest.seq, manifest: digest, committed_at: manifest.committed_at })
     }
 
-    fn manifest(
-        &self,
-        history: &History,
-        meta: PointMeta,
-        intake: &Intake,
-    ) -> Result<Manifest, PointError> {
+    fn manifest(&self, history: &History, meta: PointMeta, intake: &Intake) -> Result<Manifest, PointError> {
         let seq = history.top.0.checked_add(1).map(Seq);
         Ok(Manifest {
             vm: self.vm,

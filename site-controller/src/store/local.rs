@@ -130,7 +130,8 @@ impl Objects for LocalObjects {
     async fn put_durable(&self, path: &str, bytes: Bytes) -> Result<(), StoreError> {
         let location = location(path)?;
         self.ensure_parent(path).await?;
-        let put = self.shared.files.put_opts(&location, PutPayload::from_bytes(bytes), PutMode::Create.into());
+        let put =
+            self.shared.files.put_opts(&location, PutPayload::from_bytes(bytes), PutMode::Create.into());
         put.await.map(drop).map_err(|error| translate(path, "writing", error))
     }
 
@@ -147,7 +148,10 @@ impl Objects for LocalObjects {
         let found = self.shared.files.get_opts(&location(path)?, GetOptions::default()).await;
         let found = found.map_err(|error| translate(path, "opening", error))?;
         if found.meta.size > max {
-            return Err(StoreError::damaged(path, format!("{} bytes, at most {max} expected", found.meta.size)));
+            return Err(StoreError::damaged(
+                path,
+                format!("{} bytes, at most {max} expected", found.meta.size),
+            ));
         }
         found.bytes().await.map_err(|error| translate(path, "reading", error))
     }
@@ -169,7 +173,11 @@ impl Objects for LocalObjects {
             return Err(StoreError::damaged(path, "it ends too early"));
         }
         let bytes = found.bytes().await.map_err(|error| translate(path, "reading", error))?;
-        if bytes.len() as u64 == wanted { Ok(bytes) } else { Err(StoreError::damaged(path, "it ends too early")) }
+        if bytes.len() as u64 == wanted {
+            Ok(bytes)
+        } else {
+            Err(StoreError::damaged(path, "it ends too early"))
+        }
     }
 
     async fn list(&self, directory: &str) -> Result<Vec<ObjectInfo>, StoreError> {

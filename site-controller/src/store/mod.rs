@@ -22,7 +22,7 @@ pub mod sim;
 mod site;
 mod summary;
 
-pub use chain::{ChainWalk, read_manifest};
+pub use chain::{ChainWalk, ImageKey, Verdict, read_manifest};
 pub use commit::{Appended, Committed, OpenPoint, PointError};
 pub use error::StoreError;
 pub use finding::{Finding, PointRef};
@@ -30,8 +30,8 @@ pub use ids::{PackIds, RandomIds, SeededIds};
 pub use local::LocalObjects;
 pub use objects::{ObjectInfo, Objects, Upload};
 pub use pack::read_index;
-pub use reopen::ReopenReport;
-pub use site::{Head, Store, StoreOptions};
+pub use reopen::{Listing, ReopenReport, list as list_objects};
+pub use site::{Head, Store, StoreOptions, read_generation};
 pub use summary::{MemoryIndex, PointState, PointSummary, SummaryIndex};
 
 #[cfg(test)]

@@ -96,7 +96,8 @@ mod tests {
         assert_eq!(parse(&manifest(vm, Seq(42))), Named::Manifest(vm, Seq(42)));
         assert_eq!(parse(&pack(vm, id)), Named::Pack(vm, id));
         assert_eq!(parse(&generation(vm, Generation(3))), Named::Generation(vm, Generation(3)));
-        let foreign = ["vms", "vms/x/points/1", "a", "", "vms//points", &format!("{}/points/1.manifest", of_vm(vm))];
+        let foreign =
+            ["vms", "vms/x/points/1", "a", "", "vms//points", &format!("{}/points/1.manifest", of_vm(vm))];
         for path in foreign {
             assert_eq!(parse(path), Named::Foreign, "{path}");
         }

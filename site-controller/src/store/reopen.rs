@@ -79,8 +79,7 @@ pub(super) async fn reopen(
     now: UnixMs,
     index: Arc<dyn SummaryIndex>,
 ) -> Result<(BTreeMap<VmId, History>, ReopenReport), StoreError> {
-    let mut report =
-        ReopenReport { partials_removed: objects.sweep_partials().await?, ..Default::default() };
+    let mut report = ReopenReport { partials_removed: objects.sweep_partials().await?, ..Default::default() };
     let (vms, foreign) = list(objects).await?;
     report.findings.extend(foreign.into_iter().map(|object| {
         let what = "not put there by this store; left alone".into();
@@ -105,9 +104,7 @@ pub(super) async fn reopen(
 }
 
 /// Reads every manifest without changing anything: what the index should hold.
-pub(super) async fn scan(
-    objects: &dyn Objects,
-) -> Result<(Vec<Finding>, Vec<PointSummary>), StoreError> {
+pub(super) async fn scan(objects: &dyn Objects) -> Result<(Vec<Finding>, Vec<PointSummary>), StoreError> {
     let (mut findings, mut truth) = (Vec::new(), Vec::new());
     for (vm, listing) in list(objects).await?.0 {
         let walked = walk(objects, vm, &listing).await?;

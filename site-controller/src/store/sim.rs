@@ -258,9 +258,7 @@ impl Objects for SimDisk {
         let platter = self.on(directory)?;
         let below = |path: &&String| path.strip_prefix(directory).is_some_and(|rest| rest.starts_with('/'));
         let found = platter.live.iter().filter(|(path, _)| below(path));
-        Ok(found
-            .map(|(path, bytes)| ObjectInfo { path: path.clone(), bytes: bytes.len() as u64 })
-            .collect())
+        Ok(found.map(|(path, bytes)| ObjectInfo { path: path.clone(), bytes: bytes.len() as u64 }).collect())
     }
 
     async fn delete(&self, path: &str) -> Result<(), StoreError> {

@@ -185,7 +185,8 @@ impl Store {
     /// Points of one VM by seq, or of all VMs. From the index, or from the manifests if the index has failed.
     pub async fn points(&self, vm: Option<VmId>) -> Result<Vec<PointSummary>, StoreError> {
         let index = self.shared.index.clone();
-        if let Some(points) = tokio::task::spawn_blocking(move || index.points(vm)).await.unwrap_or_default() {
+        if let Some(points) = tokio::task::spawn_blocking(move || index.points(vm)).await.unwrap_or_default()
+        {
             return Ok(points);
         }
         tracing::warn!("the index of points has failed; it is rebuilt from the manifests");
@@ -247,12 +248,27 @@ where
     }
 }
 
+/// Reads and checks the record of one generation.
+pub async fn read_generation(
+    objects: &dyn Objects,
+    vm: VmId,
+    generation: Generation,
+) -> Result<UnixMs, StoreError> {
+    let path = paths::generation(vm, generation);
+    let file = objects.get(&path, RECORD_MAX).await?;
+    match GenerationRecord::decode(&file) {
+        Some(record) if record.vm == vm && record.generation == generation => Ok(record.raised_at),
+        Some(_) => Err(StoreError::damaged(&path, "it is the record of another generation")),
+        None => Err(StoreError::damaged(&path, "it does not match its digest")),
+    }
+}
+
 /// What stands in `vms/<vm>/generations/<n>`; the name is what counts, this says when.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct GenerationRecord {
-    pub vm: VmId,
-    pub generation: Generation,
-    pub raised_at: UnixMs,
+struct GenerationRecord {
+    vm: VmId,
+    generation: Generation,
+    raised_at: UnixMs,
 }
 
 impl GenerationRecord {
@@ -265,10 +281,12 @@ impl GenerationRecord {
         [header.encode().as_slice(), &body].concat().into()
     }
 
-    pub fn decode(file: &[u8]) -> Option<Self> {
+    fn decode(file: &[u8]) -> Option<Self> {
         let header = FileHeader::decode(file, Kind::Generation, 1..=1).ok()?;
         let body = &file[FileHeader::LEN..];
         let whole = body.len() == header.body_len as usize && Digest::of(body) == header.body_digest;
         if whole { postcard::from_bytes(body).ok() } else { None }
     }
 }
+
+const RECORD_MAX: u64 = 4096;

@@ -4,7 +4,7 @@ use crate::{
     restore::{Plan, Reader, RestoreError},
     store::{
         Appended, Committed, MemoryIndex, Objects, PointError, RandomIds, ReopenReport, Store, StoreError,
-        StoreOptions,
+        StoreOptions, SummaryIndex,
     },
 };
 use lifeboat::{
@@ -27,14 +27,19 @@ pub async fn open(objects: Arc<dyn Objects>) -> Result<(Store, ReopenReport), St
 }
 
 /// Opens with small packs, so that points have several.
-pub async fn open_sized(
+pub async fn open_sized(objects: Arc<dyn Objects>, pack: u64) -> Result<(Store, ReopenReport), StoreError> {
+    open_with(objects, pack, Arc::new(MemoryIndex::default())).await
+}
+
+pub async fn open_with(
     objects: Arc<dyn Objects>,
     pack: u64,
+    index: Arc<dyn SummaryIndex>,
 ) -> Result<(Store, ReopenReport), StoreError> {
     let clock = Arc::new(ManualClock::at(UnixMs(1_700_000_000_000)));
     let ids = Arc::new(RandomIds);
     let options = StoreOptions { pack_size: ByteSize(pack) };
-    Store::open(objects, clock, ids, Arc::new(MemoryIndex::default()), options).await
+    Store::open(objects, clock, ids, index, options).await
 }
 
 /// A guest with one RAM block, one disk and one blob.
@@ -83,8 +88,7 @@ impl Guest {
             self.send(at, full, &mut frames);
         }
         frames.shuffle(&mut self.rng);
-        let stats =
-            PointStats { pause_us: 1500, memory_changed_bytes: 4096, disk_changed_bytes: 8192 };
+        let stats = PointStats { pause_us: 1500, memory_changed_bytes: 4096, disk_changed_bytes: 8192 };
         let cut_at = UnixMs(1_699_999_999_000 + (self.points & 0xffff) * 1000);
         let meta = PointMeta { cut_at, images: metas, has_memory: true, was_running: true, stats };
         let content =
