@@ -3,5 +3,7 @@
 //! [`memory`], [`disk`] and the pause ([`quiesce`]).
 
 pub mod disk;
+pub mod guest;
 pub mod memory;
+pub mod quiesce;
 pub mod source;

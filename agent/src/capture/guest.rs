@@ -1,0 +1,180 @@
+//! A real guest (QEMU through libvirt) as a [`Source`]: looks at it, cuts it, hands over what changed.
+//! Promises: memory, devices and all disks of a point are of one instant; a guest that can't be cut faithfully is
+//! refused with the reason; whatever fails, the guest runs on and everything is owed again. Blocking work runs on
+//! blocking threads. Called by `protect`; the contract is `capture::source`'s.
+
+mod barrier;
+mod blobs;
+mod cut;
+mod look;
+
+use crate::{
+    capture::{
+        disk::{DiskSpecLite, Disks},
+        memory::{Staging, stop_and_read::StopAndRead},
+        quiesce::Pauser,
+        source::{CaptureError, Cut, Source},
+    },
+    watchdog::{Markers, Watchdog},
+};
+use async_trait::async_trait;
+use cut::GuestCut;
+use lifeboat::{
+    clock::Clock,
+    fault,
+    hypervisor::libvirt::{Domain, DomainEvent, Happened, Hypervisor, QemuProcess},
+    id::{PointId, VmId},
+};
+use std::{path::PathBuf, sync::Arc, time::Duration};
+use tokio::sync::{Mutex, OwnedMutexGuard, broadcast};
+
+/// Whether memory is part of a guest's points.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum MemoryMode {
+    #[default]
+    On,
+    /// Disks only: the replica boots.
+    Off,
+}
+
+/// How a guest is captured.
+#[derive(Clone, Debug)]
+pub struct GuestSettings {
+    pub vm: VmId,
+    pub memory: MemoryMode,
+    /// Where QEMU may write scratch images of disks, and serve views of them.
+    pub scratch_dir: PathBuf,
+    /// Where changed memory goes that does not fit `staging_bytes`.
+    pub spool_dir: PathBuf,
+    pub staging_bytes: usize,
+    /// Folder of pause markers; see [`Markers`].
+    pub marker_dir: PathBuf,
+    /// No pause lasts longer.
+    pub pause_limit: Duration,
+}
+
+impl GuestSettings {
+    /// Changed memory that is staged without touching a disk.
+    pub const STAGING_BYTES: usize = 256 << 20;
+    pub const PAUSE_LIMIT: Duration = Duration::from_secs(10);
+}
+
+/// See the module.
+pub struct GuestSource {
+    state: Arc<Mutex<State>>,
+}
+
+/// Everything that outlives one cut. One cut at a time owns it.
+struct State {
+    settings: GuestSettings,
+    hypervisor: Hypervisor,
+    clock: Arc<dyn Clock>,
+    pauser: Pauser,
+    events: broadcast::Receiver<DomainEvent>,
+    /// The guest was reset, or may have been, since its memory layout was last read.
+    may_have_reset: bool,
+    engine: StopAndRead,
+    disks: Option<AttachedDisks>,
+    /// A cut that was begun was neither settled nor put back.
+    unfinished: bool,
+}
+
+struct AttachedDisks {
+    disks: Disks,
+    specs: Vec<DiskSpecLite>,
+    process: QemuProcess,
+    /// Point that the disks' marks stand for.
+    basis: Option<PointId>,
+}
+
+type Owned = OwnedMutexGuard<State>;
+
+impl GuestSource {
+    pub fn new(
+        hypervisor: Hypervisor,
+        watchdog: Arc<Watchdog>,
+        clock: Arc<dyn Clock>,
+        settings: GuestSettings,
+    ) -> Self {
+        let markers = Markers::new(settings.marker_dir.clone());
+        let state = State {
+            pauser: Pauser::new(markers, watchdog, settings.pause_limit),
+            events: hypervisor.subscribe(),
+            may_have_reset: false,
+            engine: StopAndRead::new(Staging::new(settings.staging_bytes, settings.spool_dir.clone())),
+            disks: None,
+            unfinished: false,
+            settings,
+            hypervisor,
+            clock,
+        };
+        Self { state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Leaves nothing behind in the guest's QEMU: protection has ended.
+    pub async fn unprotect(self) -> Result<(), CaptureError> {
+        let mut state = self.state.lock().await;
+        match &mut state.disks {
+            Some(attached) => attached.disks.detach().await.map_err(failed),
+            None => Ok(()),
+        }
+    }
+}
+
+#[async_trait]
+impl Source for GuestSource {
+    async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError> {
+        fault::point("cut.begin");
+        let state = self.state.clone().lock_owned().await;
+        let (state, begun) = blocking(state, move |state| look::begin(state, basis)).await;
+        Ok(Box::new(GuestCut::new(state, point, begun?)))
+    }
+}
+
+impl State {
+    fn domain(&self) -> Result<Domain, CaptureError> {
+        let vm = self.settings.vm;
+        self.hypervisor.domain_by_uuid(vm).map_err(look::domain_error)
+    }
+
+    /// Takes the events that have come; `true` if the guest was reset, or may have been.
+    fn take_resets(&mut self) -> bool {
+        let mut reset = false;
+        loop {
+            match self.events.try_recv() {
+                Ok(event) => {
+                    let ours = event.vm.is_none_or(|vm| vm == self.settings.vm);
+                    let unsettling = matches!(
+                        event.happened,
+                        Happened::Reset | Happened::Started | Happened::EventsMissed
+                    );
+                    reset |= ours && unsettling;
+                }
+                Err(broadcast::error::TryRecvError::Lagged(_)) => reset = true,
+                Err(broadcast::error::TryRecvError::Empty | broadcast::error::TryRecvError::Closed) => break,
+            }
+        }
+        self.may_have_reset |= reset;
+        reset
+    }
+}
+
+/// Runs `work` on a blocking thread and gives the state back beside its outcome. It runs to its end even if the caller
+/// stops waiting; the state then falls back to the source, which puts back at the next `begin`.
+async fn blocking<T: Send + 'static>(
+    mut state: Owned,
+    work: impl FnOnce(&mut State) -> Result<T, CaptureError> + Send + 'static,
+) -> (Option<Owned>, Result<T, CaptureError>) {
+    let run = move || {
+        let outcome = work(&mut state);
+        (state, outcome)
+    };
+    match tokio::task::spawn_blocking(run).await {
+        Ok((state, outcome)) => (Some(state), outcome),
+        Err(error) => (None, Err(CaptureError::Failed(format!("capture ended early: {error}")))),
+    }
+}
+
+fn failed(error: impl std::fmt::Display) -> CaptureError {
+    CaptureError::Failed(error.to_string())
+}

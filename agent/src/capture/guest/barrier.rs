@@ -1,0 +1,153 @@
+//! The instant: pause, memory, devices, disk marks, resume. Everything of a point is of here.
+//! Promises: disks are marked in one transaction; whatever fails, the pause ends, and nothing of the point counts.
+
+use super::{MemoryMode, State, blobs::Blob, failed, look};
+use crate::capture::{
+    memory::{MemoryEngine, device_state},
+    quiesce::QuiesceError,
+    source::CaptureError,
+};
+use bytes::Bytes;
+use lifeboat::{
+    fault,
+    format::manifest::{Image, ImageKind, PointMeta, PointStats, blob},
+    hypervisor::{libvirt::XmlView, monitor::Monitor},
+    id::PointId,
+    units::UnixMs,
+};
+use look::Begun;
+use serde_json::json;
+use std::time::Duration;
+
+/// What was cut, besides the memory that the engine has staged.
+pub struct Barrier {
+    pub meta: PointMeta,
+    pub blobs: Vec<Blob>,
+    /// Number of the first disk's image; the others follow.
+    pub first_disk: u16,
+}
+
+/// What the pause left.
+struct Instant {
+    cut_at: UnixMs,
+    device_state: Vec<u8>,
+    was_running: bool,
+    pause: Duration,
+}
+
+pub fn cut(state: &mut State, begun: &Begun, point: PointId) -> Result<Barrier, CaptureError> {
+    let active_xml = begun.domain.xml(XmlView::Active).map_err(look::domain_error)?;
+    // What it will start with next time; a transient domain has no such thing.
+    let persistent = begun.domain.is_persistent().map_err(look::domain_error)?;
+    let definition = persistent.then(|| begun.domain.xml(XmlView::Inactive)).transpose();
+    let definition = definition.map_err(look::domain_error)?;
+    if look::read_spec(&begun.domain)? != begun.spec {
+        return Err(failed("the domain was reconfigured while it was being cut"));
+    }
+    let memory = state.settings.memory == MemoryMode::On;
+    if let Some(attached) = &mut state.disks {
+        attached.disks.prepare(point).map_err(failed)?;
+    }
+    fault::point("cut.disks-prepared");
+    let instant = if memory { with_memory(state, begun)? } else { disks_only(state, begun)? };
+    fault::point("cut.resumed");
+    if memory && state.take_resets() {
+        return Err(failed("the guest was reset while it was being cut"));
+    }
+    let mut blobs = vec![(blob::DOMAIN_XML, Bytes::from(active_xml))];
+    blobs.extend(definition.map(|xml| (blob::DEFINITION_XML, Bytes::from(xml))));
+    if memory {
+        blobs.push((blob::MACHINE_CONFIG, Bytes::from(state.engine.machine_config())));
+        blobs.push((blob::DEVICE_STATE, Bytes::from(instant.device_state.clone())));
+    }
+    describe(state, begun, instant, blobs)
+}
+
+fn with_memory(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError> {
+    let paused = state.pauser.pause(state.settings.vm, begun.monitor.clone()).map_err(pause_error)?;
+    let cut_at = state.clock.now();
+    state.engine.drain().map_err(failed)?;
+    fault::point("cut.memory-read");
+    let device_state = device_state::save(&*begun.monitor).map_err(failed)?;
+    fault::point("cut.device-saved");
+    mark_disks(&mut state.disks, &*begun.monitor)?;
+    fault::point("cut.disks-marked");
+    let was_running = paused.was_running();
+    let pause = paused.resume().map_err(pause_error)?;
+    Ok(Instant { cut_at, device_state, was_running, pause })
+}
+
+/// Without memory there is nothing to pause for: one transaction is one instant of all disks.
+fn disks_only(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError> {
+    let status = crate::watchdog::guest_status(&*begun.monitor).map_err(failed)?;
+    let cut_at = state.clock.now();
+    mark_disks(&mut state.disks, &*begun.monitor)?;
+    fault::point("cut.disks-marked");
+    Ok(Instant { cut_at, device_state: Vec::new(), was_running: status == "running", pause: Duration::ZERO })
+}
+
+fn mark_disks(disks: &mut Option<super::AttachedDisks>, monitor: &dyn Monitor) -> Result<(), CaptureError> {
+    let Some(attached) = disks else { return Ok(()) };
+    let actions = attached.disks.mark_actions();
+    if !actions.is_empty() {
+        monitor.execute("transaction", json!({ "actions": actions })).map_err(failed)?;
+    }
+    attached.disks.marked();
+    Ok(())
+}
+
+fn describe(
+    state: &State,
+    begun: &Begun,
+    instant: Instant,
+    blobs: Vec<(&'static str, Bytes)>,
+) -> Result<Barrier, CaptureError> {
+    let mut images: Vec<Image> = Vec::new();
+    let number = |images: &[Image], more: usize| {
+        u16::try_from(images.len() + more)
+            .map_err(|_| failed("the guest has too many memory blocks and disks"))
+    };
+    for ram in &begun.ram {
+        let no = number(&images, 0)?;
+        let (name, bytes) = (ram.block.name.clone(), ram.block.bytes);
+        images.push(Image { no, kind: ImageKind::Ram, name, bytes, full: ram.full });
+    }
+    let first_disk = number(&images, 0)?;
+    for disk in state.disks.iter().flat_map(|attached| attached.disks.images()) {
+        let no = number(&images, 0)?;
+        images.push(Image {
+            no,
+            kind: ImageKind::Disk,
+            name: disk.target,
+            bytes: disk.bytes,
+            full: disk.full,
+        });
+    }
+    let first_blob = images.len();
+    let numbered = blobs.into_iter().enumerate().map(|(at, (name, bytes))| {
+        let no = u16::try_from(first_blob + at).map_err(|_| failed("the guest has too many images"))?;
+        Ok(Blob { no, name, bytes })
+    });
+    let blobs = numbered.collect::<Result<Vec<_>, CaptureError>>()?;
+    images.extend(blobs.iter().map(Blob::image));
+    let stats = PointStats {
+        pause_us: u64::try_from(instant.pause.as_micros()).unwrap_or(u64::MAX),
+        memory_changed_bytes: state.engine.changed_bytes(),
+        disk_changed_bytes: 0,
+    };
+    let has_memory = state.settings.memory == MemoryMode::On;
+    let was_running = instant.was_running;
+    let meta = PointMeta { cut_at: instant.cut_at, images, has_memory, was_running, stats };
+    meta.check().map_err(failed)?;
+    Ok(Barrier { meta, blobs, first_disk })
+}
+
+fn pause_error(error: QuiesceError) -> CaptureError {
+    match error {
+        QuiesceError::Status { .. } => CaptureError::NotRunning(error.to_string()),
+        QuiesceError::Marker(_)
+        | QuiesceError::Watchdog(_)
+        | QuiesceError::Monitor(_)
+        | QuiesceError::Broken { .. } => CaptureError::Failed(error.to_string()),
+    }
+}

@@ -1,0 +1,207 @@
+//! One point being cut, step by step. Promises: one that is dropped counts as put back, and what that leaves undone
+//! in QEMU is made up for at the next `begin`.
+
+use super::{Owned, barrier, blobs::Blob, blocking, failed, look::Begun};
+use crate::capture::{
+    memory::MemoryEngine,
+    source::{CaptureError, Cut},
+};
+use async_trait::async_trait;
+use lifeboat::{
+    fault,
+    format::manifest::PointMeta,
+    id::PointId,
+    page::{PAGE, PageGroup},
+};
+use std::{collections::VecDeque, sync::Arc};
+
+pub struct GuestCut {
+    /// `None` only while a blocking step has it, or after one panicked.
+    state: Option<Owned>,
+    point: PointId,
+    begun: Arc<Begun>,
+    phase: Phase,
+    memory_bytes: u64,
+    disk_bytes: u64,
+}
+
+/// How far it has come. Only ever moves down this list.
+enum Phase {
+    Running,
+    /// Past the instant: what is still to be handed over.
+    Memory {
+        blobs: Vec<Blob>,
+        first_disk: u16,
+    },
+    Blobs {
+        groups: VecDeque<PageGroup>,
+        first_disk: u16,
+    },
+    Disks {
+        first_disk: u16,
+    },
+    HandedOver,
+    /// A step failed: only putting back is left.
+    Broken,
+}
+
+impl GuestCut {
+    pub fn new(state: Option<Owned>, point: PointId, begun: Begun) -> Self {
+        let begun = Arc::new(begun);
+        Self { state, point, begun, phase: Phase::Running, memory_bytes: 0, disk_bytes: 0 }
+    }
+
+    fn has_memory(&self) -> bool {
+        !self.begun.ram.is_empty()
+    }
+
+    /// Runs one step on a blocking thread.
+    async fn step<T: Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut super::State) -> Result<T, CaptureError> + Send + 'static,
+    ) -> Result<T, CaptureError> {
+        let state = self.state.take().ok_or_else(|| failed("a step of this cut was cut short"))?;
+        let (state, outcome) = blocking(state, work).await;
+        self.state = state;
+        outcome
+    }
+
+    fn disks(&mut self) -> Result<Option<&mut crate::capture::disk::Disks>, CaptureError> {
+        let state = self.state.as_mut().ok_or_else(|| failed("a step of this cut was cut short"))?;
+        Ok(state.disks.as_mut().map(|attached| &mut attached.disks))
+    }
+
+    async fn hand_over(&mut self) -> Result<Option<PageGroup>, CaptureError> {
+        loop {
+            match &mut self.phase {
+                Phase::Running => return Err(failed("pages after the instant were asked for before it")),
+                Phase::Broken => return Err(failed("this cut has failed already")),
+                Phase::HandedOver => return Ok(None),
+                Phase::Memory { blobs, first_disk } => {
+                    let (blobs, first_disk) = (std::mem::take(blobs), *first_disk);
+                    if self.has_memory()
+                        && let Some(group) = self.step(|state| state.engine.after().map_err(failed)).await?
+                    {
+                        self.phase = Phase::Memory { blobs, first_disk };
+                        return Ok(Some(group));
+                    }
+                    let groups = blobs.iter().flat_map(Blob::groups).collect();
+                    self.phase = Phase::Blobs { groups, first_disk };
+                }
+                Phase::Blobs { groups, first_disk } => match groups.pop_front() {
+                    Some(group) => return Ok(Some(group)),
+                    None => {
+                        self.phase = Phase::Disks { first_disk: *first_disk };
+                        if let Some(disks) = self.disks()? {
+                            disks.open_views().await.map_err(failed)?;
+                        }
+                        fault::point("cut.views-open");
+                    }
+                },
+                Phase::Disks { first_disk } => {
+                    let first_disk = *first_disk;
+                    if let Some(group) = self.next_of_disks(first_disk).await? {
+                        return Ok(Some(group));
+                    }
+                    self.phase = Phase::HandedOver;
+                }
+            }
+        }
+    }
+
+    async fn next_of_disks(&mut self, first_disk: u16) -> Result<Option<PageGroup>, CaptureError> {
+        let Some(disks) = self.disks()? else { return Ok(None) };
+        let Some((disk, runs, content)) = disks.next().await.map_err(failed)? else {
+            disks.close_views().await.map_err(failed)?;
+            return Ok(None);
+        };
+        fault::point("cut.reading");
+        let image = u16::try_from(disk).ok().and_then(|disk| first_disk.checked_add(disk));
+        let image = image.ok_or_else(|| failed("a page of a disk that is not there"))?;
+        let group = PageGroup { image, runs, content };
+        self.disk_bytes += group.pages() * PAGE as u64;
+        Ok(Some(group))
+    }
+}
+
+#[async_trait]
+impl Cut for GuestCut {
+    async fn before(&mut self) -> Result<Option<PageGroup>, CaptureError> {
+        if !self.has_memory() {
+            return Ok(None);
+        }
+        self.step(|state| state.engine.before().map_err(failed)).await
+    }
+
+    async fn barrier(&mut self) -> Result<PointMeta, CaptureError> {
+        if !matches!(self.phase, Phase::Running) {
+            return Err(failed("a point has only one instant"));
+        }
+        self.phase = Phase::Broken;
+        let (begun, point) = (self.begun.clone(), self.point);
+        let barrier = self.step(move |state| barrier::cut(state, &begun, point)).await?;
+        self.memory_bytes = barrier.meta.stats.memory_changed_bytes;
+        self.phase = Phase::Memory { blobs: barrier.blobs, first_disk: barrier.first_disk };
+        Ok(barrier.meta)
+    }
+
+    async fn after(&mut self) -> Result<Option<PageGroup>, CaptureError> {
+        let handed = self.hand_over().await;
+        if handed.is_err() {
+            self.phase = Phase::Broken;
+        }
+        handed
+    }
+
+    fn changed(&self) -> (u64, u64) {
+        (self.memory_bytes, self.disk_bytes)
+    }
+
+    async fn settle(mut self: Box<Self>) -> Result<(), CaptureError> {
+        if !matches!(self.phase, Phase::HandedOver) {
+            return Err(failed("a point that was not handed over whole can't be settled"));
+        }
+        fault::point("cut.before-settle");
+        let point = self.point;
+        if let Some(disks) = self.disks()? {
+            disks.settle(point).await.map_err(failed)?;
+        }
+        fault::point("cut.half-settled");
+        if let Some(state) = &mut self.state {
+            if let Some(attached) = &mut state.disks {
+                attached.basis = Some(point);
+            }
+            state.engine.settle(point);
+            state.unfinished = false;
+        }
+        fault::point("cut.settled");
+        Ok(())
+    }
+
+    async fn put_back(mut self: Box<Self>) -> Result<(), CaptureError> {
+        let opened = matches!(self.phase, Phase::Disks { .. } | Phase::Broken);
+        if let Some(state) = &mut self.state {
+            state.engine.put_back();
+        }
+        if let Some(disks) = self.disks()? {
+            if opened {
+                disks.close_views().await.map_err(failed)?;
+            }
+            disks.put_back().await.map_err(failed)?;
+        }
+        if let Some(state) = &mut self.state {
+            state.unfinished = false;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for GuestCut {
+    fn drop(&mut self) {
+        if let Some(state) = &mut self.state
+            && state.unfinished
+        {
+            state.engine.put_back();
+        }
+    }
+}

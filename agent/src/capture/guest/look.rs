@@ -1,0 +1,130 @@
+//! The look at a guest with which every cut begins: is it there, can it be cut, what is it made of.
+
+use super::{AttachedDisks, MemoryMode, State, failed};
+use crate::capture::{
+    disk::{DiskSpecLite, Disks},
+    memory::{MemoryEngine, RamImage, Target, stop_and_read::StopAndRead},
+    source::CaptureError,
+};
+use lifeboat::{
+    fault,
+    hypervisor::{
+        domain_xml::DomainSpec,
+        libvirt::{Domain, DomainMonitor, HypervisorError, QemuProcess, XmlView},
+    },
+    id::PointId,
+};
+use std::sync::Arc;
+
+/// What the look found; it must still be so at the barrier.
+pub struct Begun {
+    pub domain: Domain,
+    pub monitor: Arc<DomainMonitor>,
+    pub spec: DomainSpec,
+    /// Empty where memory is off.
+    pub ram: Vec<RamImage>,
+}
+
+pub fn begin(state: &mut State, basis: Option<PointId>) -> Result<Begun, CaptureError> {
+    let domain = state.domain()?;
+    let running = domain.state().map_err(domain_error)?;
+    if !running.is_active() {
+        return Err(CaptureError::NotRunning(format!("domain `{}` is {running}", domain.name())));
+    }
+    let spec = read_spec(&domain)?;
+    refuse_unsupported(state, &spec)?;
+    let monitor = Arc::new(domain.monitor());
+    let process = domain.process().map_err(domain_error)?;
+    let ram = begin_memory(state, &monitor, process, basis)?;
+    fault::point("cut.head-read");
+    attach_disks(state, &monitor, process, &spec, basis)?;
+    state.unfinished = true;
+    Ok(Begun { domain, monitor, spec, ram })
+}
+
+pub fn read_spec(domain: &Domain) -> Result<DomainSpec, CaptureError> {
+    DomainSpec::read(&domain.xml(XmlView::Active).map_err(domain_error)?).map_err(failed)
+}
+
+fn refuse_unsupported(state: &State, spec: &DomainSpec) -> Result<(), CaptureError> {
+    let memory = match state.settings.memory {
+        MemoryMode::On => spec.memory_obstacles.as_slice(),
+        MemoryMode::Off => &[],
+    };
+    let reasons: Vec<&str> = spec.disk_obstacles.iter().chain(memory).map(String::as_str).collect();
+    if reasons.is_empty() {
+        Ok(())
+    } else {
+        let reasons = reasons.join(". ");
+        Err(CaptureError::Unsupported(format!(
+            "domain `{}` can't be protected as it is: {reasons}",
+            spec.name
+        )))
+    }
+}
+
+fn begin_memory(
+    state: &mut State,
+    monitor: &Arc<DomainMonitor>,
+    process: QemuProcess,
+    basis: Option<PointId>,
+) -> Result<Vec<RamImage>, CaptureError> {
+    if state.settings.memory == MemoryMode::Off {
+        return Ok(Vec::new());
+    }
+    state.take_resets();
+    let target = Target { monitor: monitor.clone(), process, may_have_reset: state.may_have_reset };
+    let fitness = StopAndRead::probe(&target);
+    if !fitness.usable {
+        return Err(CaptureError::Failed(fitness.why));
+    }
+    let ram = state.engine.begin(&target, basis).map_err(failed)?;
+    // Only now, with the layout read anew, is a reset dealt with. One that came meanwhile is found at the barrier.
+    state.may_have_reset = false;
+    Ok(ram)
+}
+
+fn attach_disks(
+    state: &mut State,
+    monitor: &Arc<DomainMonitor>,
+    process: QemuProcess,
+    spec: &DomainSpec,
+    basis: Option<PointId>,
+) -> Result<(), CaptureError> {
+    let mut specs = Vec::new();
+    for disk in spec.replicated_disks() {
+        let alias = disk.alias.clone().ok_or_else(|| failed(format!("disk {} has no alias", disk.target)))?;
+        specs.push(DiskSpecLite { target: disk.target.clone(), alias });
+    }
+    let attached = state.disks.take().filter(|known| known.specs == specs && known.process == process);
+    let mut attached = match attached {
+        // What a cut left unfinished, and whatever the site holds that we did not think it would, is made up for.
+        Some(mut known) => {
+            if state.unfinished || known.basis != basis {
+                known.disks.recover(basis).map_err(failed)?;
+            }
+            known
+        }
+        None => {
+            let (vm, scratch) = (state.settings.vm, state.settings.scratch_dir.clone());
+            let mut disks = Disks::attach(monitor.clone(), vm, &specs, scratch).map_err(failed)?;
+            disks.recover(basis).map_err(failed)?;
+            AttachedDisks { disks, specs, process, basis }
+        }
+    };
+    attached.basis = basis;
+    state.disks = Some(attached);
+    Ok(())
+}
+
+/// What protection must do about an error of libvirt's.
+pub fn domain_error(error: HypervisorError) -> CaptureError {
+    match error {
+        HypervisorError::NotFound { .. } | HypervisorError::WrongState { .. } => {
+            CaptureError::NotRunning(error.to_string())
+        }
+        HypervisorError::ConnectionLost { .. } | HypervisorError::Refused { .. } => {
+            CaptureError::Failed(error.to_string())
+        }
+    }
+}

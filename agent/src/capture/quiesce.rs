@@ -1,0 +1,168 @@
+//! The pause: stops a running guest and sees to it that it runs again, on every path.
+//! Promises: only a guest that ran is ever resumed; before it is stopped a marker stands and the watchdog is armed; a
+//! pause that was not ours from its first to its last instant is reported, so that its point is thrown away.
+//! All calls block. Called by `capture::guest`.
+
+use crate::watchdog::{Markers, Watchdog, WatchdogError, guest_status};
+use lifeboat::{
+    fault,
+    hypervisor::monitor::{Monitor, MonitorError},
+    id::VmId,
+};
+use serde_json::json;
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// Tries to resume before it is left to the watchdog.
+const TRIES: u32 = 5;
+
+#[derive(Debug, thiserror::Error)]
+pub enum QuiesceError {
+    /// It neither runs nor is paused: there is nothing that could be resumed elsewhere.
+    #[error("the guest can't be cut while QEMU says it is `{status}`")]
+    Status { status: String },
+    #[error("no marker of the pause could be left ({0}); the guest was not paused")]
+    Marker(io::Error),
+    #[error(transparent)]
+    Watchdog(#[from] WatchdogError),
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+    /// It took too long, or somebody else resumed or stopped it meanwhile.
+    #[error("the pause was ended from outside ({why}); the point is void and will be cut again")]
+    Broken { why: String },
+}
+
+/// Pauses guests.
+pub struct Pauser {
+    markers: Markers,
+    watchdog: Arc<Watchdog>,
+    limit: Duration,
+}
+
+/// A guest that stands still. Dropping it resumes it, if it was we who stopped it.
+#[must_use]
+pub struct Paused<'a> {
+    pauser: &'a Pauser,
+    vm: VmId,
+    monitor: Arc<dyn Monitor>,
+    /// When we stopped it; `None` if its operator had.
+    stopped: Option<Instant>,
+    over: bool,
+}
+
+impl Pauser {
+    /// No pause lasts longer than `limit`.
+    pub fn new(markers: Markers, watchdog: Arc<Watchdog>, limit: Duration) -> Self {
+        Self { markers, watchdog, limit }
+    }
+
+    pub fn pause(&self, vm: VmId, monitor: Arc<dyn Monitor>) -> Result<Paused<'_>, QuiesceError> {
+        let status = guest_status(&*monitor)?;
+        let mut paused = Paused { pauser: self, vm, monitor, stopped: None, over: false };
+        match status.as_str() {
+            "running" => {}
+            "paused" => return Ok(paused),
+            _ => {
+                paused.over = true;
+                return Err(QuiesceError::Status { status });
+            }
+        }
+        self.markers.set(vm).map_err(QuiesceError::Marker)?;
+        // From here on dropping `paused` undoes what was begun.
+        paused.stopped = Some(Instant::now());
+        self.arm(vm)?;
+        fault::point("cut.marked-pausing");
+        paused.stopped = Some(Instant::now());
+        if let Err(error) = paused.monitor.execute("stop", json!({})) {
+            // Where the answer is lost, the stop may yet come: the watchdog stays armed and undoes it then.
+            if matches!(error, MonitorError::Unreachable { .. }) {
+                paused.over = true;
+                let _ = paused.let_go();
+            }
+            return Err(error.into());
+        }
+        fault::point("cut.stopped");
+        let status = guest_status(&*paused.monitor)?;
+        if status != "paused" { Err(QuiesceError::Status { status }) } else { Ok(paused) }
+    }
+
+    fn arm(&self, vm: VmId) -> Result<(), WatchdogError> {
+        let armed = self.watchdog.arm(vm, self.limit);
+        if matches!(armed, Err(WatchdogError::StillReleasing { .. })) {
+            // Left armed after a lost answer, it has fired since; told that this is over, it comes to an end.
+            let _ = self.watchdog.disarm(vm)?;
+        }
+        armed
+    }
+}
+
+impl Paused<'_> {
+    /// Whether the guest ran until we stopped it.
+    pub fn was_running(&self) -> bool {
+        self.stopped.is_some()
+    }
+
+    /// Lets the guest go on. Returns how long it stood; 0 if it was not we who stopped it.
+    pub fn resume(mut self) -> Result<Duration, QuiesceError> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<Duration, QuiesceError> {
+        self.over = true;
+        let Some(stopped) = self.stopped else {
+            let status = guest_status(&*self.monitor)?;
+            return if status == "paused" {
+                Ok(Duration::ZERO)
+            } else {
+                Err(QuiesceError::Broken { why: format!("it is `{status}` now, and was paused") })
+            };
+        };
+        let mut found = self.let_go();
+        for _ in 1..TRIES {
+            match &found {
+                // QEMU's answer is lost or its monitor is gone for now: what happened can be seen by asking again.
+                Err(MonitorError::Unreachable { .. }) => found = self.let_go(),
+                _ => break,
+            }
+        }
+        // Where even that failed the watchdog stays armed and goes on trying.
+        let found = found?;
+        let lasted = stopped.elapsed();
+        if let Err(error) = self.pauser.markers.clear(self.vm) {
+            tracing::warn!(vm = %self.vm, %error, "a marker of a pause that is over could not be removed");
+        }
+        let disarmed = self.pauser.watchdog.disarm(self.vm)?;
+        if disarmed.fired {
+            Err(QuiesceError::Broken { why: format!("it lasted longer than {:?}", self.pauser.limit) })
+        } else if found != "paused" {
+            Err(QuiesceError::Broken { why: format!("it was `{found}` when it should have been paused") })
+        } else {
+            Ok(lasted)
+        }
+    }
+
+    /// Resumes it if it is paused; says what it was.
+    fn let_go(&self) -> Result<String, MonitorError> {
+        let status = guest_status(&*self.monitor)?;
+        if status == "paused" {
+            self.monitor.execute("cont", json!({}))?;
+        }
+        Ok(status)
+    }
+}
+
+impl Drop for Paused<'_> {
+    fn drop(&mut self) {
+        if !self.over && self.stopped.is_some() {
+            if let Err(error) = self.end() {
+                tracing::warn!(vm = %self.vm, %error, "a pause that failed was ended");
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

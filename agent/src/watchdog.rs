@@ -1,0 +1,84 @@
+//! The watchdog: a process of its own that resumes a guest which the agent paused and did not resume in time.
+//! Promises: it outlives the agent's death (the socket's end tells it) and its freezing (the deadline does); it only ever
+//! resumes a guest that was announced as about to be paused; it tries until libvirt has done it or the guest is gone.
+//! Called by `capture::quiesce`; run by `lifeboat-agent watchdog`, which the agent starts itself.
+
+mod client;
+mod markers;
+mod release;
+mod server;
+#[cfg(test)]
+mod tests;
+
+pub use client::{Disarmed, Watchdog};
+pub use markers::Markers;
+pub use release::{LibvirtRelease, Release, Released, release_paused, status as guest_status};
+pub use server::serve;
+
+use lifeboat::{hypervisor::libvirt::HypervisorError, hypervisor::monitor::MonitorError, id::VmId};
+use nix::sys::{
+    prctl,
+    signal::{SigHandler, Signal, signal},
+};
+use serde::{Deserialize, Serialize};
+use std::{io, os::fd::AsFd, path::PathBuf, sync::Arc};
+
+/// What `lifeboat-agent watchdog` and `lifeboat-agent release-paused` are told.
+#[derive(Clone, Debug, clap::Args)]
+pub struct WatchdogArgs {
+    /// libvirt's address, as in agent.toml
+    #[arg(long, default_value = "qemu:///system")]
+    pub uri: String,
+    /// Folder that names the guests which are being paused
+    #[arg(long, default_value = "/run/lifeboat/paused")]
+    pub marker_dir: PathBuf,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum WatchdogError {
+    #[error("the watchdog can't be reached ({step}): {source}")]
+    Io { step: &'static str, source: io::Error },
+    /// It answered, but not as agreed: another version of the agent, say.
+    #[error("the watchdog gave an unexpected answer")]
+    Unexpected,
+    /// It is still trying to resume this guest after an earlier pause.
+    #[error("the watchdog is still resuming {vm} after an earlier pause")]
+    StillReleasing { vm: VmId },
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    #[error(transparent)]
+    Monitor(#[from] MonitorError),
+}
+
+/// Agent → watchdog; each has one answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Request {
+    Arm { vm: VmId, deadline_ms: u64 },
+    Disarm { vm: VmId },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Answer {
+    Armed,
+    StillReleasing,
+    Disarmed { fired: bool },
+}
+
+/// Bytes of one message at the most.
+const MESSAGE_MAX: usize = 512;
+
+/// The watchdog process: its socket is its standard input. Returns when the agent is gone and no guest is left paused.
+pub fn run(args: WatchdogArgs) -> Result<(), WatchdogError> {
+    // A session of its own, deaf to what ends the agent: it ends when nothing is left to do.
+    let _ = nix::unistd::setsid();
+    for ignored in [Signal::SIGTERM, Signal::SIGINT, Signal::SIGHUP, Signal::SIGPIPE] {
+        // SAFETY: ignoring a signal installs no handler.
+        let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
+    }
+    let _ = prctl::set_name(c"lifeboat-wdog");
+    let socket = io::stdin().as_fd().try_clone_to_owned();
+    let socket = socket.map_err(|source| WatchdogError::Io { step: "taking its socket", source })?;
+    serve(socket, Arc::new(LibvirtRelease::new(args.uri)), Markers::new(args.marker_dir))
+}

@@ -1,0 +1,43 @@
+//! Marker files: one per guest that is being paused, for whoever comes after a crash of everything of ours.
+//! Promises: a marker is written before its guest is paused and removed only when the guest is known to run or be gone.
+
+use lifeboat::id::VmId;
+use std::{fs, io, path::PathBuf};
+
+/// The folder of markers, on a file system that a reboot empties.
+#[derive(Clone, Debug)]
+pub struct Markers {
+    dir: PathBuf,
+}
+
+impl Markers {
+    pub fn new(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
+    pub fn set(&self, vm: VmId) -> io::Result<()> {
+        fs::create_dir_all(&self.dir)?;
+        fs::write(self.path(vm), std::process::id().to_string())
+    }
+
+    pub fn clear(&self, vm: VmId) -> io::Result<()> {
+        match fs::remove_file(self.path(vm)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// The guests that have a marker; other files are passed over.
+    pub fn list(&self) -> io::Result<Vec<VmId>> {
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries?,
+        };
+        let names = entries.flatten().map(|entry| entry.file_name());
+        Ok(names.filter_map(|name| name.to_str()?.parse().ok()).collect())
+    }
+
+    fn path(&self, vm: VmId) -> PathBuf {
+        self.dir.join(vm.to_string())
+    }
+}

@@ -1,0 +1,97 @@
+//! Letting a guest go: resumes it if, and only if, it stands paused.
+
+use super::{Markers, WatchdogError};
+use lifeboat::{
+    hypervisor::{
+        libvirt::{Hypervisor, HypervisorError},
+        monitor::{Monitor, MonitorError},
+    },
+    id::VmId,
+};
+use serde_json::{Value, json};
+use std::sync::{Mutex, PoisonError};
+
+/// What was found and done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Released {
+    Resumed,
+    /// It was not paused: it runs, or stands for a reason of its own (an I/O error, say).
+    NotPaused,
+    /// There is no such running guest.
+    Gone,
+}
+
+/// Somebody who can let a guest go.
+pub trait Release: Send + Sync {
+    fn release(&self, vm: VmId) -> Result<Released, WatchdogError>;
+}
+
+/// Through libvirt, by a connection of its own.
+pub struct LibvirtRelease {
+    uri: String,
+    hypervisor: Mutex<Option<Hypervisor>>,
+}
+
+impl LibvirtRelease {
+    pub fn new(uri: String) -> Self {
+        // Connected early, so that nothing but a broken libvirt stands between a deadline and the guest.
+        let hypervisor = Mutex::new(Hypervisor::connect(&uri).ok());
+        Self { uri, hypervisor }
+    }
+
+    fn hypervisor(&self) -> Result<Hypervisor, HypervisorError> {
+        let mut slot = self.hypervisor.lock().unwrap_or_else(PoisonError::into_inner);
+        match slot.as_ref() {
+            Some(hypervisor) => Ok(hypervisor.clone()),
+            None => Ok(slot.insert(Hypervisor::connect(&self.uri)?).clone()),
+        }
+    }
+}
+
+impl Release for LibvirtRelease {
+    fn release(&self, vm: VmId) -> Result<Released, WatchdogError> {
+        let domain = match self.hypervisor()?.domain_by_uuid(vm) {
+            Err(HypervisorError::NotFound { .. }) => return Ok(Released::Gone),
+            domain => domain?,
+        };
+        if !domain.state()?.is_active() {
+            return Ok(Released::Gone);
+        }
+        let monitor = domain.monitor();
+        if status(&monitor)? != "paused" {
+            return Ok(Released::NotPaused);
+        }
+        monitor.execute("cont", json!({}))?;
+        Ok(Released::Resumed)
+    }
+}
+
+/// QEMU's own word on whether the guest runs.
+pub fn status(monitor: &dyn Monitor) -> Result<String, MonitorError> {
+    let answer = monitor.execute("query-status", json!({}))?;
+    answer
+        .get("status")
+        .and_then(Value::as_str)
+        .map(str::to_owned)
+        .ok_or_else(|| MonitorError::Unexpected { command: "query-status".into(), what: answer.to_string() })
+}
+
+/// Resumes every guest whose marker a dead agent left behind. Returns what was done for each; a marker stays where it
+/// did not work. For the agent's start, and for systemd's `ExecStopPost=`.
+pub fn release_paused(markers: &Markers, uri: &str) -> Vec<(VmId, Result<Released, WatchdogError>)> {
+    let left = match markers.list() {
+        Ok(left) if left.is_empty() => return Vec::new(),
+        Ok(left) => left,
+        Err(error) => {
+            tracing::warn!(%error, "the folder of pause markers can't be read");
+            return Vec::new();
+        }
+    };
+    let releaser = LibvirtRelease::new(uri.to_owned());
+    let release = |vm: VmId| {
+        let released = releaser.release(vm)?;
+        markers.clear(vm).map_err(|source| WatchdogError::Io { step: "removing a marker", source })?;
+        Ok(released)
+    };
+    left.into_iter().map(|vm| (vm, release(vm))).collect()
+}

@@ -1,0 +1,124 @@
+//! Goal: a guest that the agent left paused is resumed, whatever became of the agent. Method: the watchdog's loop in a
+//! thread, with a guest that is a flag.
+
+use super::*;
+use std::{
+    sync::atomic::{AtomicBool, AtomicUsize, Ordering},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+#[derive(Default)]
+struct FakeGuest {
+    paused: AtomicBool,
+    /// Tries that fail before one works, as while libvirtd restarts.
+    failures: AtomicUsize,
+}
+
+impl Release for FakeGuest {
+    fn release(&self, _: VmId) -> Result<Released, WatchdogError> {
+        if self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+        {
+            return Err(WatchdogError::Unexpected);
+        }
+        Ok(if self.paused.swap(false, Ordering::SeqCst) { Released::Resumed } else { Released::NotPaused })
+    }
+}
+
+struct Rig {
+    guest: Arc<FakeGuest>,
+    watchdog: Watchdog,
+    servers: Arc<std::sync::Mutex<Vec<JoinHandle<()>>>>,
+    markers: Markers,
+    _dir: tempfile::TempDir,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let markers = Markers::new(dir.path().join("paused"));
+        let guest = Arc::new(FakeGuest::default());
+        let servers: Arc<std::sync::Mutex<Vec<JoinHandle<()>>>> = Arc::default();
+        let parts = (guest.clone(), markers.clone(), servers.clone());
+        let watchdog = Watchdog::start_with(move || {
+            let (ours, theirs) = client::pair()?;
+            let (guest, markers, servers) = parts.clone();
+            let server = std::thread::spawn(move || serve(theirs, guest, markers).unwrap());
+            servers.lock().unwrap().push(server);
+            Ok(ours)
+        });
+        Self { guest, watchdog: watchdog.unwrap(), servers, markers, _dir: dir }
+    }
+
+    fn pause(&self, limit: Duration) {
+        self.markers.set(VM).unwrap();
+        self.watchdog.arm(VM, limit).unwrap();
+        self.guest.paused.store(true, Ordering::SeqCst);
+    }
+
+    fn is_resumed_soon(&self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while self.guest.paused.load(Ordering::SeqCst) {
+            if Instant::now() > deadline {
+                return false;
+            }
+            std::thread::yield_now();
+        }
+        true
+    }
+}
+
+const VM: VmId = VmId::from_bytes([7; 16]);
+const LONG: Duration = Duration::from_secs(600);
+
+#[test]
+fn a_guest_is_resumed_when_the_agent_dies_even_if_libvirt_fails_at_first() {
+    let rig = Rig::new();
+    rig.guest.failures.store(2, Ordering::SeqCst);
+    rig.pause(LONG);
+    let Rig { guest, watchdog, servers, markers, _dir } = rig;
+    drop(watchdog);
+    servers.lock().unwrap().drain(..).for_each(|server| server.join().unwrap());
+    assert!(!guest.paused.load(Ordering::SeqCst));
+    assert_eq!(markers.list().unwrap(), []);
+}
+
+#[test]
+fn a_guest_is_resumed_when_the_deadline_passes_and_the_agent_learns_of_it() {
+    let rig = Rig::new();
+    rig.pause(Duration::from_millis(20));
+    assert!(rig.is_resumed_soon());
+    // The agent thaws and stops the guest after all, as it had set out to: that is undone too.
+    rig.guest.paused.store(true, Ordering::SeqCst);
+    assert!(rig.is_resumed_soon());
+    assert!(rig.watchdog.disarm(VM).unwrap().fired);
+    // Once the release has ended, the next pause is possible again.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while let Err(error) = rig.watchdog.arm(VM, LONG) {
+        assert!(
+            matches!(error, WatchdogError::StillReleasing { .. }) && Instant::now() < deadline,
+            "{error}"
+        );
+        std::thread::yield_now();
+    }
+    assert!(!rig.watchdog.disarm(VM).unwrap().fired);
+}
+
+#[test]
+fn a_pause_that_ends_in_time_is_left_alone() {
+    let rig = Rig::new();
+    rig.pause(LONG);
+    assert!(!rig.watchdog.disarm(VM).unwrap().fired);
+    assert!(rig.guest.paused.load(Ordering::SeqCst), "it was resumed without need");
+    // What was never announced is not vouched for.
+    assert!(rig.watchdog.disarm(VM).unwrap().fired);
+}
+
+#[test]
+fn a_dead_watchdog_is_replaced_before_the_next_pause() {
+    let rig = Rig::new();
+    rig.watchdog.break_link();
+    rig.pause(LONG);
+    assert_eq!(rig.servers.lock().unwrap().len(), 2);
+    assert!(!rig.watchdog.disarm(VM).unwrap().fired);
+}
