@@ -3,7 +3,10 @@
 //! [`protect`] decides when a point is due and sees it through; [`capture`] cuts it; [`ship`] carries it to the site;
 //! [`watchdog`] makes sure that no guest stays paused because of us; [`daemon`] wires the rooms.
 
+pub mod admin;
 pub mod capture;
+pub mod config;
+pub mod daemon;
 pub mod protect;
 pub mod ship;
 pub mod watchdog;

@@ -61,6 +61,7 @@ impl GuestSettings {
 
 /// See the module.
 pub struct GuestSource {
+    memory: MemoryMode,
     state: Arc<Mutex<State>>,
 }
 
@@ -96,6 +97,7 @@ impl GuestSource {
         clock: Arc<dyn Clock>,
         settings: GuestSettings,
     ) -> Self {
+        let memory = settings.memory;
         let markers = Markers::new(settings.marker_dir.clone());
         let state = State {
             pauser: Pauser::new(markers, watchdog, settings.pause_limit),
@@ -108,7 +110,7 @@ impl GuestSource {
             hypervisor,
             clock,
         };
-        Self { state: Arc::new(Mutex::new(state)) }
+        Self { memory, state: Arc::new(Mutex::new(state)) }
     }
 
     /// Leaves nothing behind in the guest's QEMU: protection has ended.
@@ -128,6 +130,14 @@ impl Source for GuestSource {
         let state = self.state.clone().lock_owned().await;
         let (state, begun) = blocking(state, move |state| look::begin(state, basis)).await;
         Ok(Box::new(GuestCut::new(state, point, begun?)))
+    }
+
+    fn memory_engine(&self) -> String {
+        match self.memory {
+            MemoryMode::On => "stop-and-read: works with every QEMU from 7.2 on; pauses as long as reading memory takes",
+            MemoryMode::Off => "off: configured so; a replica boots from its disks",
+        }
+        .into()
     }
 }
 

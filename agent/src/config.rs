@@ -1,0 +1,204 @@
+//! `agent.toml`: what the operator wrote, then what the daemon may rely on. [`AgentConfig::load`] is the only check.
+
+use crate::capture::guest::MemoryMode;
+use lifeboat::{
+    config::{self, ConfigError, UnknownKey},
+    transport::{Congestion, TransportSettings},
+    units::{BitRate, ByteSize, Span},
+};
+use serde::Deserialize;
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+pub const DEFAULT_FILE: &str = "/etc/lifeboat/agent.toml";
+
+#[derive(Debug, Deserialize)]
+struct RawAgent {
+    state_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    libvirt: Option<String>,
+    site: Option<RawLink>,
+    #[serde(default)]
+    defaults: RawProtection,
+    #[serde(default)]
+    vm: Vec<RawVm>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawLink {
+    address: String,
+    limit: Option<BitRate>,
+    congestion: Option<Congestion>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+struct RawProtection {
+    interval: Option<Span>,
+    max_pause: Option<Span>,
+    memory: Option<RawMemory>,
+    staging: Option<ByteSize>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawMemory {
+    Auto,
+    Off,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawVm {
+    name: String,
+    #[serde(flatten)]
+    own: RawProtection,
+}
+
+/// The agent as configured.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Identity, generations, scratch and spool files.
+    pub state_dir: PathBuf,
+    /// Pause markers and the local API's socket; must not survive a reboot.
+    pub run_dir: PathBuf,
+    pub libvirt: String,
+    /// `host:port` of the site; `None` until the operator has written one.
+    pub site: Option<String>,
+    pub limit: Option<BitRate>,
+    pub transport: TransportSettings,
+    pub vms: Vec<VmConfig>,
+}
+
+/// One VM to protect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VmConfig {
+    /// Name or UUID, as libvirt knows it.
+    pub name: String,
+    pub interval: Duration,
+    pub max_pause: Duration,
+    pub memory: MemoryMode,
+    /// Changed memory held before it is spooled to disk.
+    pub staging: ByteSize,
+}
+
+const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_secs(86_400);
+const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
+
+impl AgentConfig {
+    pub fn load(file: &Path) -> Result<(Self, Vec<UnknownKey>), ConfigError> {
+        let loaded = config::load::<RawAgent>(file)?;
+        let raw = loaded.value;
+        let mut transport = TransportSettings::default();
+        let link = raw.site.as_ref();
+        transport.congestion = link.and_then(|link| link.congestion).unwrap_or(transport.congestion);
+        let site = link.map(|link| site_address(file, &link.address)).transpose()?;
+        let mut seen = BTreeSet::new();
+        let mut vms = Vec::new();
+        for vm in raw.vm {
+            if vm.name.is_empty() || !seen.insert(vm.name.clone()) {
+                return Err(config::invalid(file, "vm.name", &vm.name, "each [[vm]] needs a name of its own"));
+            }
+            vms.push(vm_config(file, vm, raw.defaults)?);
+        }
+        let agent = Self {
+            state_dir: raw.state_dir.unwrap_or_else(|| "/var/lib/lifeboat/agent".into()),
+            run_dir: raw.run_dir.unwrap_or_else(|| "/run/lifeboat-agent".into()),
+            libvirt: raw.libvirt.unwrap_or_else(|| "qemu:///system".into()),
+            site,
+            limit: link.and_then(|link| link.limit),
+            transport,
+            vms,
+        };
+        for (key, dir) in [("state_dir", &agent.state_dir), ("run_dir", &agent.run_dir)] {
+            if !dir.is_absolute() {
+                let why = "write an absolute path, so that it does not depend on where the daemon was started";
+                return Err(config::invalid(file, key, dir.display(), why));
+            }
+        }
+        Ok((agent, loaded.unknown))
+    }
+
+    pub fn identity_dir(&self) -> PathBuf {
+        self.state_dir.join("identity")
+    }
+    pub fn marker_dir(&self) -> PathBuf {
+        self.run_dir.join("paused")
+    }
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("api.sock")
+    }
+}
+
+fn site_address(file: &Path, address: &str) -> Result<String, ConfigError> {
+    let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>()));
+    match port {
+        Some(Ok(_)) => Ok(address.to_owned()),
+        _ => Err(config::invalid(file, "site.address", address, "write HOST:PORT: `dr.example.com:7443`")),
+    }
+}
+
+fn vm_config(file: &Path, vm: RawVm, defaults: RawProtection) -> Result<VmConfig, ConfigError> {
+    let span = |own: Option<Span>, default: Option<Span>, otherwise| own.or(default).map_or(otherwise, |span| span.0);
+    let interval = span(vm.own.interval, defaults.interval, Duration::from_secs(5));
+    if !INTERVALS.contains(&interval) {
+        let given = format!("{interval:?}");
+        return Err(config::invalid(file, "interval", given, "write a time between 200ms and 24h: `5s`"));
+    }
+    let max_pause = span(vm.own.max_pause, defaults.max_pause, Duration::from_secs(2));
+    if !PAUSES.contains(&max_pause) {
+        let given = format!("{max_pause:?}");
+        return Err(config::invalid(file, "max_pause", given, "write a time between 10ms and 60s: `2s`"));
+    }
+    let memory = match vm.own.memory.or(defaults.memory).unwrap_or(RawMemory::Auto) {
+        RawMemory::Auto => MemoryMode::On,
+        RawMemory::Off => MemoryMode::Off,
+    };
+    let staging = vm.own.staging.or(defaults.staging).unwrap_or(ByteSize(256 << 20));
+    Ok(VmConfig { name: vm.name, interval, max_pause, memory, staging })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str) -> Result<(AgentConfig, Vec<UnknownKey>), ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("agent.toml");
+        std::fs::write(&file, text).unwrap();
+        AgentConfig::load(&file)
+    }
+
+    #[test]
+    fn a_vm_takes_what_it_does_not_say_from_the_defaults() {
+        let text = "[site]\naddress = \"dr:7443\"\nlimit = \"50Mbit\"\n[defaults]\ninterval = \"2s\"\n\
+                    [[vm]]\nname = \"web\"\n[[vm]]\nname = \"db\"\ninterval = \"1s\"\nmemory = \"off\"";
+        let (agent, unknown) = load(text).unwrap();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        assert_eq!(agent.limit, Some(BitRate(50_000_000)));
+        assert_eq!(agent.vms[0].interval, Duration::from_secs(2));
+        assert_eq!((agent.vms[1].interval, agent.vms[1].memory), (Duration::from_secs(1), MemoryMode::Off));
+    }
+
+    #[test]
+    fn a_refusal_names_file_key_value_and_one_that_would_do() {
+        for (text, words) in [
+            ("[site]\naddress = \"dr\"", ["site.address", "dr.example.com:7443"]),
+            ("[[vm]]\nname = \"a\"\ninterval = \"1ms\"", ["interval", "5s"]),
+            ("[[vm]]\nname = \"a\"\nmax_pause = \"2h\"", ["max_pause", "2s"]),
+            ("[[vm]]\nname = \"a\"\n[[vm]]\nname = \"a\"", ["vm.name", "of its own"]),
+            ("state_dir = \"here\"", ["state_dir", "absolute"]),
+            ("[[vm]]\nname = \"a\"\nmemory = \"maybe\"", ["memory", "off"]),
+        ] {
+            let error = load(text).unwrap_err().to_string();
+            assert!(error.contains("agent.toml") && words.iter().all(|word| error.contains(word)), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_reported_wherever_it_stands() {
+        let (_, unknown) = load("intervall = \"5s\"\n[[vm]]\nname = \"a\"\nintervall = \"5s\"").unwrap();
+        assert_eq!(unknown.len(), 2, "{unknown:?}");
+    }
+}

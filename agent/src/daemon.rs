@@ -1,0 +1,249 @@
+//! The daemon: releases what a predecessor left paused, wires the rooms, protects what is configured, stops in order.
+
+use crate::{
+    admin,
+    capture::guest::{GuestSettings, GuestSource},
+    config::{AgentConfig, VmConfig},
+    protect::{
+        generations::Generations,
+        status::{Board, VmStatus},
+        vm::{Protection, Settings},
+    },
+    ship::{
+        limit::Limiter,
+        uplink::{Routes, Uplink},
+    },
+    watchdog::{self, Markers, Watchdog, WatchdogArgs},
+};
+use anyhow::Context;
+use lifeboat::{
+    clock::{Clock, SystemClock},
+    hypervisor::libvirt::{Domain, Hypervisor, HypervisorError},
+    id::{PointId, VmId},
+    local_api::LocalListener,
+    transport::pki::AgentIdentity,
+    wire::message::VmState,
+};
+use std::{
+    fs,
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+    task::JoinSet,
+};
+
+/// How often a VM that libvirt does not know is looked for.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
+/// How long protection may take to put back what is under way, at the end.
+const FAREWELL: Duration = Duration::from_secs(20);
+/// A point whose link has been down for so long is put back: its views stop growing.
+const PATIENCE: Duration = Duration::from_secs(30);
+const ZSTD_LEVEL: i32 = 1;
+
+/// What every VM's protection is given.
+#[derive(Clone)]
+struct Rooms {
+    config: Arc<AgentConfig>,
+    hypervisor: Hypervisor,
+    watchdog: Arc<Watchdog>,
+    generations: Generations,
+    routes: Routes,
+    board: Board,
+    clock: Arc<dyn Clock>,
+    stop: watch::Receiver<bool>,
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
+    let site = config.site.clone().context("no site is configured: write `[site]` with `address = \"HOST:PORT\"`")?;
+    let identity = AgentIdentity::load(&config.identity_dir())
+        .context("this host is not enrolled; run `lifeboat-agent enrol --site HOST:PORT TOKEN` first")?;
+    for (dir, mode) in [(&config.state_dir, 0o711), (&config.run_dir, 0o755), (&config.marker_dir(), 0o700)] {
+        make_dir(dir, mode)?;
+    }
+    let watch_args = WatchdogArgs { uri: config.libvirt.clone(), marker_dir: config.marker_dir() };
+    let (args, uri) = (watch_args.clone(), config.libvirt.clone());
+    let hypervisor = tokio::task::spawn_blocking(move || -> anyhow::Result<Hypervisor> {
+        // Before anything else: no guest stays paused because an agent before us died.
+        release_paused(&args);
+        Ok(Hypervisor::connect(&uri)?)
+    })
+    .await??;
+    let (order, stop) = watch::channel(false);
+    let config = Arc::new(config);
+    let rooms = Rooms {
+        hypervisor,
+        watchdog: Arc::new(Watchdog::spawn(&watch_args)?),
+        generations: Generations::open(config.state_dir.join("generations"))?,
+        routes: Routes::default(),
+        board: Board::default(),
+        clock: Arc::new(SystemClock),
+        stop: stop.clone(),
+        config: config.clone(),
+    };
+    let uplink = Uplink {
+        address: site,
+        identity,
+        settings: config.transport.clone(),
+        host: host_name(),
+        limiter: Arc::new(Limiter::new(config.limit)),
+        routes: rooms.routes.clone(),
+        board: rooms.board.clone(),
+        stop: stop.clone(),
+    };
+    let socket = LocalListener::bind(&config.socket(), 0o660)?;
+    let mut stopped = stop.clone();
+    let api = tokio::spawn(socket.serve(admin::router(rooms.board.clone(), rooms.clock.clone()), async move {
+        let _ = stopped.wait_for(|stop| *stop).await;
+    }));
+    let mut protections = JoinSet::new();
+    for vm in config.vms.clone() {
+        protections.spawn(protect(rooms.clone(), vm));
+    }
+    if config.vms.is_empty() {
+        tracing::warn!("no VM is configured: add a [[vm]] with its name to the configuration");
+    }
+    let mut link = tokio::spawn(uplink.run());
+    // Outside systemd there is nobody to notify.
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    until_told(&mut protections).await?;
+    tracing::info!("stopping");
+    let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    let _ = order.send(true);
+    let farewell = async { while protections.join_next().await.is_some() {} };
+    if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
+        tracing::warn!("some protection did not end in time; what it left in QEMU is put in order at the next start");
+    }
+    link.abort();
+    let _ = (&mut link).await;
+    api.await??;
+    Ok(())
+}
+
+/// Resumes what an agent before us left paused; what can't be resumed is said, and tried again by the watchdog's next use.
+pub fn release_paused(args: &WatchdogArgs) {
+    for (vm, released) in watchdog::release_paused(&Markers::new(args.marker_dir.clone()), &args.uri) {
+        match released {
+            Ok(done) => tracing::warn!(%vm, ?done, "found a pause that an agent did not end"),
+            Err(error) => tracing::error!(%vm, %error, "a guest that an agent paused could not be resumed"),
+        }
+    }
+}
+
+/// Waits for a signal; protections that die in the meantime are named.
+async fn until_told(protections: &mut JoinSet<()>) -> anyhow::Result<()> {
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    loop {
+        tokio::select! {
+            _ = term.recv() => return Ok(()),
+            _ = int.recv() => return Ok(()),
+            Some(ended) = protections.join_next() => {
+                // The service manager starts us again, and everything is owed as it was.
+                ended.context("the protection of a VM died")?;
+            }
+        }
+    }
+}
+
+/// Protects one configured VM, as soon as libvirt knows it.
+async fn protect(rooms: Rooms, vm: VmConfig) {
+    let Some(domain) = find(&rooms, &vm).await else { return };
+    let id = domain.uuid();
+    let generation = match rooms.generations.load(id) {
+        Ok(generation) => generation,
+        Err(error) => {
+            refuse(&rooms, id, &vm, &error.to_string());
+            return;
+        }
+    };
+    let state = &rooms.config.state_dir;
+    let settings = GuestSettings {
+        vm: id,
+        memory: vm.memory,
+        scratch_dir: state.join("scratch"),
+        spool_dir: state.join("spool"),
+        staging_bytes: usize::try_from(vm.staging.0).unwrap_or(usize::MAX),
+        marker_dir: rooms.config.marker_dir(),
+        pause_limit: vm.max_pause,
+    };
+    for (dir, mode) in [(&settings.scratch_dir, 0o711), (&settings.spool_dir, 0o700)] {
+        if let Err(error) = make_dir(dir, mode) {
+            refuse(&rooms, id, &vm, &format!("{error:#}"));
+            return;
+        }
+    }
+    let source = GuestSource::new(rooms.hypervisor.clone(), rooms.watchdog.clone(), rooms.clock.clone(), settings);
+    let lanes = std::thread::available_parallelism().map_or(1, Into::into);
+    let book = rooms.generations.clone();
+    let protection = Protection {
+        vm: id,
+        name: domain.name().to_owned(),
+        source,
+        settings: Settings {
+            interval: vm.interval,
+            zstd_level: ZSTD_LEVEL,
+            seal_lanes: 2 * lanes,
+            patience: PATIENCE,
+        },
+        generation,
+        link: rooms.routes.join(id),
+        clock: rooms.clock.clone(),
+        new_point: Box::new(|| PointId::from_bytes(*uuid::Uuid::new_v4().as_bytes())),
+        on_generation: Box::new(move |vm, generation| {
+            if let Err(error) = book.save(vm, generation) {
+                tracing::error!(%vm, %error, "the VM's generation could not be remembered");
+            }
+        }),
+        board: rooms.board.clone(),
+        stop: rooms.stop.clone(),
+    };
+    protection.run().await;
+    rooms.routes.leave(id);
+}
+
+/// Looks for the VM until libvirt knows it, or the daemon stops.
+async fn find(rooms: &Rooms, vm: &VmConfig) -> Option<Domain> {
+    let mut stop = rooms.stop.clone();
+    let unknown = VmId::from_bytes([0; 16]);
+    loop {
+        let (hypervisor, name) = (rooms.hypervisor.clone(), vm.name.clone());
+        let reason = match tokio::task::spawn_blocking(move || hypervisor.domain(&name)).await {
+            Ok(Ok(domain)) => return Some(domain),
+            Ok(Err(HypervisorError::NotFound { .. })) => {
+                format!("libvirt knows no VM `{}`; `virsh list --all` shows those it knows", vm.name)
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(panic) => panic.to_string(),
+        };
+        let mut status = VmStatus::new(unknown, vm.name.clone(), vm.interval.as_millis() as u64);
+        (status.state, status.reason) = (VmState::NotRunning, Some(reason));
+        rooms.board.put(status);
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            _ = stop.wait_for(|stop| *stop) => return None,
+        }
+    }
+}
+
+fn refuse(rooms: &Rooms, id: VmId, vm: &VmConfig, reason: &str) {
+    tracing::error!(vm = %vm.name, reason, "the VM is not protected");
+    let mut status = VmStatus::new(id, vm.name.clone(), vm.interval.as_millis() as u64);
+    (status.state, status.reason) = (VmState::Refused, Some(reason.to_owned()));
+    rooms.board.put(status);
+}
+
+fn make_dir(dir: &Path, mode: u32) -> anyhow::Result<()> {
+    let made = fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
+    made.with_context(|| format!("creating {}", dir.display()))
+}
+
+pub fn host_name() -> String {
+    nix::sys::utsname::uname()
+        .map(|name| name.nodename().to_string_lossy().into_owned())
+        .unwrap_or_else(|_| "unknown".into())
+}
