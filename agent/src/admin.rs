@@ -19,9 +19,10 @@ async fn status(State((board, clock)): State<Shared>) -> Json<AgentStatus> {
 pub fn show(status: &AgentStatus) -> String {
     let mut out = format!("Link: {}\n", status.link);
     for vm in &status.vms {
-        let rpo = vm.rpo_ms.map_or_else(|| "no durable point yet".to_owned(), |ms| {
-            format!("RPO {}.{} s", ms / 1000, ms % 1000 / 100)
-        });
+        let rpo = vm.rpo_ms.map_or_else(
+            || "no durable point yet".to_owned(),
+            |ms| format!("RPO {}.{} s", ms / 1000, ms % 1000 / 100),
+        );
         out += &format!("{}: {}, {rpo}, every {}\n", vm.name, vm.state.as_str(), Seconds(vm.interval_ms));
         if let Some(reason) = &vm.reason {
             out += &format!("  why: {reason}\n");
@@ -33,7 +34,11 @@ pub fn show(status: &AgentStatus) -> String {
             out += &format!("  last pause: {:.1} ms\n", pause_us as f64 / 1e3);
         }
         if let Some(durable) = &vm.durable {
-            out += &format!("  newest durable point: {} of {}\n", durable.point.short(), UnixMs(durable.cut_at.0));
+            out += &format!(
+                "  newest durable point: {} of {}\n",
+                durable.point.short(),
+                UnixMs(durable.cut_at.0)
+            );
         }
     }
     out

@@ -83,7 +83,8 @@ pub struct VmConfig {
     pub staging: ByteSize,
 }
 
-const INTERVALS: std::ops::RangeInclusive<Duration> = Duration::from_millis(200)..=Duration::from_secs(86_400);
+const INTERVALS: std::ops::RangeInclusive<Duration> =
+    Duration::from_millis(200)..=Duration::from_secs(86_400);
 const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
 
 impl AgentConfig {
@@ -98,7 +99,12 @@ impl AgentConfig {
         let mut vms = Vec::new();
         for vm in raw.vm {
             if vm.name.is_empty() || !seen.insert(vm.name.clone()) {
-                return Err(config::invalid(file, "vm.name", &vm.name, "each [[vm]] needs a name of its own"));
+                return Err(config::invalid(
+                    file,
+                    "vm.name",
+                    &vm.name,
+                    "each [[vm]] needs a name of its own",
+                ));
             }
             vms.push(vm_config(file, vm, raw.defaults)?);
         }
@@ -113,7 +119,8 @@ impl AgentConfig {
         };
         for (key, dir) in [("state_dir", &agent.state_dir), ("run_dir", &agent.run_dir)] {
             if !dir.is_absolute() {
-                let why = "write an absolute path, so that it does not depend on where the daemon was started";
+                let why =
+                    "write an absolute path, so that it does not depend on where the daemon was started";
                 return Err(config::invalid(file, key, dir.display(), why));
             }
         }
@@ -132,7 +139,8 @@ impl AgentConfig {
 }
 
 fn site_address(file: &Path, address: &str) -> Result<String, ConfigError> {
-    let port = address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>()));
+    let port =
+        address.rsplit_once(':').and_then(|(host, port)| (!host.is_empty()).then(|| port.parse::<u16>()));
     match port {
         Some(Ok(_)) => Ok(address.to_owned()),
         _ => Err(config::invalid(file, "site.address", address, "write HOST:PORT: `dr.example.com:7443`")),
@@ -140,7 +148,9 @@ fn site_address(file: &Path, address: &str) -> Result<String, ConfigError> {
 }
 
 fn vm_config(file: &Path, vm: RawVm, defaults: RawProtection) -> Result<VmConfig, ConfigError> {
-    let span = |own: Option<Span>, default: Option<Span>, otherwise| own.or(default).map_or(otherwise, |span| span.0);
+    let span = |own: Option<Span>, default: Option<Span>, otherwise| {
+        own.or(default).map_or(otherwise, |span| span.0)
+    };
     let interval = span(vm.own.interval, defaults.interval, Duration::from_secs(5));
     if !INTERVALS.contains(&interval) {
         let given = format!("{interval:?}");

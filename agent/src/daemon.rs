@@ -24,13 +24,7 @@ use lifeboat::{
     transport::pki::AgentIdentity,
     wire::message::VmState,
 };
-use std::{
-    fs,
-    os::unix::fs::DirBuilderExt,
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -60,7 +54,10 @@ struct Rooms {
 
 /// Runs until SIGTERM or SIGINT.
 pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
-    let site = config.site.clone().context("no site is configured: write `[site]` with `address = \"HOST:PORT\"`")?;
+    let site = config
+        .site
+        .clone()
+        .context("no site is configured: write `[site]` with `address = \"HOST:PORT\"`")?;
     let identity = AgentIdentity::load(&config.identity_dir())
         .context("this host is not enrolled; run `lifeboat-agent enrol --site HOST:PORT TOKEN` first")?;
     for (dir, mode) in [(&config.state_dir, 0o711), (&config.run_dir, 0o755), (&config.marker_dir(), 0o700)] {
@@ -98,9 +95,10 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     };
     let socket = LocalListener::bind(&config.socket(), 0o660)?;
     let mut stopped = stop.clone();
-    let api = tokio::spawn(socket.serve(admin::router(rooms.board.clone(), rooms.clock.clone()), async move {
-        let _ = stopped.wait_for(|stop| *stop).await;
-    }));
+    let api =
+        tokio::spawn(socket.serve(admin::router(rooms.board.clone(), rooms.clock.clone()), async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }));
     let mut protections = JoinSet::new();
     for vm in config.vms.clone() {
         protections.spawn(protect(rooms.clone(), vm));
@@ -117,7 +115,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let _ = order.send(true);
     let farewell = async { while protections.join_next().await.is_some() {} };
     if tokio::time::timeout(FAREWELL, farewell).await.is_err() {
-        tracing::warn!("some protection did not end in time; what it left in QEMU is put in order at the next start");
+        tracing::warn!(
+            "some protection did not end in time; what it left in QEMU is put in order at the next start"
+        );
     }
     link.abort();
     let _ = (&mut link).await;
@@ -177,7 +177,8 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
             return;
         }
     }
-    let source = GuestSource::new(rooms.hypervisor.clone(), rooms.watchdog.clone(), rooms.clock.clone(), settings);
+    let source =
+        GuestSource::new(rooms.hypervisor.clone(), rooms.watchdog.clone(), rooms.clock.clone(), settings);
     let lanes = std::thread::available_parallelism().map_or(1, Into::into);
     let book = rooms.generations.clone();
     let protection = Protection {

@@ -23,7 +23,9 @@ use std::{path::PathBuf, process::ExitCode};
 /// The daemon of a source host. Each protected VM is paused for a moment every few seconds; its memory, devices and disks
 /// of that instant travel to the site, as far as they changed. What to protect stands in the configuration file.
 #[derive(Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 EXAMPLES
   A new host:   lifeboat-agent enrol --site dr.example.com:7443 LB1-…
                 $EDITOR /etc/lifeboat/agent.toml      # name the site and the VMs
@@ -36,7 +38,8 @@ FILES
   /run/lifeboat-agent         status socket, marks of guests that are being paused
 
 ENVIRONMENT
-  LIFEBOAT_LOG                what is logged: `debug`, or `info,lifeboat::transport=trace`")]
+  LIFEBOAT_LOG                what is logged: `debug`, or `info,lifeboat::transport=trace`"
+)]
 struct Arguments {
     /// Configuration file.
     #[arg(long, global = true, default_value = config::DEFAULT_FILE)]
@@ -125,7 +128,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             let dir = config.identity_dir();
             let enrolled = enrol::enrol(&site, &token, &name, &dir, &config.transport);
             let identity = runtime.block_on(enrolled)?;
-            println!("Enrolled as `{}`; the certificate is in {} until {}.", identity.name(), dir.display(), identity.expires());
+            println!(
+                "Enrolled as `{}`; the certificate is in {} until {}.",
+                identity.name(),
+                dir.display(),
+                identity.expires()
+            );
             if config.site.as_deref() != Some(site.as_str()) {
                 println!("Now write this to {}:", arguments.config.display());
                 println!("\n  [site]\n  address = \"{site}\"\n\n  [[vm]]\n  name = \"NAME\"\n");
@@ -135,13 +143,21 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::CheckConfig => {
             let keys: Vec<String> = unknown.into_iter().map(|key| key.key).collect();
-            anyhow::ensure!(keys.is_empty(), "{}: unknown keys: {}", arguments.config.display(), keys.join(", "));
+            anyhow::ensure!(
+                keys.is_empty(),
+                "{}: unknown keys: {}",
+                arguments.config.display(),
+                keys.join(", ")
+            );
             println!("{}: ok", arguments.config.display());
             Ok(())
         }
         Command::ReleasePaused => {
             telemetry::init("info")?;
-            daemon::release_paused(&WatchdogArgs { uri: config.libvirt.clone(), marker_dir: config.marker_dir() });
+            daemon::release_paused(&WatchdogArgs {
+                uri: config.libvirt.clone(),
+                marker_dir: config.marker_dir(),
+            });
             Ok(())
         }
         Command::Watchdog(_) => Ok(()),

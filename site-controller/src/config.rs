@@ -48,9 +48,9 @@ impl SiteConfig {
         let loaded = config::load::<RawSite>(file)?;
         let raw = loaded.value;
         let listen = raw.listen.unwrap_or_else(|| "[::]:7443".into());
-        let listen = listen
-            .parse()
-            .map_err(|_| config::invalid(file, "listen", &listen, "write an address and a port: `0.0.0.0:7443`"))?;
+        let listen = listen.parse().map_err(|_| {
+            config::invalid(file, "listen", &listen, "write an address and a port: `0.0.0.0:7443`")
+        })?;
         let name = raw.name.unwrap_or_else(|| "dr".into());
         if name.is_empty() || name.len() > 63 || name.chars().any(char::is_control) {
             return Err(config::invalid(file, "name", &name, "write 1 to 63 characters: `dr`"));
@@ -71,7 +71,8 @@ impl SiteConfig {
             [("data_dir", &site.data_dir), ("replica_dir", &site.replica_dir), ("run_dir", &site.run_dir)]
         {
             if !dir.is_absolute() {
-                let why = "write an absolute path, so that it does not depend on where the daemon was started";
+                let why =
+                    "write an absolute path, so that it does not depend on where the daemon was started";
                 return Err(config::invalid(file, key, dir.display(), why));
             }
         }

@@ -36,12 +36,15 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         make_dir(dir)?;
     }
     let objects: Arc<dyn Objects> = Arc::new(
-        LocalObjects::open(&config.data_dir.join("store"), config.reserve).await.context("opening the store")?,
+        LocalObjects::open(&config.data_dir.join("store"), config.reserve)
+            .await
+            .context("opening the store")?,
     );
     let index = Arc::new(SledIndex::new(&config.data_dir.join("index")));
-    let (store, found) = Store::open(objects, clock.clone(), Arc::new(RandomIds), index, StoreOptions::default())
-        .await
-        .context("opening the store")?;
+    let (store, found) =
+        Store::open(objects, clock.clone(), Arc::new(RandomIds), index, StoreOptions::default())
+            .await
+            .context("opening the store")?;
     for finding in &found.findings {
         tracing::warn!(%finding, "found when opening the store");
     }

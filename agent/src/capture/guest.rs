@@ -10,7 +10,7 @@ mod look;
 
 use crate::{
     capture::{
-        disk::{DiskSpecLite, Disks},
+        disk::{DiskTarget, Disks},
         memory::{Staging, stop_and_read::StopAndRead},
         quiesce::Pauser,
         source::{CaptureError, Cut, Source},
@@ -82,7 +82,7 @@ struct State {
 
 struct AttachedDisks {
     disks: Disks,
-    specs: Vec<DiskSpecLite>,
+    specs: Vec<DiskTarget>,
     process: QemuProcess,
     /// Point that the disks' marks stand for.
     basis: Option<PointId>,
@@ -134,7 +134,9 @@ impl Source for GuestSource {
 
     fn memory_engine(&self) -> String {
         match self.memory {
-            MemoryMode::On => "stop-and-read: works with every QEMU from 7.2 on; pauses as long as reading memory takes",
+            MemoryMode::On => {
+                "stop-and-read: works with every QEMU from 7.2 on; pauses as long as reading memory takes"
+            }
             MemoryMode::Off => "off: configured so; a replica boots from its disks",
         }
         .into()

@@ -25,7 +25,8 @@ impl Generations {
         match fs::read_to_string(&path) {
             Ok(text) => {
                 let number = text.trim().parse().map_err(|_| {
-                    let why = format!("{} does not hold a generation; restore it from a backup", path.display());
+                    let why =
+                        format!("{} does not hold a generation; restore it from a backup", path.display());
                     io::Error::new(io::ErrorKind::InvalidData, why)
                 })?;
                 Ok(Some(Generation(number)))

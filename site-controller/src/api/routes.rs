@@ -106,10 +106,7 @@ fn row(runbook: &Runbook, summary: VmSummary, now: UnixMs) -> Result<VmRow, ApiE
     })
 }
 
-async fn points(
-    State(site): State<Arc<Site>>,
-    Path(vm): Path<String>,
-) -> Result<Json<PointList>, ApiError> {
+async fn points(State(site): State<Arc<Site>>, Path(vm): Path<String>) -> Result<Json<PointList>, ApiError> {
     let catalog = &site.runbook.catalog;
     let summary = catalog.find_vm(&vm).await.map_err(catalog_error)?;
     let points = catalog.points(summary.vm).await.map_err(catalog_error)?;

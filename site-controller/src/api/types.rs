@@ -1,8 +1,6 @@
 //! What the local API takes and gives. Times are milliseconds since 1970 UTC; sizes are bytes.
 
-use crate::{
-    catalog::PointSummary, failover::journal::Record, intake::board::Seen, verify::VerifyReport,
-};
+use crate::{catalog::PointSummary, failover::journal::Record, intake::board::Seen, verify::VerifyReport};
 use lifeboat::{
     id::VmId,
     units::{Generation, UnixMs},
@@ -86,7 +84,12 @@ pub struct VerifyRequest {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum VerifyLine {
-    Progress { done_bytes: u64, total_bytes: u64 },
+    Progress {
+        done_bytes: u64,
+        total_bytes: u64,
+    },
     /// The last line.
-    Done { report: VerifyReport },
+    Done {
+        report: VerifyReport,
+    },
 }

@@ -4,9 +4,7 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use lifeboat::local_api::Client;
 use lifeboat_site_controller::{
-    api::types::{
-        FailoverPreview, FailoverRequest, PointList, SiteStatus, VerifyLine, VerifyRequest,
-    },
+    api::types::{FailoverPreview, FailoverRequest, PointList, SiteStatus, VerifyLine, VerifyRequest},
     console::{tables, watch::Display},
     failover::{
         progress::{FailoverReport, Progress},
@@ -23,7 +21,9 @@ use std::{
 
 /// Look at recovery points, check them, and fail VMs over to this site.
 #[derive(Parser)]
-#[command(version, after_help = "\
+#[command(
+    version,
+    after_help = "\
 EXAMPLES
   lifeboat status
   lifeboat points web
@@ -32,7 +32,8 @@ EXAMPLES
   lifeboat verify web --json
 
 EXIT CODES
-  0  done    1  not done; the reason is on stderr    2  wrong usage    3  verify found damage")]
+  0  done    1  not done; the reason is on stderr    2  wrong usage    3  verify found damage"
+)]
 struct Arguments {
     /// The site controller's socket.
     #[arg(long, global = true, env = "LIFEBOAT_SOCKET", default_value = "/run/lifeboat-site/api.sock")]
@@ -83,7 +84,9 @@ async fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lifeboat: {error:#}");
-            if let Some(hint) = error.downcast_ref::<lifeboat::local_api::ClientError>().and_then(|e| e.hint()) {
+            if let Some(hint) =
+                error.downcast_ref::<lifeboat::local_api::ClientError>().and_then(|e| e.hint())
+            {
                 eprintln!("  {hint}");
             }
             ExitCode::FAILURE
@@ -134,7 +137,10 @@ fn print<T: Serialize>(json: bool, value: &T, show: impl Fn(&T) -> String) -> an
 
 fn confirm(preview: &FailoverPreview) -> anyhow::Result<()> {
     eprint!("{}", tables::preview(preview));
-    anyhow::ensure!(io::stdin().is_terminal(), "not confirmed: there is no terminal to ask on; give --yes if you are sure");
+    anyhow::ensure!(
+        io::stdin().is_terminal(),
+        "not confirmed: there is no terminal to ask on; give --yes if you are sure"
+    );
     eprint!("Type the VM's name to go on: ");
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
@@ -166,7 +172,9 @@ async fn verify(client: &Client, request: VerifyRequest, json: bool) -> anyhow::
     let mut lines = client.post_stream::<_, VerifyLine>("/v1/verify", &request).await?;
     while let Some(line) = lines.next().await.context("verifying")? {
         match line {
-            VerifyLine::Progress { done_bytes, total_bytes } => display.bytes("verifying", done_bytes, total_bytes),
+            VerifyLine::Progress { done_bytes, total_bytes } => {
+                display.bytes("verifying", done_bytes, total_bytes)
+            }
             VerifyLine::Done { report } => {
                 display.finish();
                 return Ok(report);
@@ -179,5 +187,7 @@ async fn verify(client: &Client, request: VerifyRequest, json: bool) -> anyhow::
 /// A name as one segment of a path.
 fn path_segment(name: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
-    name.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+    name.bytes()
+        .map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") })
+        .collect()
 }

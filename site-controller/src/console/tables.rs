@@ -55,7 +55,9 @@ pub fn status(status: &SiteStatus) -> String {
     }
     out.push('\n');
     if status.vms.is_empty() {
-        out.push_str("No VM is protected to this site yet: enrol an agent (`lifeboat-site-controller token`).\n");
+        out.push_str(
+            "No VM is protected to this site yet: enrol an agent (`lifeboat-site-controller token`).\n",
+        );
         return out;
     }
     let rows: Vec<Vec<String>> = status.vms.iter().map(|row| vm_row(row)).collect();
@@ -130,7 +132,8 @@ pub fn preview(preview: &FailoverPreview) -> String {
     let point = &preview.point;
     let _ = writeln!(out, "Emergency failover of {} ({})", preview.name, preview.vm);
     let _ = writeln!(out, "  to point {} ({}), cut at {}", point.seq, point.point.short(), point.cut_at);
-    let kind = if point.has_memory { "is RESUMED where it stood" } else { "is BOOTED: the point holds no memory" };
+    let kind =
+        if point.has_memory { "is RESUMED where it stood" } else { "is BOOTED: the point holds no memory" };
     let _ = writeln!(out, "  the replica {kind}");
     let _ = writeln!(out, "  LOST: whatever the VM did in the {} since then", span(preview.lost_ms));
     let _ = writeln!(out, "  the source is fenced: its agent is refused from now on");
@@ -152,7 +155,10 @@ pub fn failover(report: &FailoverReport) -> String {
     let verb = if report.resumed { "resumed" } else { "booted" };
     if report.already_done {
         let at = report.running_at;
-        return format!("{} was failed over before, and its replica has run since {at}. Nothing was done.\n", report.name);
+        return format!(
+            "{} was failed over before, and its replica has run since {at}. Nothing was done.\n",
+            report.name
+        );
     }
     format!(
         "{} {verb} at this site from point {} ({})\n  RPO {} (age of the point when the failover began)\n  RTO {} (until the \
@@ -182,4 +188,3 @@ pub fn verify(report: &VerifyReport) -> String {
     }
     out
 }
-

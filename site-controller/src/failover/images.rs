@@ -70,8 +70,10 @@ pub async fn write_save_image(
     let config = reader.read_whole(ImageKind::Blob, blob::MACHINE_CONFIG, BLOB_MAX).await?;
     let devices = reader.read_whole(ImageKind::Blob, blob::DEVICE_STATE, BLOB_MAX).await?;
     let ram = reader.plan().images().iter().filter(|planned| planned.image.kind == ImageKind::Ram);
-    let blocks: Vec<RamBlock> =
-        ram.clone().map(|planned| RamBlock { name: planned.image.name.clone(), bytes: planned.image.bytes }).collect();
+    let blocks: Vec<RamBlock> = ram
+        .clone()
+        .map(|planned| RamBlock { name: planned.image.name.clone(), bytes: planned.image.bytes })
+        .collect();
     let total = ram.map(|planned| planned.live_bytes).sum();
     let header = SaveHeader { xml, cookie: None, was_running }.compose()?;
     let begin = {

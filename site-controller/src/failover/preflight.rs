@@ -25,7 +25,9 @@ pub enum PreflightError {
     AlreadyRunning,
     #[error("the replica needs file {path}, which is not at this site; copy it from the source host")]
     FileMissing { path: String },
-    #[error("the replica needs {what} `{name}`, which this site does not have; create it (see `virsh net-list --all`)")]
+    #[error(
+        "the replica needs {what} `{name}`, which this site does not have; create it (see `virsh net-list --all`)"
+    )]
     NetworkMissing { what: &'static str, name: String },
     #[error("{dir} has {free} free, and the replica needs {needed}; make room or set another `replica_dir`")]
     NoRoom { dir: String, free: ByteSize, needed: ByteSize },

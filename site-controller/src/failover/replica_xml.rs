@@ -40,7 +40,8 @@ pub fn rewrite(xml: &str, disks: &BTreeMap<String, PathBuf>) -> Result<Rewritten
     if xml.len() > XML_MAX {
         return Err(XmlError::Malformed("longer than any domain's".into()));
     }
-    let mut domain = Element::parse(xml.as_bytes()).map_err(|error| XmlError::Malformed(error.to_string()))?;
+    let mut domain =
+        Element::parse(xml.as_bytes()).map_err(|error| XmlError::Malformed(error.to_string()))?;
     if domain.name != "domain" {
         return Err(XmlError::Malformed(format!("its root is <{}>, not <domain>", domain.name)));
     }
@@ -88,7 +89,8 @@ fn rewrite_disk(
     }
     if !is_writable(disk) {
         let removable = matches!(disk.attributes.get("device").map(String::as_str), Some("cdrom" | "floppy"));
-        let file = disk.get_child("source").and_then(|source| source.attributes.get("file")).map(PathBuf::from);
+        let file =
+            disk.get_child("source").and_then(|source| source.attributes.get("file")).map(PathBuf::from);
         if removable {
             // A medium that the guest had in its drive at the source; the drive stays, empty.
             remove_children(disk, "source");

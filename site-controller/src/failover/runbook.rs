@@ -115,7 +115,11 @@ impl Runbook {
     }
 
     /// Runs a failover to its end, or takes up one that was interrupted.
-    pub async fn emergency(&self, request: Request, watcher: &Watcher) -> Result<FailoverReport, FailoverError> {
+    pub async fn emergency(
+        &self,
+        request: Request,
+        watcher: &Watcher,
+    ) -> Result<FailoverReport, FailoverError> {
         let vm = self.catalog.find_vm(&request.vm).await?.vm;
         if !self.busy().insert(vm) {
             return Err(FailoverError::Busy);
@@ -183,7 +187,9 @@ impl Runbook {
             }
         }
         watcher.step(format!("taking up the failover that was begun at {}", record.started_at));
-        if record.phase == Phase::Starting && !self.domain_state(record.vm).await?.is_some_and(DomainState::is_active) {
+        if record.phase == Phase::Starting
+            && !self.domain_state(record.vm).await?.is_some_and(DomainState::is_active)
+        {
             record.attempt += 1;
             record.phase = Phase::Fenced;
             record.disks_done.clear();
@@ -192,7 +198,11 @@ impl Runbook {
         Ok(record)
     }
 
-    async fn carry_out(&self, record: &mut Record, watcher: &Watcher) -> Result<FailoverReport, FailoverError> {
+    async fn carry_out(
+        &self,
+        record: &mut Record,
+        watcher: &Watcher,
+    ) -> Result<FailoverReport, FailoverError> {
         let reader = self.reader(record).await?;
         if record.phase < Phase::Fenced {
             watcher.step("fencing the source");
@@ -232,7 +242,12 @@ impl Runbook {
     }
 
     /// Disks, then memory, into this attempt's folder.
-    async fn restore(&self, record: &mut Record, reader: &Reader, watcher: &Watcher) -> Result<(), FailoverError> {
+    async fn restore(
+        &self,
+        record: &mut Record,
+        reader: &Reader,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
         let dir = self.attempt_dir(record);
         std::fs::create_dir_all(&dir).map_err(|source| FailoverError::File { path: dir.clone(), source })?;
         let (xml, disks) = self.replica_xml(reader, record).await?;

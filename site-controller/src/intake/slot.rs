@@ -50,8 +50,7 @@ impl Slots {
     pub fn slot(&self, vm: VmId) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || {
-            let inner =
-                Inner { name: String::new(), receiver: Receiver::new(vm), open: None, replies: None };
+            let inner = Inner { name: String::new(), receiver: Receiver::new(vm), open: None, replies: None };
             Arc::new(Slot { vm, store: self.store.clone(), inner: Mutex::new(inner) })
         };
         slots.entry(vm).or_insert_with(make).clone()

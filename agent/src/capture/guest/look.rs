@@ -2,7 +2,7 @@
 
 use super::{AttachedDisks, MemoryMode, State, failed};
 use crate::capture::{
-    disk::{DiskSpecLite, Disks},
+    disk::{DiskTarget, Disks},
     memory::{MemoryEngine, RamImage, Target, stop_and_read::StopAndRead},
     source::CaptureError,
 };
@@ -94,7 +94,7 @@ fn attach_disks(
     let mut specs = Vec::new();
     for disk in spec.replicated_disks() {
         let alias = disk.alias.clone().ok_or_else(|| failed(format!("disk {} has no alias", disk.target)))?;
-        specs.push(DiskSpecLite { target: disk.target.clone(), alias });
+        specs.push(DiskTarget { target: disk.target.clone(), alias });
     }
     let attached = state.disks.take().filter(|known| known.specs == specs && known.process == process);
     let mut attached = match attached {

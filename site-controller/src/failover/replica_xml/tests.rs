@@ -37,7 +37,17 @@ fn identity_and_device_addresses_stay_while_paths_become_the_sites() {
         assert!(xml.contains(kept), "{kept} is gone from {xml}");
     }
     assert!(xml.contains("file=\"/replicas/web/vda.raw\"") && xml.contains("type=\"raw\""));
-    for gone in ["/dev/vg/web", "backingStore", "vnet3", "virbr0", "/dev/pts/4", "5903", "64055", "install.iso", "id=\"7\""] {
+    for gone in [
+        "/dev/vg/web",
+        "backingStore",
+        "vnet3",
+        "virbr0",
+        "/dev/pts/4",
+        "5903",
+        "64055",
+        "install.iso",
+        "id=\"7\"",
+    ] {
         assert!(!xml.contains(gone), "{gone} is still in {xml}");
     }
 }

@@ -1,0 +1,140 @@
+//! Serving views: QEMU's NBD server on a socket that we made, one export per disk, connections to each.
+//! Promises: QEMU gets open files, never a path; the server is only stopped if we started it. Called by `disk`.
+//!
+//! QEMU 7.2 (with the fix of CVE-2024-7409, up to 8.2) **aborts, and the guest with it**, when a client hangs up on an
+//! export whose disk is in an iothread: it then closes the client in that thread, and asserts that it is the main one.
+//! If *QEMU* closes the connection, by `block-export-del`, that happens in the main thread. So no client of ours may
+//! ever hang up first, not even by being killed: before it is used, each connection's client end is also handed to QEMU,
+//! which keeps it open until we take it away (`sweep`, after the export is gone).
+
+use super::{
+    DiskError,
+    names::{LISTENER, SERVER_MARK, connection},
+    qemu::Qemu,
+};
+use lifeboat::hypervisor::monitor::MonitorError;
+use nix::sys::stat::{Mode, umask};
+use serde_json::json;
+use std::{
+    fs::{self, File},
+    io,
+    os::{
+        fd::{AsFd, AsRawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    path::Path,
+};
+
+/// What is to be served of one disk.
+pub(super) struct Offer {
+    pub filter: String,
+    pub access: String,
+    pub export: String,
+    /// The node that has the mark, and the mark, where only changes are wanted.
+    pub mark: Option<(String, String)>,
+}
+
+/// Connections to one disk's export, not yet spoken on.
+pub(super) struct Line {
+    pub data: UnixStream,
+    pub changes: Option<UnixStream>,
+}
+
+/// Starts the server and exports all `offers`; returns connections to each, in their order.
+pub(super) fn serve(qemu: &Qemu, dir: &Path, offers: &[Offer]) -> Result<Vec<Line>, DiskError> {
+    for Offer { filter, access, .. } in offers {
+        qemu.run(
+            "blockdev-add",
+            json!({ "driver": "snapshot-access", "node-name": access, "file": filter, "read-only": true }),
+        )?;
+    }
+    let mut door = Door::open(dir)?;
+    start_server(qemu, &door.listener)?;
+    let mut lines = Vec::with_capacity(offers.len());
+    for Offer { mark, .. } in offers {
+        let data = door.connect(qemu)?;
+        let changes = mark.as_ref().map(|_| door.connect(qemu)).transpose()?;
+        lines.push(Line { data, changes });
+    }
+    for Offer { access, export, mark, .. } in offers {
+        let bitmaps: Vec<_> = mark.iter().map(|(node, name)| json!({ "node": node, "name": name })).collect();
+        qemu.run(
+            "block-export-add",
+            json!({ "type": "nbd", "id": export, "node-name": access, "name": export, "bitmaps": bitmaps }),
+        )?;
+    }
+    Ok(lines)
+}
+
+fn start_server(qemu: &Qemu, listener: &UnixListener) -> Result<(), DiskError> {
+    qemu.run("blockdev-add", json!({ "driver": "null-co", "node-name": SERVER_MARK, "size": 0 }))?;
+    qemu.run_with_fd("getfd", json!({ "fdname": LISTENER }), listener.as_fd())?;
+    let addr = json!({ "type": "fd", "data": { "str": LISTENER } });
+    // Newer QEMU takes 100 connections unless told otherwise, and lets the next one wait for ever.
+    match qemu.run("nbd-server-start", json!({ "addr": addr, "max-connections": 0 })) {
+        Ok(_) => Ok(()),
+        Err(error) => {
+            // Not ours, then: take the mark away at once, so that nobody thinks so.
+            qemu.delete_node(SERVER_MARK)?;
+            let taken = matches!(
+                &error,
+                DiskError::Monitor(MonitorError::Refused { reason, .. }) if reason.contains("already running")
+            );
+            Err(if taken { DiskError::Busy } else { error })
+        }
+    }
+}
+
+/// Our listening socket. It has a path only while it is being connected to, in a directory that is ours.
+struct Door {
+    dir: File,
+    listener: UnixListener,
+    connected: usize,
+}
+
+impl Door {
+    fn open(dir: &Path) -> Result<Self, DiskError> {
+        let failed = |step| move |source| DiskError::Scratch { step, dir: dir.into(), source };
+        let handle = File::open(dir).map_err(failed("opening the directory"))?;
+        remove_socket(&handle).map_err(failed("removing an old socket"))?;
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(socket_path(&handle));
+        umask(before);
+        Ok(Self { dir: handle, listener: listener.map_err(failed("making a socket"))?, connected: 0 })
+    }
+
+    fn connect(&mut self, qemu: &Qemu) -> Result<UnixStream, DiskError> {
+        let failed = |source| {
+            let dir = fs::read_link(descriptor(&self.dir)).unwrap_or_default();
+            DiskError::Scratch { step: "connecting to QEMU by a socket", dir, source }
+        };
+        let stream = UnixStream::connect(socket_path(&self.dir)).map_err(failed)?;
+        stream.set_nonblocking(true).map_err(failed)?;
+        qemu.run_with_fd("getfd", json!({ "fdname": connection(self.connected) }), stream.as_fd())?;
+        self.connected += 1;
+        Ok(stream)
+    }
+}
+
+impl Drop for Door {
+    fn drop(&mut self) {
+        // A socket that stays does no harm: the next one takes its place.
+        let _ = remove_socket(&self.dir);
+    }
+}
+
+fn remove_socket(dir: &File) -> io::Result<()> {
+    match fs::remove_file(socket_path(dir)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// The directory's own path may be too long for a socket's address (107 bytes).
+fn socket_path(dir: &File) -> String {
+    format!("{}/nbd-{}.sock", descriptor(dir), std::process::id())
+}
+
+fn descriptor(dir: &File) -> String {
+    format!("/proc/self/fd/{}", dir.as_raw_fd())
+}
