@@ -66,7 +66,7 @@ pub async fn verify(
             report.objects += 1;
             if let Err(error) = read_generation(objects.as_ref(), vm, *generation).await {
                 let object = paths::generation(vm, *generation);
-                let what = format!("{}; its name, which is what counts, is unharmed", error.chain());
+                let what = format!("{}; its name, which is what counts, is unharmed", error.what());
                 report.findings.push(Finding {
                     vm: Some(vm),
                     point: None,
@@ -126,7 +126,7 @@ impl Walk<'_> {
             Err(error) => {
                 self.chain.unreadable(seq);
                 self.taint = Taint { images: BTreeMap::new(), gap: vec![report.findings.len()] };
-                report.findings.push(self.finding(None, object, error.chain()));
+                report.findings.push(self.finding(None, object, error.what()));
                 return Ok(());
             }
         };
@@ -170,7 +170,7 @@ impl Walk<'_> {
         }
         let entries = match read_index(self.objects.as_ref(), self.vm, pack).await {
             Ok(entries) => entries,
-            Err(error) => return all(error.chain()),
+            Err(error) => return all(error.what()),
         };
         let path = paths::pack(self.vm, pack.id);
         let mut check = PackCheck::default();
@@ -182,7 +182,7 @@ impl Walk<'_> {
                     check.spoiled = Some("its header is damaged".into());
                 }
             }
-            Err(error) => return all(error.chain()),
+            Err(error) => return all(error.what()),
         }
         read(header.len() as u64);
         let mut entries = entries.into_iter().peekable();
@@ -194,7 +194,7 @@ impl Walk<'_> {
             }
             let bytes = match self.objects.get_range(&path, start..end).await {
                 Ok(bytes) => bytes,
-                Err(error) => return all(error.chain()),
+                Err(error) => return all(error.what()),
             };
             let checked = tokio::task::spawn_blocking(move || {
                 check.frames(&batch, &bytes);
@@ -205,7 +205,7 @@ impl Walk<'_> {
         }
         match self.objects.get_range(&path, pack.index_offset..pack.len).await {
             Ok(bytes) => check.digester.update(&bytes),
-            Err(error) => return all(error.chain()),
+            Err(error) => return all(error.what()),
         }
         read(pack.len - pack.index_offset);
         Ok(check.finish(pack))

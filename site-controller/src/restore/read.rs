@@ -110,7 +110,7 @@ impl Reader {
         let range = segment.bytes.clone();
         let bytes = self.objects.get_range(&pack.path, range).await.map_err(|error| match error {
             error @ (StoreError::Damaged { .. } | StoreError::Missing { .. }) => {
-                self.damaged(image, segment.pack, segment.bytes.start, error.chain())
+                self.damaged(image, segment.pack, segment.bytes.start, error.what())
             }
             other => other.into(),
         })?;

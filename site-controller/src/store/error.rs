@@ -49,6 +49,15 @@ impl StoreError {
         matches!(self, Self::Full { .. })
     }
 
+    /// What is wrong with an object, for whoever names the object and knows what to do.
+    pub fn what(&self) -> String {
+        match self {
+            Self::Damaged { what, .. } => what.clone(),
+            Self::Missing { .. } => "missing".into(),
+            Self::Full { .. } | Self::Exists { .. } | Self::Disk { .. } | Self::InUse { .. } => self.chain(),
+        }
+    }
+
     /// The whole chain of causes on one line.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

@@ -21,7 +21,7 @@ impl PackIds for RandomIds {
     }
 }
 
-/// The same ids for the same seed.
+/// The same ids for the same seed; each life of a store needs another one, because a pack's name must be new.
 #[derive(Debug)]
 pub struct SeededIds(Mutex<StdRng>);
 

@@ -61,6 +61,13 @@ impl LocalObjects {
             };
             create_durably(&root).map_err(fail("creating the directory"))?;
             let root = fs::canonicalize(&root).map_err(fail("resolving the directory"))?;
+            // It may have been created, but not synced, by a process that died. A confined daemon need not be able to.
+            match sync_parent(&root) {
+                Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
+                    return Err(fail("syncing the directory above it")(error));
+                }
+                Ok(()) | Err(_) => {}
+            }
             let file = File::options().create(true).truncate(false).write(true).open(root.join(LOCK));
             let lock = Flock::lock(file.map_err(fail("opening the lock"))?, FlockArg::LockExclusiveNonblock);
             let lock = lock.map_err(|(_, errno)| match errno {

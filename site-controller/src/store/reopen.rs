@@ -137,7 +137,7 @@ async fn walk(objects: &dyn Objects, vm: VmId, listing: &Listing) -> Result<Walk
                 chain.unreadable(seq);
                 unreadable = true;
                 cause = Some(findings.len());
-                let what = error.chain();
+                let what = error.what();
                 findings.push(Finding { vm: Some(vm), point: None, object, what, affects: Vec::new() });
                 continue;
             }

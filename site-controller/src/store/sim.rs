@@ -35,6 +35,8 @@ struct Platter {
     lies: bool,
     steps: u64,
     cut_at: Option<u64>,
+    /// Syncs that fail although the power stays on.
+    failing: Range<u64>,
     capacity: u64,
     reserve: u64,
     /// What a reader sees while the power is on.
@@ -57,6 +59,7 @@ impl SimDisk {
             lies: false,
             steps: 0,
             cut_at: None,
+            failing: 0..0,
             capacity: u64::MAX,
             reserve: 0,
             live: BTreeMap::new(),
@@ -72,6 +75,14 @@ impl SimDisk {
     pub fn cut_at(&self, step: u64) {
         let mut platter = self.platter();
         platter.cut_at = Some(platter.steps + step);
+    }
+
+    /// The `step`-th sync from now, counted from 1, and the `count - 1` after it fail; then the disk is well again.
+    /// Names given just before a failed sync are seen, but may not outlive the next power cut.
+    pub fn fail_at(&self, step: u64, count: u64) {
+        let mut platter = self.platter();
+        let first = platter.steps + step;
+        platter.failing = first..first + count;
     }
 
     /// From now on a power cut may tear what was synced but whose name was not.
@@ -187,6 +198,9 @@ impl Platter {
             self.powered = false;
             return Err(no_power(path));
         }
+        if self.failing.contains(&self.steps) {
+            return Err(StoreError::disk(path, "syncing", io::Error::from_raw_os_error(libc::EIO)));
+        }
         Ok(())
     }
 
@@ -197,6 +211,7 @@ impl Platter {
             self.unsynced.push((path.into(), Some(bytes)));
             return Err(error);
         }
+        self.unsynced.retain(|(name, _)| name != path);
         self.durable.insert(path.into(), bytes);
         Ok(())
     }
@@ -221,8 +236,11 @@ impl Objects for SimDisk {
         }
         platter.room(path, bytes.len() as u64, 0)?;
         let staged = platter.stage(bytes.len() as u64);
-        platter.sync(path)?;
-        platter.partials.remove(&staged);
+        let synced = platter.sync(path);
+        if platter.powered {
+            platter.partials.remove(&staged);
+        }
+        synced?;
         platter.name(path, bytes)
     }
 
@@ -268,6 +286,7 @@ impl Objects for SimDisk {
             platter.unsynced.push((path.into(), None));
             return Err(error);
         }
+        platter.unsynced.retain(|(name, _)| name != path);
         platter.durable.remove(path);
         Ok(())
     }

@@ -7,7 +7,7 @@ use lifeboat::{
     id::PointId,
     units::{ByteSize, Generation, Seq},
 };
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 fn disk(sim: &SimDisk) -> Arc<dyn Objects> {
     Arc::new(sim.clone())
@@ -153,6 +153,36 @@ async fn on_a_disk_that_lies_torn_manifests_are_set_aside_and_acknowledged_point
     power_cuts(true).await;
 }
 
+/// Goal: a failed commit leaves no doubt. Method: let each sync fail, and the one or three after it too, while the power
+/// stays on; the agent goes on as agents do; then cut the power and look.
+#[tokio::test]
+async fn a_sync_that_fails_loses_no_acknowledged_point_and_forks_no_history() {
+    for (step, count) in (1..=30).flat_map(|step| [1, 2, 4].map(|count| (step, count))) {
+        let at = format!("step {step}, {count} syncs");
+        let (sim, mut guest, mut told) = (SimDisk::new(step), Guest::new(11), Vec::new());
+        let (store, _) = open(disk(&sim)).await.unwrap();
+        sim.fail_at(step, count);
+        for _ in 0..6 {
+            let basis = store.latest(VM).await.map(|head| head.point);
+            let known = told.last().map(|(_, cut): &(Seq, Cut)| cut.point);
+            assert_eq!(basis, known, "{at}: the head is what was acknowledged last");
+            let cut = guest.cut(None);
+            if let Ok(committed) = commit(&store, &guest, &cut).await {
+                told.push((committed.seq, cut));
+            }
+        }
+        assert!(told.len() >= 3, "{at}");
+        drop(store);
+        let sim = sim.reopen();
+        let (store, report) = open(disk(&sim)).await.unwrap();
+        assert_eq!(report.damaged_points, 0, "{at}: {report:?}");
+        let found = store.points(Some(VM)).await.unwrap();
+        let found = found.iter().take(told.len()).map(|point| (point.seq, point.point));
+        assert!(found.eq(told.iter().map(|(seq, cut)| (*seq, cut.point))), "{at}");
+        assert_restores(&disk(&sim), &told).await;
+    }
+}
+
 /// Goal: I-6. Method: flip single bits all over every object; verify must see each, restore must refuse or be right.
 #[tokio::test]
 async fn a_flipped_bit_anywhere_is_found_by_verify_and_never_restored() {
@@ -287,7 +317,7 @@ async fn a_point_with_missing_foreign_or_contradicting_frames_is_refused_and_can
     let short = open_point.commit(cut.meta.clone(), frames).await.unwrap_err();
     assert!(matches!(short, PointError::Incomplete { .. } | PointError::Invalid(_)), "{short}");
     let seq = held_back.head.seq;
-    assert_eq!(open_point.missing(frames, 10).await, [seq..seq + 1]);
+    assert_eq!(open_point.missing(frames, 10).await, vec![Range { start: seq, end: seq + 1 }]);
     let mut corrupt = held_back.clone();
     corrupt.head.image ^= 1;
     assert!(matches!(open_point.append(corrupt).await, Err(PointError::Frame(_))));
