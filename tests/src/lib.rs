@@ -13,6 +13,7 @@ mod link;
 mod owners;
 mod paths;
 mod proc;
+pub mod product;
 mod rig;
 mod site;
 mod spec;

@@ -1,0 +1,244 @@
+//! The product in a rig: a site controller at one site, an agent at another, driven as binaries, as an operator would.
+//! Used by the end-to-end tests and the demo. Everything read here is what the commands print as JSON.
+
+use crate::{Cmd, Guest, Output, Proc, Site, binary, eventually, tail};
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::{fs, path::PathBuf, time::Duration};
+
+const START: Duration = Duration::from_secs(30);
+
+/// A site controller, and the `lifeboat` command beside it.
+pub struct Controller {
+    site: Site,
+    dir: PathBuf,
+    process: Option<Proc>,
+    pub env: Vec<(String, String)>,
+}
+
+impl Controller {
+    /// Makes a configuration and an identity at `site`; nothing runs yet.
+    pub fn install(site: &Site) -> Result<Self> {
+        let dir = site.dir("lb")?;
+        let text = format!(
+            "name = \"{name}\"\nlisten = \"0.0.0.0:7443\"\ndata_dir = \"{dir}/data\"\nreplica_dir = \"{dir}/replicas\"\n\
+             run_dir = \"{dir}/run\"\nreserve = \"1MiB\"\n",
+            name = site.name(),
+            dir = dir.display()
+        );
+        fs::write(dir.join("site.toml"), text)?;
+        let controller = Self { site: site.clone(), dir, process: None, env: Vec::new() };
+        let address = site.address().to_string();
+        controller.daemon_command()?.args(["init", "--address", &address]).run()?;
+        Ok(controller)
+    }
+
+    /// Installed and running.
+    pub fn running(site: &Site) -> Result<Self> {
+        let mut controller = Self::install(site)?;
+        controller.start()?;
+        Ok(controller)
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.join("data")
+    }
+
+    /// `host:port` for agents.
+    pub fn address(&self) -> String {
+        format!("{}:7443", self.site.address())
+    }
+
+    pub fn token(&self) -> Result<String> {
+        Ok(self.daemon_command()?.args(["token"]).run()?.trim().to_owned())
+    }
+
+    fn daemon_command(&self) -> Result<Cmd> {
+        let config = self.dir.join("site.toml");
+        Ok(self.site.command(binary("lifeboat-site-controller")?).arg("--config").arg(config))
+    }
+
+    /// Starts the daemon and waits until it answers. `env` is used once.
+    pub fn start(&mut self) -> Result<()> {
+        let mut command = self.daemon_command()?.arg("run").env("LIFEBOAT_LOG", "info").named("controller");
+        for (key, value) in std::mem::take(&mut self.env) {
+            command = command.env(&key, value);
+        }
+        let mut process = command.spawn()?;
+        eventually(START, "the site controller to answer", || {
+            if !process.running() {
+                bail!("the site controller ended:\n{}", tail(process.log_path(), 30));
+            }
+            Ok(self.status().ok())
+        })?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    pub fn process(&mut self) -> Result<&mut Proc> {
+        self.process.as_mut().context("the site controller does not run")
+    }
+
+    pub fn kill9(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill9()?;
+        }
+        Ok(())
+    }
+
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.term()?;
+            process.wait(START)?;
+        }
+        Ok(())
+    }
+
+    /// The `lifeboat` command with `arguments`, as it ends.
+    pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
+        let socket = self.dir.join("run/api.sock");
+        self.site.command(binary("lifeboat")?).arg("--socket").arg(socket).args(arguments).output()
+    }
+
+    /// The same, which must succeed, with `--json`.
+    pub fn json(&self, arguments: &[&str]) -> Result<Value> {
+        let text = self.cli(&[arguments, &["--json"]].concat())?.success()?;
+        serde_json::from_str(&text).with_context(|| format!("lifeboat {arguments:?} printed: {text}"))
+    }
+
+    pub fn status(&self) -> Result<Value> {
+        self.json(&["status"])
+    }
+
+    /// The status row of one VM.
+    pub fn vm(&self, name: &str) -> Result<Value> {
+        let status = self.status()?;
+        let rows = status["vms"].as_array().into_iter().flatten();
+        rows.clone().find(|row| row["name"] == name).cloned().with_context(|| format!("no VM {name} in {status}"))
+    }
+
+    pub fn points(&self, vm: &str) -> Result<Vec<Value>> {
+        Ok(self.json(&["points", vm])?["points"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Waits until the site holds `count` points of the VM.
+    pub fn wait_points(&self, vm: &str, count: usize, within: Duration) -> Result<Vec<Value>> {
+        eventually(within, &format!("{count} points of {vm}"), || {
+            let points = self.points(vm).unwrap_or_default();
+            Ok((points.len() >= count).then_some(points))
+        })
+    }
+
+    /// Waits for `more` points than there are now.
+    pub fn wait_more_points(&self, vm: &str, more: usize, within: Duration) -> Result<Vec<Value>> {
+        let now = self.points(vm).map_or(0, |points| points.len());
+        self.wait_points(vm, now + more, within)
+    }
+
+    pub fn failover(&self, vm: &str, point: &str) -> Result<Value> {
+        self.json(&["failover", vm, "--emergency", "--yes", "--point", point])
+    }
+}
+
+/// An agent, enrolled at a controller.
+pub struct Agent {
+    site: Site,
+    dir: PathBuf,
+    process: Option<Proc>,
+    pub env: Vec<(String, String)>,
+}
+
+impl Agent {
+    /// Enrols at `controller`; `settings` are further lines of `agent.toml` (the `[[vm]]`s, say).
+    pub fn install(site: &Site, controller: &Controller, settings: &str) -> Result<Self> {
+        let dir = site.dir("agent")?;
+        let agent = Self { site: site.clone(), dir, process: None, env: Vec::new() };
+        agent.configure(&controller.address(), settings)?;
+        let (address, token) = (controller.address(), controller.token()?);
+        agent.command()?.args(["enrol", "--site", &address, "--name", site.name(), &token]).run()?;
+        Ok(agent)
+    }
+
+    /// Installed, protecting `vms` every `interval`, and running.
+    pub fn protecting(site: &Site, controller: &Controller, vms: &[&str], interval: &str) -> Result<Self> {
+        let vms: String =
+            vms.iter().map(|vm| format!("[[vm]]\nname = \"{vm}\"\ninterval = \"{interval}\"\n")).collect();
+        let mut agent = Self::install(site, controller, &format!("[defaults]\nmax_pause = \"5s\"\n{vms}"))?;
+        agent.start()?;
+        Ok(agent)
+    }
+
+    pub fn configure(&self, address: &str, settings: &str) -> Result<()> {
+        let dir = self.dir.display();
+        let text = format!(
+            "state_dir = \"{dir}/state\"\nrun_dir = \"{dir}/run\"\n[site]\naddress = \"{address}\"\n{settings}\n"
+        );
+        Ok(fs::write(self.dir.join("agent.toml"), text)?)
+    }
+
+    pub fn dir(&self) -> &PathBuf {
+        &self.dir
+    }
+
+    pub fn command(&self) -> Result<Cmd> {
+        let config = self.dir.join("agent.toml");
+        Ok(self.site.command(binary("lifeboat-agent")?).arg("--config").arg(config))
+    }
+
+    /// Starts the daemon. `env` is used once.
+    pub fn start(&mut self) -> Result<()> {
+        let mut command = self.command()?.arg("run").env("LIFEBOAT_LOG", "info").named("agent");
+        for (key, value) in std::mem::take(&mut self.env) {
+            command = command.env(&key, value);
+        }
+        self.process = Some(command.spawn()?);
+        Ok(())
+    }
+
+    pub fn process(&mut self) -> Result<&mut Proc> {
+        self.process.as_mut().context("the agent does not run")
+    }
+
+    pub fn kill9(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.kill9()?;
+        }
+        Ok(())
+    }
+
+    pub fn stop(&mut self) -> Result<()> {
+        if let Some(mut process) = self.process.take() {
+            process.term()?;
+            process.wait(START)?;
+        }
+        Ok(())
+    }
+
+    pub fn status(&self) -> Result<Value> {
+        let text = self.command()?.args(["status", "--json"]).run()?;
+        Ok(serde_json::from_str(&text)?)
+    }
+
+    /// The status of one VM.
+    pub fn vm(&self, name: &str) -> Result<Value> {
+        let status = self.status()?;
+        let rows = status["vms"].as_array().into_iter().flatten();
+        rows.clone().find(|row| row["name"] == name).cloned().with_context(|| format!("no VM {name} in {status}"))
+    }
+
+    /// Waits until the VM is in `state`.
+    pub fn wait_state(&self, vm: &str, state: &str, within: Duration) -> Result<Value> {
+        eventually(within, &format!("{vm} to be {state}"), || {
+            Ok(self.vm(vm).ok().filter(|row| row["state"] == state))
+        })
+    }
+}
+
+/// Waits until a replica has ticked past `tick` and has checked all of its memory and disks; returns what it then says.
+pub fn replica_unharmed(replica: &Guest, boot: &str, tick: u64, within: Duration) -> Result<crate::Report> {
+    let report = replica.wait_full_check(within)?;
+    if report.boot != boot || report.tick <= tick || !report.unharmed() {
+        bail!("the replica did not go on unharmed from boot {boot}, tick {tick}: {report:?}");
+    }
+    Ok(report)
+}
