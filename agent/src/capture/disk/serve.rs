@@ -109,8 +109,9 @@ impl Door {
             DiskError::Scratch { step: "connecting to QEMU by a socket", dir, source }
         };
         let stream = UnixStream::connect(socket_path(&self.dir)).map_err(failed)?;
-        stream.set_nonblocking(true).map_err(failed)?;
         qemu.run_with_fd("getfd", json!({ "fdname": connection(self.connected) }), stream.as_fd())?;
+        // Only now: QEMU makes whatever it is handed blocking, and we share it.
+        stream.set_nonblocking(true).map_err(failed)?;
         self.connected += 1;
         Ok(stream)
     }

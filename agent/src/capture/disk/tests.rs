@@ -1,1 +1,186 @@
+//! Views and marks against a real QEMU: goal first, then what the guest did around the cut, then what the site holds.
 
+mod harm;
+mod rig;
+
+use self::rig::{Given, MIB, Rig, all, image, point};
+use super::DiskError;
+use serde_json::json;
+
+const TWO: [Given; 2] = [Given("vda", "raw", 8 * MIB), Given("sda", "qcow2", 8 * MIB)];
+
+/// Goal: a point is one instant of all disks, in full first and then by what changed.
+/// Method: raw in an iothread and qcow2; write and discard before and after each cut; compare what the site would hold.
+#[tokio::test]
+async fn a_point_holds_every_disk_as_it_was_at_the_cut() {
+    let rig = Rig::new(&TWO);
+    let (mut disks, mut held) = (rig.disks(), Vec::new());
+    for id in ["vda", "sda"] {
+        rig.guest(id, "write -P 1 0 1M");
+        rig.guest(id, "write -z 5M 64k");
+    }
+    rig.cut(&mut disks, point(1), None);
+    assert!(disks.images().iter().all(|image| image.full && image.bytes == 8 * MIB));
+    for id in ["vda", "sda"] {
+        rig.guest(id, "write -P 9 64k 4k");
+        rig.guest(id, "write -P 9 4M 512");
+        rig.guest(id, "discard 512k 64k");
+    }
+    let told = rig.read(&mut disks, &mut held).await;
+    for h in &held { let z: Vec<_> = (0..256).filter(|p| h[p*4096]==0).collect(); eprintln!("ZZ {z:?}"); }
+    assert_eq!(told, 2 * MIB, "only what is allocated and not zero is told");
+    disks.settle(point(1)).await.unwrap();
+    for held in &held {
+        assert!(all(held, 0, MIB, 1) && all(held, MIB, 8 * MIB, 0));
+    }
+
+    rig.guest("sda", "write -P 7 6M 1M");
+    rig.guest("sda", "discard 6M 512k");
+    rig.cut(&mut disks, point(2), Some(point(1)));
+    assert!(disks.images().iter().all(|image| !image.full));
+    rig.guest("sda", "write -P 8 6M 1M");
+    let told = rig.read(&mut disks, &mut held).await;
+    assert_eq!(told, 2 * (4096 + 4096 + 65536) + MIB);
+    disks.settle(point(2)).await.unwrap();
+    for held in &held {
+        assert!(all(held, 64 << 10, 68 << 10, 9) && all(held, 4 * MIB, 4 * MIB + 512, 9));
+        assert!(all(held, 512 << 10, 576 << 10, 0) && all(held, 576 << 10, MIB, 1));
+    }
+    assert!(all(&held[1], 6 * MIB, 6 * MIB + (512 << 10), 0) && all(&held[1], 6 * MIB + (512 << 10), 7 * MIB, 7));
+
+    rig.cut(&mut disks, point(3), Some(point(2)));
+    assert_eq!(rig.read(&mut disks, &mut held).await, MIB, "what was written after a cut is owed by the next");
+    disks.settle(point(3)).await.unwrap();
+    assert!(all(&held[1], 6 * MIB, 7 * MIB, 8));
+    disks.detach().await.unwrap();
+    assert_eq!(rig.traces(), Vec::<String>::new());
+}
+
+/// Goal: nothing is forgotten by a point that failed. Method: give up at each step, repeat, and look for the write.
+#[tokio::test]
+async fn a_point_that_failed_at_any_step_is_owed_again() {
+    let rig = Rig::new(&TWO);
+    let (mut disks, mut held) = (rig.disks(), Vec::new());
+    rig.cut(&mut disks, point(1), None);
+    rig.read(&mut disks, &mut held).await;
+    disks.settle(point(1)).await.unwrap();
+    for step in 0..5u8 {
+        let byte = 10 + step;
+        rig.guest("vda", &format!("write -P {byte} {}k 4k", 64 * u32::from(step)));
+        disks.recover(Some(point(1))).unwrap();
+        disks.prepare(point(50 + step)).unwrap();
+        if step >= 1 {
+            rig.mark(&mut disks);
+            rig.guest("vda", &format!("write -P {byte} {}k 4k", 1024 + 64 * u32::from(step)));
+        }
+        if step >= 2 {
+            disks.open_views().await.unwrap();
+        }
+        if step >= 3 {
+            assert!(disks.next().await.unwrap().is_some());
+        }
+        if step >= 4 {
+            disks.close_views().await.unwrap();
+        }
+        disks.put_back().await.unwrap();
+        disks.put_back().await.unwrap();
+        assert_eq!(rig.bitmaps(), 2, "step {step}: one mark a disk is left");
+    }
+    rig.cut(&mut disks, point(2), Some(point(1)));
+    assert!(disks.images().iter().all(|image| !image.full));
+    assert_eq!(rig.read(&mut disks, &mut held).await, 9 * 4096);
+    for step in 0..5u8 {
+        let at = 65536 * u64::from(step);
+        assert!(all(&held[0], at, at + 4096, 10 + step), "step {step}, before its cut");
+        assert!(step == 0 || all(&held[0], MIB + at, MIB + at + 4096, 10 + step), "step {step}, after its cut");
+    }
+}
+
+/// Goal: a lost acknowledgement costs nothing: the site may hold the later point or the earlier one.
+#[tokio::test]
+async fn after_a_lost_acknowledgement_either_point_serves_as_the_basis() {
+    for (basis, told) in [(1, 2 * 4096), (2, 4096)] {
+        let rig = Rig::new(&TWO);
+        let (mut disks, mut held) = (rig.disks(), Vec::new());
+        rig.cut(&mut disks, point(1), None);
+        rig.read(&mut disks, &mut held).await;
+        disks.settle(point(1)).await.unwrap();
+        rig.guest("sda", "write -P 1 0 4k");
+        rig.cut(&mut disks, point(2), Some(point(1)));
+        rig.guest("sda", "write -P 2 64k 4k");
+        rig.read(&mut disks, &mut held).await;
+        drop(disks); // neither settled nor put back
+        let mut disks = rig.disks();
+        rig.cut(&mut disks, point(3), Some(point(basis)));
+        assert!(disks.images().iter().all(|image| !image.full), "basis {basis}");
+        assert_eq!(rig.read(&mut disks, &mut held).await, told, "basis {basis}");
+    }
+}
+
+/// Goal: a basis that our marks know nothing of, or a disk of another size, is never a delta.
+#[tokio::test]
+async fn a_disk_whose_marks_do_not_tell_goes_in_full() {
+    let rig = Rig::new(&TWO);
+    let (mut disks, mut held) = (rig.disks(), Vec::new());
+    rig.cut(&mut disks, point(1), None);
+    rig.read(&mut disks, &mut held).await;
+    disks.settle(point(1)).await.unwrap();
+    rig.qmp("block_resize", json!({ "node-name": "node-sda", "size": 9 * MIB + 512 }));
+    rig.guest("sda", "write -P 5 9M 512");
+    rig.cut(&mut disks, point(2), Some(point(1)));
+    let images = disks.images();
+    assert!(!images[0].full && images[1].full, "{images:?}");
+    rig.read(&mut disks, &mut held).await;
+    disks.settle(point(2)).await.unwrap();
+    assert_eq!(held[1].len() as u64, 9 * MIB + 4096, "a last page cut short is padded");
+    assert!(all(&held[1], 9 * MIB, 9 * MIB + 512, 5) && all(&held[1], 9 * MIB + 512, 9 * MIB + 4096, 0));
+    disks.recover(Some(point(77))).unwrap();
+    assert!(disks.images().iter().all(|image| image.full));
+    assert_eq!(rig.traces(), Vec::<String>::new());
+}
+
+/// Goal: an external snapshot between two points or within one never makes a wrong delta, nor moves the guest off its top.
+#[tokio::test]
+async fn an_external_snapshot_below_us_is_noticed() {
+    let rig = Rig::new(&TWO);
+    let (mut disks, mut held) = (rig.disks(), Vec::new());
+    rig.cut(&mut disks, point(1), None);
+    let overlay = rig.dir.path().join("overlay");
+    image("qcow2", &overlay, 8 * MIB);
+    rig.qmp(
+        "blockdev-add",
+        json!({ "driver": "qcow2", "node-name": "top", "backing": null,
+                "file": { "driver": "file", "filename": overlay } }),
+    );
+    rig.qmp("blockdev-snapshot", json!({ "node": "node-sda", "overlay": "top" }));
+    rig.guest("sda", "write -P 3 0 4k");
+    rig.read(&mut disks, &mut held).await;
+    assert!(all(&held[1], 0, 4096, 0));
+    disks.settle(point(1)).await.unwrap();
+    let devices = rig.qmp("query-block", json!({})).to_string();
+    assert!(devices.contains("\"node-name\":\"top\""), "the guest writes to the new top: {devices}");
+    rig.cut(&mut disks, point(2), Some(point(1)));
+    assert!(disks.images()[1].full && !disks.images()[0].full);
+    rig.read(&mut disks, &mut held).await;
+    assert!(all(&held[1], 0, 4096, 3));
+}
+
+#[tokio::test]
+async fn a_guest_without_disks_needs_nothing_from_qemu() {
+    let rig = Rig::new(&[]);
+    let (mut disks, mut held) = (rig.disks(), Vec::new());
+    rig.cut(&mut disks, point(1), None);
+    assert_eq!(rig.read(&mut disks, &mut held).await, 0);
+    disks.settle(point(1)).await.unwrap();
+    disks.detach().await.unwrap();
+}
+
+#[tokio::test]
+async fn what_cannot_be_tracked_is_refused_with_the_reason() {
+    let rig = Rig::new(&TWO);
+    let target = super::DiskTarget { target: "vdz".into(), alias: "virtio-disk25".into() };
+    let vm = lifeboat::id::VmId::from_bytes([1; 16]);
+    let refused = super::Disks::attach(rig.monitor.clone(), vm, &[target], rig.scratch()).err().unwrap();
+    assert!(refused.is_permanent() && matches!(refused, DiskError::Untracked { .. }));
+    assert!(refused.to_string().contains("virtio-disk25"), "{refused}");
+}
