@@ -114,7 +114,10 @@ impl Controller {
     pub fn vm(&self, name: &str) -> Result<Value> {
         let status = self.status()?;
         let rows = status["vms"].as_array().into_iter().flatten();
-        rows.clone().find(|row| row["name"] == name).cloned().with_context(|| format!("no VM {name} in {status}"))
+        rows.clone()
+            .find(|row| row["name"] == name)
+            .cloned()
+            .with_context(|| format!("no VM {name} in {status}"))
     }
 
     pub fn points(&self, vm: &str) -> Result<Vec<Value>> {
@@ -223,7 +226,10 @@ impl Agent {
     pub fn vm(&self, name: &str) -> Result<Value> {
         let status = self.status()?;
         let rows = status["vms"].as_array().into_iter().flatten();
-        rows.clone().find(|row| row["name"] == name).cloned().with_context(|| format!("no VM {name} in {status}"))
+        rows.clone()
+            .find(|row| row["name"] == name)
+            .cloned()
+            .with_context(|| format!("no VM {name} in {status}"))
     }
 
     /// Waits until the VM is in `state`.
@@ -236,6 +242,7 @@ impl Agent {
 
 /// Waits until a replica has ticked past `tick` and has checked all of its memory and disks; returns what it then says.
 pub fn replica_unharmed(replica: &Guest, boot: &str, tick: u64, within: Duration) -> Result<crate::Report> {
+    replica.wait(within, "the replica to report", |_| true)?;
     let report = replica.wait_full_check(within)?;
     if report.boot != boot || report.tick <= tick || !report.unharmed() {
         bail!("the replica did not go on unharmed from boot {boot}, tick {tick}: {report:?}");
