@@ -203,6 +203,8 @@ impl Disks {
 async fn connect(opened: Opened) -> Result<View, DiskError> {
     let Opened { target, bytes, export, old, scratch, line } = opened;
     let open = async |stream: std::os::unix::net::UnixStream, context: String| {
+        // QEMU may have made it blocking again: the descriptor is shared with it.
+        let _ = stream.set_nonblocking(true);
         let stream = tokio::net::UnixStream::from_std(stream).map_err(|source| DiskError::Scratch {
             step: "watching a socket",
             dir: PathBuf::new(),
