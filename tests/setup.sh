@@ -24,7 +24,9 @@ main() {
     flock 9
     install_packages
     add_qemu_user
-    mkdir -p /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt   # the sites mount their own over these
+    # The sites mount their own over these.
+    mkdir -p /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt
+    [ -e /etc/hosts ] || echo '127.0.0.1 localhost' >/etc/hosts
     command -v cargo-nextest >/dev/null || { say 'installing cargo-nextest'; cargo install --locked cargo-nextest; }
     fetch_kernel
     build_guest

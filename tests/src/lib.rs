@@ -9,6 +9,7 @@ mod accel;
 mod console;
 mod guest;
 mod link;
+mod owners;
 mod paths;
 mod proc;
 mod rig;

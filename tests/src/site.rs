@@ -17,6 +17,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::accel::Accel;
+use crate::owners;
 use crate::paths::{Assets, binary};
 use crate::proc::{Cmd, Proc};
 use crate::rig::{POWER, Process};
@@ -70,6 +71,10 @@ impl Site {
             fs::write(folder.join(path), text)
                 .with_context(|| format!("writing {}/{path}", folder.display()))
         };
+        put(
+            "hosts",
+            &format!("127.0.0.1 localhost\n127.0.1.1 {}\n", hostname(name)),
+        )?;
         put("etc/qemu.conf", QEMU_CONF)?;
         let id = uuid::Uuid::new_v4();
         put(
@@ -151,10 +156,11 @@ impl Site {
         fs::remove_dir_all(self.folder().join("run"))
             .and_then(|()| fs::create_dir(self.folder().join("run")))
             .context("emptying /run")?;
+        for kept in ["lib", "log", "srv"] {
+            owners::forget(&self.folder().join(kept))?;
+        }
         let mut rig_site = Command::new(binary("rig-site")?);
-        rig_site
-            .arg(self.folder())
-            .arg(format!("site-{}", self.name().to_lowercase()));
+        rig_site.arg(self.folder()).arg(hostname(self.name()));
         if self.accel() == Accel::Kvm {
             rig_site.arg("kvm");
         }
@@ -171,14 +177,17 @@ impl Site {
         if let Some(process) = Process::of(supervisor.id()) {
             process.note(&self.folder().join(POWER))?;
         }
-        let mut lines =
-            BufReader::new(supervisor.stdout.take().context("rig-site has an output")?).lines();
-        let pid = lines
-            .next()
-            .and_then(|line| line.ok()?.strip_prefix("pid ")?.parse::<i32>().ok());
-        let up = lines
-            .next()
-            .is_some_and(|line| line.is_ok_and(|line| line == "up"));
+        let output = supervisor.stdout.take().context("rig-site has an output")?;
+        // Two lines, in any order: one is the parent's, one the child's.
+        let said: Vec<String> = BufReader::new(output)
+            .lines()
+            .map_while(Result::ok)
+            .take(2)
+            .collect();
+        let pid = said
+            .iter()
+            .find_map(|line| line.strip_prefix("pid ")?.parse::<i32>().ok());
+        let up = said.iter().any(|line| line == "up");
         let (Some(pid), true) = (pid, up) else {
             let _ = supervisor.kill();
             let _ = supervisor.wait();
@@ -351,6 +360,10 @@ impl Drop for Power {
         let _ = kill(Pid::from_raw(self.pid), Signal::SIGKILL); // not there any more: as good
         let _ = self.supervisor.wait(); // it ends when PID 1 has, and PID 1 when all others have
     }
+}
+
+fn hostname(site: &str) -> String {
+    format!("site-{}", site.to_lowercase())
 }
 
 /// Runs a program of the host in the network of a site.

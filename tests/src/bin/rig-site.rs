@@ -2,7 +2,7 @@
 //!
 //!     rig-site <site folder> <hostname> [kvm]
 //!
-//! Prints `pid <its PID 1 as the host counts>`, then `up`. Lives until its standard input is closed: the rig holds the
+//! Prints `pid <its PID 1 as the host counts>` and `up`, in any order. Lives until its standard input is closed: the rig holds the
 //! other end, so a rig that dies in any way takes its sites along. Killing PID 1 is the power cut: the kernel kills
 //! everything inside at once. Called by `rig::Site`.
 
@@ -155,8 +155,9 @@ fn say(line: &str) -> Result<()> {
         .context("telling the rig")
 }
 
-/// What a site has of its own: folder of the site, where it is mounted.
+/// What a site has of its own: its place in the site's folder, where it is mounted.
 const OWN: &[(&str, &str)] = &[
+    ("hosts", "/etc/hosts"),
     ("run", "/run"),
     ("etc", "/etc/libvirt"),
     ("lib", "/var/lib/libvirt"),
