@@ -1,5 +1,5 @@
-//! The packages: what is in them, and what installing, upgrading, removing and purging them does to a machine.
-//! Packs the binaries this test run has built anyway; `make deb` packs those of the release profile, all else is equal.
+//! The packages: what is in them; what installing, upgrading, removing and purging them does to a machine.
+//! Packs the binaries of this test run; `make deb` packs those of the release profile, all else is equal.
 //! The machine is a minimal Debian root that `tests/setup.sh` made, without a network. Needs root.
 
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ const OPERATOR: &str = "lifeboat";
 const FIRST: &str = "0.1.0-1";
 const NEXT: &str = "0.1.0-2";
 
-/// Goal: systemd has nothing to say against the units, and they give the daemons no more rights than we decided on.
+/// Goal: systemd has nothing to say against the units, and they leave no more open than we decided.
 #[test]
 fn systemd_accepts_the_units_and_finds_them_confined() -> Result<()> {
     let folder = tempfile::tempdir()?;
@@ -73,7 +73,7 @@ fn the_packages_are_complete() -> Result<()> {
     Ok(())
 }
 
-/// Goal: on a clean machine both packages install, their programs run, and nothing starts before it is configured.
+/// Goal: on a clean machine both packages install, their programs run, and nothing starts by itself.
 #[test]
 fn a_clean_machine_takes_both_packages_and_starts_nothing() -> Result<()> {
     let root = Root::new("clean")?;
@@ -106,7 +106,7 @@ fn a_clean_machine_takes_both_packages_and_starts_nothing() -> Result<()> {
     Ok(())
 }
 
-/// Goal: an upgrade keeps what the operator wrote, switched on and runs, and asks only for what already runs to be
+/// Goal: an upgrade keeps what the operator wrote and switched on, and asks only for what already runs to be
 /// restarted. Installing the same once more changes nothing.
 #[test]
 fn an_upgrade_keeps_the_configuration_and_restarts_only_what_runs() -> Result<()> {
@@ -136,8 +136,8 @@ fn an_upgrade_keeps_the_configuration_and_restarts_only_what_runs() -> Result<()
     Ok(())
 }
 
-/// Goal: removing keeps the configuration, purging removes it; neither touches recovery points, replicas or identities,
-/// and the purge says where they are.
+/// Goal: removing keeps the configuration, purging removes it; neither touches recovery points, replicas or
+/// identities, and the purge says where they are.
 #[test]
 fn not_even_a_purge_removes_recovery_points() -> Result<()> {
     let root = Root::new("purge")?;
@@ -185,7 +185,7 @@ fn purging_what_was_never_used_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A minimal Debian in a folder. Gone when dropped; what a killed test left is removed by the next of its name.
+/// A minimal Debian in a folder. Gone when dropped; what a killed test left goes when the next of its name comes.
 /// systemd does not run in it: a recorder answers in place of `systemctl`, as if it did.
 struct Root {
     folder: PathBuf,
