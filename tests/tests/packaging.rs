@@ -185,7 +185,7 @@ fn purging_what_was_never_used_leaves_nothing() -> Result<()> {
     Ok(())
 }
 
-/// A minimal Debian in a folder. Gone when dropped; what a killed test left goes when the next of its name comes.
+/// A minimal Debian in a folder. Gone when dropped; what a killed test left goes with the next one.
 /// systemd does not run in it: a recorder answers in place of `systemctl`, as if it did.
 struct Root {
     folder: PathBuf,
