@@ -3,7 +3,7 @@ CARGO_FLAGS ?=
 export PATH := $(PATH):$(HOME)/.cargo/bin
 FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fault-injection
 
-.PHONY: demo test lint setup build
+.PHONY: demo test lint deny deb setup build
 
 # Two sites, a protected guest, a power cut, a failover: on one screen, and in target/demo/report.json.
 demo: setup
@@ -19,6 +19,15 @@ lint:
 	rustfmt --edition 2024 --check tests/guest/init.rs
 	cargo clippy --workspace --all-targets $(FAULTS) $(CARGO_FLAGS) -- -D warnings
 	clippy-driver --edition 2024 -D warnings --emit metadata -o /dev/null tests/guest/init.rs
+
+# Licences and origins of everything that is compiled in. Not part of `test`: it is about Cargo.lock, and slow to install.
+deny:
+	command -v cargo-deny >/dev/null || cargo install --locked cargo-deny
+	cargo deny check licenses bans sources
+
+# The Debian packages, in <target>/debian.
+deb:
+	packaging/build-debs
 
 # Installs and fetches what a Debian 12 machine lacks; quick when nothing does. Needs root.
 setup:

@@ -10,8 +10,10 @@ die() { say "$*"; exit 1; }
 PACKAGES=(
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients libvirt-dev pkg-config gcc libc6-dev
     make iproute2 util-linux kmod cpio xz-utils python3 adduser
-    systemd debootstrap
+    systemd debootstrap dpkg-dev
 )
+# What our own packages depend on.
+DEPENDS=(libvirt0 qemu-utils)
 MODULES=(virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk)
 # What libvirt-daemon-system would use; that package itself would start a libvirtd on the host, which nobody
 # asked for.
@@ -29,8 +31,10 @@ main() {
     mkdir -p /etc/libvirt /var/lib/libvirt /var/log/libvirt /var/cache/libvirt
     [ -e /etc/hosts ] || echo '127.0.0.1 localhost' >/etc/hosts
     command -v cargo-nextest >/dev/null || { say 'installing cargo-nextest'; cargo install --locked cargo-nextest; }
+    command -v cargo-deb >/dev/null || { say 'installing cargo-deb'; cargo install --locked cargo-deb; }
     fetch_kernel
     build_guest
+    make_debian_root
     fetch_analyze_migration
 }
 
@@ -124,8 +128,33 @@ build_guest() {
     rm -rf "$work"
 }
 
+<<<<<<< HEAD
 # QEMU's own reader of migration streams comes only with its source (24 MB). Tests that want it say so when
 # it is missing.
+=======
+# An empty Debian to install our packages into, with what they depend on downloaded but not installed.
+make_debian_root() {
+    local work="$RIG/debian-root.work" codename stamp
+    codename="$(. /etc/os-release && echo "$VERSION_CODENAME")"
+    stamp="$codename ${DEPENDS[*]}"
+    [ ! -e "$RIG/debian-root.tar" ] || [ "$(cat "$RIG/debian-root.stamp" 2>/dev/null)" != "$stamp" ] || return 0
+    say 'making a minimal Debian root'
+    rm -rf "$work"
+    mkdir "$work"
+    debootstrap --variant=minbase "$codename" "$work/root" ${MIRROR:?} >"$work/log" ||
+        { tail -n 20 "$work/log" >&2; die 'debootstrap could not make a Debian root'; }
+    # In a mount namespace of its own: whatever happens, nothing stays mounted.
+    unshare --mount --pid --fork --kill-child --mount-proc --root "$work/root" \
+        apt-get -qq -o APT::Sandbox::User=root install --download-only --no-install-recommends "${DEPENDS[@]}" >&2 ||
+        die "apt-get could not download: ${DEPENDS[*]}"
+    tar -C "$work/root" --numeric-owner -cf "$work/root.tar" .
+    mv "$work/root.tar" "$RIG/debian-root.tar"
+    echo "$stamp" >"$RIG/debian-root.stamp"
+    rm -rf "$work"
+}
+
+# QEMU's own reader of migration streams comes only with its source (24 MB). Tests that want it say so when it is missing.
+>>>>>>> packaging
 fetch_analyze_migration() {
     [ ! -e "$RIG/analyze-migration.py" ] || return 0
     say "fetching QEMU's analyze-migration.py"
