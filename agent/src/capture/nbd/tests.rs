@@ -25,8 +25,8 @@ async fn replies_may_come_in_any_order_and_in_pieces() {
     let hole = [&4096u64.to_be_bytes()[..], &512u32.to_be_bytes()[..]].concat();
     server.send(&chunk(0, 2, second.cookie, &hole)).await;
     server.send(&chunk(1, 0, second.cookie, &[])).await;
-    assert_eq!(one.wait().await.unwrap(), vec![1; 1024]);
-    assert_eq!(two.wait().await.unwrap(), [[0; 512], [2; 512]].concat());
+    assert_eq!(one.wait().await.unwrap().unwrap(), vec![1; 1024]);
+    assert_eq!(two.wait().await.unwrap().unwrap(), [[0; 512], [2; 512]].concat());
 }
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn a_failed_request_leaves_the_connection_usable() {
     let read = client.read(0, 512).await.unwrap();
     let request = server.request().await;
     server.send(&data(1, request.cookie, 0, &[3; 512])).await;
-    assert_eq!(read.wait().await.unwrap(), vec![3; 512]);
+    assert_eq!(read.wait().await.unwrap().unwrap(), vec![3; 512]);
 }
 
 #[tokio::test]
@@ -54,7 +54,9 @@ async fn a_server_that_breaks_the_protocol_is_refused_and_every_request_told() {
         ("an offset that wraps", |cookie| data(1, cookie, u64::MAX, &[0; 512])),
         ("a read cut short", |cookie| data(1, cookie, 4096, &[0; 512])),
         ("nothing at all", |cookie| chunk(1, 0, cookie, &[])),
-        ("a huge chunk", |cookie| [&chunk(1, 1, cookie, &[])[..16], &u32::MAX.to_be_bytes(), &[0; 64]].concat()),
+        ("a huge chunk", |cookie| {
+            [&chunk(1, 1, cookie, &[])[..16], &u32::MAX.to_be_bytes(), &[0; 64]].concat()
+        }),
         ("a status for a read", |cookie| status(cookie, 1, &[(512, 0)])),
         ("an overlap", |cookie| {
             [data(0, cookie, 4096, &[0; 512]), data(1, cookie, 4096, &[0; 1024])].concat()
@@ -130,7 +132,10 @@ impl QemuNbd {
     async fn serve(dir: &Path, format: &str, more: &[&str]) -> (Self, UnixStream) {
         let socket = dir.join("nbd");
         let mut command = Command::new("qemu-nbd");
-        command.args(["--persistent", "--read-only", "-f", format, "-x", "vda", "-k"]).arg(&socket).args(more);
+        command
+            .args(["--persistent", "--read-only", "-f", format, "-x", "vda", "-k"])
+            .arg(&socket)
+            .args(more);
         let server = Self(command.arg(dir.join("disk")).stdin(Stdio::null()).spawn().unwrap());
         let deadline = Instant::now() + Duration::from_secs(10);
         loop {
@@ -151,7 +156,9 @@ impl Drop for QemuNbd {
 }
 
 fn run(command: &str, arguments: &[&str], file: &Path) {
-    assert!(Command::new(command).args(arguments).arg(file).stdout(Stdio::null()).status().unwrap().success());
+    assert!(
+        Command::new(command).args(arguments).arg(file).stdout(Stdio::null()).status().unwrap().success()
+    );
 }
 
 #[tokio::test]
@@ -161,7 +168,8 @@ async fn qemu_nbd_is_understood_with_allocation_and_a_dirty_bitmap() {
     let make = Command::new("qemu-img").args(["create", "-q", "-f", "qcow2"]).arg(&disk).arg("64M").status();
     assert!(make.unwrap().success());
     run("qemu-io", &["-f", "qcow2", "-c", "write -P 1 0 1M"], &disk);
-    let bitmap = Command::new("qemu-img").args(["bitmap", "--add", "-g", "4096"]).arg(&disk).arg("mark").status();
+    let bitmap =
+        Command::new("qemu-img").args(["bitmap", "--add", "-g", "4096"]).arg(&disk).arg("mark").status();
     assert!(bitmap.unwrap().success());
     run("qemu-io", &["-f", "qcow2", "-c", "write -P 2 64k 4k", "-c", "write -P 3 40M 8M"], &disk);
     let (_server, stream) = QemuNbd::serve(dir.path(), "qcow2", &["-B", "mark"]).await;
@@ -170,7 +178,8 @@ async fn qemu_nbd_is_understood_with_allocation_and_a_dirty_bitmap() {
     assert_eq!(client.size(), 64 << 20);
     let (mut at, mut data, mut dirty) = (0, 0, 0);
     while at < client.size() {
-        let spans = client.status(at, (client.size() - at).min(u64::from(super::REQUEST_MAX)) as u32).await.unwrap();
+        let spans =
+            client.status(at, (client.size() - at).min(u64::from(super::REQUEST_MAX)) as u32).await.unwrap();
         assert!(!spans.is_empty());
         for span in spans {
             at += span.bytes;
@@ -184,8 +193,15 @@ async fn qemu_nbd_is_understood_with_allocation_and_a_dirty_bitmap() {
         reads.push((at, client.read(at, 1 << 20).await.unwrap()));
     }
     for (at, read) in reads {
-        let bytes = read.wait().await.unwrap();
-        let expected = if at == 0 { 1 } else if (40 << 20..48 << 20).contains(&at) { 3 } else { 0 };
+        // QEMU does not send what it knows to be zero.
+        let bytes = read.wait().await.unwrap().unwrap_or_else(|| vec![0; 1 << 20].into());
+        let expected = if at == 0 {
+            1
+        } else if (40 << 20..48 << 20).contains(&at) {
+            3
+        } else {
+            0
+        };
         assert!(bytes[128 << 10..].iter().all(|byte| *byte == expected), "at {at}");
         assert_eq!(bytes[64 << 10], if at == 0 { 2 } else { expected });
     }
