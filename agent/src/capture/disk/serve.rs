@@ -14,7 +14,6 @@ use super::{
     qemu::Qemu,
 };
 use lifeboat::hypervisor::monitor::MonitorError;
-use nix::sys::stat::{Mode, umask};
 use serde_json::json;
 use std::{
     fs::{self, File},
@@ -87,9 +86,7 @@ impl Door {
         let failed = |step| move |source| DiskError::Scratch { step, dir: dir.into(), source };
         let handle = File::open(dir).map_err(failed("opening the directory"))?;
         remove_socket(&handle).map_err(failed("removing an old socket"))?;
-        let before = umask(Mode::from_bits_truncate(0o177));
         let listener = UnixListener::bind(socket_path(&handle));
-        umask(before);
         Ok(Self { dir: handle, listener: listener.map_err(failed("making a socket"))?, connected: 0 })
     }
 

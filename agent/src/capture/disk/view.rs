@@ -110,14 +110,7 @@ impl View {
                 self.close_group();
                 return Ok(());
             };
-            match segment.kind {
-                Kind::Data => self.start_reads(segment).await?,
-                Kind::Zero => self.note_zero(segment),
-                Kind::Skip => {}
-            }
-            if self.zeros.len() >= ZERO_RUNS && self.groups.is_empty() {
-                return Ok(());
-            }
+            self.start_reads(segment).await?;
         }
         Ok(())
     }
@@ -172,16 +165,6 @@ impl View {
     fn close_group(&mut self) {
         if self.group.pages > 0 {
             self.groups.push_back(std::mem::take(&mut self.group));
-        }
-    }
-
-    fn note_zero(&mut self, segment: Segment) {
-        let (mut first, mut left) = (segment.first, segment.count);
-        while left > 0 {
-            let count = u32::try_from(left).unwrap_or(u32::MAX);
-            self.zeros.push(PageRun::new(first, count));
-            first += u64::from(count);
-            left -= u64::from(count);
         }
     }
 

@@ -301,7 +301,7 @@ async fn receive_chunk(
         }
         _ => Err(NbdError::Protocol("a chunk that does not fit its request")),
     };
-    let ended = match taken {
+    match taken {
         Ok(()) if flags & CHUNK_DONE != 0 => waiting.finish(),
         Ok(()) => {
             lock(shared).waiting.insert(cookie, waiting);
@@ -311,8 +311,7 @@ async fn receive_chunk(
             waiting.fail(error.clone());
             Err(error)
         }
-    };
-    ended
+    }
 }
 
 async fn receive_data(
