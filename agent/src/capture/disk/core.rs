@@ -7,12 +7,12 @@ use super::{
     names::{FILTER, Mark, Names},
     qemu::{Device, Qemu},
     scratch::Scratch,
-    serve::{Line, Offer, serve},
+    serve::{Offer, serve},
     sweep::sweep,
 };
 use lifeboat::id::{PointId, VmId};
 use serde_json::{Value, json};
-use std::{path::PathBuf, sync::Arc};
+use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc};
 
 pub(super) struct Core {
     qemu: Qemu,
@@ -250,7 +250,7 @@ pub(super) struct Opened {
     pub export: String,
     pub old: Option<String>,
     pub scratch: Arc<Scratch>,
-    pub line: Line,
+    pub line: UnixStream,
 }
 
 impl Disk {
@@ -274,6 +274,9 @@ impl Disk {
             return Err(untracked(
                 "it is a SCSI passthrough device, whose writes QEMU's block layer does not see",
             ));
+        }
+        if let Some(why) = qemu.iothread_risk(&qom_path)? {
+            return Err(untracked(why));
         }
         let node = &device.node;
         let node = if node.starts_with(FILTER) { qemu.filtered(node)? } else { node.clone() };

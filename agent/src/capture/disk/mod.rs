@@ -37,7 +37,7 @@ use self::{
     qemu::Qemu,
     view::View,
 };
-use crate::capture::nbd::Client;
+use crate::capture::nbd::{Client, NbdError};
 use lifeboat::{
     hypervisor::monitor::Monitor,
     id::{PointId, VmId},
@@ -49,6 +49,7 @@ use std::{
     path::PathBuf,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
+use tokio::net::UnixStream;
 
 /// A disk to track, as libvirt names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -202,23 +203,12 @@ impl Disks {
 
 async fn connect(opened: Opened) -> Result<View, DiskError> {
     let Opened { target, bytes, export, old, scratch, line } = opened;
-    let open = async |stream: std::os::unix::net::UnixStream, context: String| {
-        // QEMU may have made it blocking again: the descriptor is shared with it.
-        let _ = stream.set_nonblocking(true);
-        let stream = tokio::net::UnixStream::from_std(stream).map_err(|source| DiskError::Scratch {
-            step: "watching a socket",
-            dir: PathBuf::new(),
-            source,
-        })?;
-        let view = |source| DiskError::View { target: target.clone(), source };
-        Client::open(stream, &export, &[context]).await.map_err(view)
-    };
-    let data = open(line.data, "base:allocation".into()).await?;
-    let changes = match (line.changes, old) {
-        (Some(stream), Some(old)) => Some(open(stream, format!("qemu:dirty-bitmap:{old}")).await?),
-        _ => None,
-    };
-    View::new(&target, bytes, data, changes, scratch)
+    let view = |source| DiskError::View { target: target.clone(), source };
+    let step = "watching a socket";
+    let stream = UnixStream::from_std(line).map_err(|error| view(NbdError::lost(step, error)))?;
+    let changes: Vec<String> = old.iter().map(|old| format!("qemu:dirty-bitmap:{old}")).collect();
+    let client = Client::open(stream, &export, &changes).await.map_err(view)?;
+    View::new(&target, bytes, old.is_none(), client, scratch)
 }
 
 fn lock(core: &Mutex<Core>) -> MutexGuard<'_, Core> {

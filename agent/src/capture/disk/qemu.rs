@@ -140,6 +140,41 @@ impl Qemu {
         self.run("qom-set", json!({ "path": qom_path, "property": "drive", "value": node })).map(|_| ())
     }
 
+    /// Why reading a view of this device would put the guest at risk, if it would (see `serve`).
+    pub fn iothread_risk(&self, qom_path: &str) -> Result<Option<&'static str>, DiskError> {
+        let threads = self.run("query-iothreads", json!({}))?;
+        if list("query-iothreads", &threads)?.is_empty() {
+            return Ok(None);
+        }
+        let version = self.run("query-version", json!({}))?;
+        let major = version["qemu"]["major"].as_u64();
+        if major.ok_or_else(|| unexpected("query-version", "no major version"))? >= IOTHREADS_SINCE {
+            return Ok(None);
+        }
+        // The device's own thread, or that of the controller it hangs on.
+        let bus = self.property(qom_path, "parent_bus")?;
+        let controller =
+            bus.as_deref().and_then(|bus| bus.rsplit_once('/')).map(|(controller, _)| controller);
+        for path in [Some(qom_path), controller].into_iter().flatten() {
+            if self.property(path, "iothread")?.is_some_and(|thread| !thread.is_empty()) {
+                return Ok(Some(
+                    "it is served by an iothread, and QEMU before 10.0 can abort while such a disk is read over NBD; \
+                     remove <iothread> from the disk or its controller, or run the guest on QEMU 10.0 or later",
+                ));
+            }
+        }
+        Ok(None)
+    }
+
+    /// A property's text; `None` where the object has no such property.
+    fn property(&self, path: &str, property: &str) -> Result<Option<String>, DiskError> {
+        match self.0.execute("qom-get", json!({ "path": path, "property": property })) {
+            Ok(value) => Ok(value.as_str().map(str::to_owned)),
+            Err(MonitorError::Refused { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Ids of all block exports.
     pub fn exports(&self) -> Result<Vec<String>, DiskError> {
         let answer = self.run("query-block-exports", json!({}))?;
@@ -179,3 +214,5 @@ pub(super) fn unexpected(command: &str, what: &str) -> DiskError {
 
 const LET_GO_WITHIN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
+/// Major version of QEMU whose NBD server closes clients in the main thread, whatever thread their disk is in.
+const IOTHREADS_SINCE: u64 = 10;

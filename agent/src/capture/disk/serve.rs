@@ -1,11 +1,12 @@
 //! Serving views: QEMU's NBD server on a socket that we made, one export per disk, connections to each.
 //! Promises: QEMU gets open files, never a path; the server is only stopped if we started it. Called by `disk`.
 //!
-//! QEMU 7.2 (with the fix of CVE-2024-7409, up to 8.2) **aborts, and the guest with it**, when a client hangs up on an
-//! export whose disk is in an iothread: it then closes the client in that thread, and asserts that it is the main one.
-//! If *QEMU* closes the connection, by `block-export-del`, that happens in the main thread. So no client of ours may
-//! ever hang up first, not even by being killed: before it is used, each connection's client end is also handed to QEMU,
-//! which keeps it open until we take it away (`sweep`, after the export is gone).
+//! QEMU 7.2's NBD server **aborts, and the guest with it**, in two cases, both only if the disk is in an iothread: when a
+//! client hangs up (it is then closed in that thread, which asserts that it is the main one), and when the disk moves
+//! between threads while a client is connected (at a guest's reset, stop or continue). So such disks are refused on QEMU
+//! before 10.0 (`Qemu::iothread_risk`). As a second line of defence no client of ours ever hangs up first, not even by
+//! being killed: before it is used, each connection's client end is also handed to QEMU, which keeps it open until we
+//! take it away (`sweep`, after QEMU itself has closed the connection by deleting the export).
 
 use super::{
     DiskError,
@@ -13,7 +14,6 @@ use super::{
     qemu::Qemu,
 };
 use lifeboat::hypervisor::monitor::MonitorError;
-use nix::sys::stat::{Mode, umask};
 use serde_json::json;
 use std::{
     fs::{self, File},
@@ -34,14 +34,8 @@ pub(super) struct Offer {
     pub mark: Option<(String, String)>,
 }
 
-/// Connections to one disk's export, not yet spoken on.
-pub(super) struct Line {
-    pub data: UnixStream,
-    pub changes: Option<UnixStream>,
-}
-
-/// Starts the server and exports all `offers`; returns connections to each, in their order.
-pub(super) fn serve(qemu: &Qemu, dir: &Path, offers: &[Offer]) -> Result<Vec<Line>, DiskError> {
+/// Starts the server and exports all `offers`; returns a connection for each, not yet spoken on.
+pub(super) fn serve(qemu: &Qemu, dir: &Path, offers: &[Offer]) -> Result<Vec<UnixStream>, DiskError> {
     for Offer { filter, access, .. } in offers {
         qemu.run(
             "blockdev-add",
@@ -50,12 +44,7 @@ pub(super) fn serve(qemu: &Qemu, dir: &Path, offers: &[Offer]) -> Result<Vec<Lin
     }
     let mut door = Door::open(dir)?;
     start_server(qemu, &door.listener)?;
-    let mut lines = Vec::with_capacity(offers.len());
-    for Offer { mark, .. } in offers {
-        let data = door.connect(qemu)?;
-        let changes = mark.as_ref().map(|_| door.connect(qemu)).transpose()?;
-        lines.push(Line { data, changes });
-    }
+    let lines = offers.iter().map(|_| door.connect(qemu)).collect::<Result<_, _>>()?;
     for Offer { access, export, mark, .. } in offers {
         let bitmaps: Vec<_> = mark.iter().map(|(node, name)| json!({ "node": node, "name": name })).collect();
         qemu.run(
@@ -97,9 +86,7 @@ impl Door {
         let failed = |step| move |source| DiskError::Scratch { step, dir: dir.into(), source };
         let handle = File::open(dir).map_err(failed("opening the directory"))?;
         remove_socket(&handle).map_err(failed("removing an old socket"))?;
-        let before = umask(Mode::from_bits_truncate(0o177));
         let listener = UnixListener::bind(socket_path(&handle));
-        umask(before);
         Ok(Self { dir: handle, listener: listener.map_err(failed("making a socket"))?, connected: 0 })
     }
 

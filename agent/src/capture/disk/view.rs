@@ -1,13 +1,19 @@
 //! Reading one disk's point-in-time view: which pages are wanted, many reads in flight, groups of pages out.
-//! Promises: extents that are known to be zero are never read; at most [`WINDOW_PAGES`] pages are held; pages of one
-//! group are in order. Called by `disk`. Calls `capture::nbd`.
+//! Promises: at most [`WINDOW_PAGES`] pages are held; pages of one group are in order. Called by `disk`. Calls
+//! `capture::nbd`.
+//!
+//! No request crosses a border between [`CLUSTER`]s. QEMU 7.2 needs that: `hbitmap_status` there says "clean" of a range
+//! that begins dirty and ends clean, and `copy-before-write` then reads the guest's *new* data in a cluster that it has
+//! kept, if one request goes on into a cluster that it has not. Within one cluster all is kept or nothing is. For the
+//! same reason `base:allocation` of a view is never asked: what is unallocated or zero QEMU finds out itself when it
+//! is asked to read, and answers with a hole, without reading or sending it.
 
 use super::{
     DiskError,
     pages::{Kind, Pager, Segment},
     scratch::Scratch,
 };
-use crate::capture::nbd::{Client, NbdError, PendingRead, REQUEST_MAX, STATE_DIRTY, STATE_ZERO};
+use crate::capture::nbd::{Client, NbdError, PendingRead, REQUEST_MAX, STATE_DIRTY};
 use bytes::{Bytes, BytesMut};
 use lifeboat::page::{Content, GROUP_PAGES, PAGE, PageRun, is_zero};
 use std::{collections::VecDeque, sync::Arc};
@@ -15,15 +21,12 @@ use std::{collections::VecDeque, sync::Arc};
 pub(super) struct View {
     target: String,
     bytes: u64,
-    /// Serves `base:allocation` and the bytes.
-    data: Client,
-    /// Serves the dirty bitmap, where only changes are wanted.
-    changes: Option<Client>,
+    client: Client,
+    /// Everything is wanted but zeros; otherwise what the dirty bitmap says, zeros included.
+    full: bool,
     scratch: Arc<Scratch>,
     pager: Pager,
     segments: VecDeque<Segment>,
-    /// Changed extents whose allocation has not been looked up yet.
-    unrefined: VecDeque<Segment>,
     group: Group,
     groups: VecDeque<Group>,
     pages_in_flight: usize,
@@ -39,28 +42,25 @@ struct Group {
 }
 
 impl View {
-    /// `data` and `changes` are connections to the export of a disk of `bytes` bytes.
+    /// `client` is connected to the export of a disk of `bytes` bytes; with its dirty bitmap unless `full`.
     pub fn new(
         target: &str,
         bytes: u64,
-        data: Client,
-        changes: Option<Client>,
+        full: bool,
+        client: Client,
         scratch: Arc<Scratch>,
     ) -> Result<Self, DiskError> {
-        let sizes_agree =
-            data.size() == bytes && changes.as_ref().is_none_or(|changes| changes.size() == bytes);
-        if !sizes_agree {
+        if client.size() != bytes {
             return Err(DiskError::Reconfigured { target: target.into(), what: "its size changed" });
         }
         Ok(Self {
             target: target.into(),
             bytes,
-            data,
-            changes,
+            client,
+            full,
             scratch,
             pager: Pager::new(0, bytes),
             segments: VecDeque::new(),
-            unrefined: VecDeque::new(),
             group: Group::default(),
             groups: VecDeque::new(),
             pages_in_flight: 0,
@@ -110,14 +110,7 @@ impl View {
                 self.close_group();
                 return Ok(());
             };
-            match segment.kind {
-                Kind::Data => self.start_reads(segment).await?,
-                Kind::Zero => self.note_zero(segment),
-                Kind::Skip => {}
-            }
-            if self.zeros.len() >= ZERO_RUNS && self.groups.is_empty() {
-                return Ok(());
-            }
+            self.start_reads(segment).await?;
         }
         Ok(())
     }
@@ -127,69 +120,34 @@ impl View {
             if let Some(segment) = self.segments.pop_front() {
                 return Ok(Some(segment));
             }
-            if let Some(changed) = self.unrefined.pop_front() {
-                self.refine(changed).await?;
-            } else if self.pager.is_done() {
+            if self.pager.is_done() {
                 return Ok(None);
-            } else {
-                self.look_further().await?;
             }
+            self.look_further().await?;
         }
     }
 
-    /// Asks the server which of the next bytes are wanted.
+    /// Finds out which of the next bytes are wanted.
     async fn look_further(&mut self) -> Result<(), NbdError> {
-        let len = request_len(self.bytes - self.pager.at());
-        let (client, out) = match &self.changes {
-            Some(changes) => (changes, &mut self.unrefined),
-            None => (&self.data, &mut self.segments),
-        };
-        for span in client.status(self.pager.at(), len).await? {
-            let flags = span.flags.first().copied().unwrap_or_default();
-            let kind = match &self.changes {
-                Some(_) if flags & STATE_DIRTY != 0 => Kind::Data,
-                Some(_) => Kind::Skip,
-                // In a full pass a page that is not told is zero.
-                None if flags & STATE_ZERO != 0 => Kind::Skip,
-                None => Kind::Data,
-            };
-            self.pager.take(span.bytes, kind, out);
-        }
-        Ok(())
-    }
-
-    /// Finds the zeros in a changed extent (a discard, for example), where that is cheaper than reading them.
-    async fn refine(&mut self, changed: Segment) -> Result<(), NbdError> {
-        if changed.count < REFINE_PAGES {
-            self.segments.push_back(changed);
+        let left = self.bytes - self.pager.at();
+        if self.full {
+            self.pager.take(left, Kind::Data, &mut self.segments);
             return Ok(());
         }
-        let end = (changed.first + changed.count) * PAGE as u64;
-        let mut pager = Pager::new(changed.first * PAGE as u64, end.min(self.bytes));
-        // One answer at a time: the rest of a long extent waits its turn, so that memory stays bounded.
-        for span in self.data.status(pager.at(), request_len(end.min(self.bytes) - pager.at())).await? {
-            let zero = span.flags.first().is_some_and(|flags| flags & STATE_ZERO != 0);
-            pager.take(span.bytes, if zero { Kind::Zero } else { Kind::Data }, &mut self.segments);
-        }
-        if !pager.is_done() {
-            // The page in which the answer ended was not told yet: begin again with it.
-            let first = pager.at() / PAGE as u64;
-            if first == changed.first {
-                self.segments.push_back(Segment { count: 1, ..changed });
-            }
-            let first = first.max(changed.first + 1);
-            let count = changed.first + changed.count - first;
-            if count > 0 {
-                self.unrefined.push_front(Segment { kind: Kind::Data, first, count });
-            }
+        let len = u32::try_from(left).unwrap_or(u32::MAX).min(REQUEST_MAX);
+        for span in self.client.status(self.pager.at(), len).await? {
+            let dirty = span.flags.first().is_some_and(|flags| flags & STATE_DIRTY != 0);
+            self.pager.take(span.bytes, if dirty { Kind::Data } else { Kind::Skip }, &mut self.segments);
         }
         Ok(())
     }
 
     async fn start_reads(&mut self, mut segment: Segment) -> Result<(), NbdError> {
-        let count = segment.count.min((GROUP_PAGES - self.group.pages) as u64);
+        let room = (GROUP_PAGES - self.group.pages) as u64;
+        let in_cluster = CLUSTER_PAGES - segment.first % CLUSTER_PAGES;
+        let count = segment.count.min(room).min(in_cluster);
         let (offset, end) = (segment.first * PAGE as u64, (segment.first + count) * PAGE as u64);
-        let read = self.data.read(offset, request_len(end.min(self.bytes) - offset)).await?;
+        let read = self.client.read(offset, (end.min(self.bytes) - offset) as u32).await?;
         self.group.reads.push((PageRun::new(segment.first, count as u32), read));
         self.group.pages += count as usize;
         self.pages_in_flight += count as usize;
@@ -210,16 +168,6 @@ impl View {
         }
     }
 
-    fn note_zero(&mut self, segment: Segment) {
-        let (mut first, mut left) = (segment.first, segment.count);
-        while left > 0 {
-            let count = u32::try_from(left).unwrap_or(u32::MAX);
-            self.zeros.push(PageRun::new(first, count));
-            first += u64::from(count);
-            left -= u64::from(count);
-        }
-    }
-
     fn flush_zeros(&mut self) {
         let mut runs = std::mem::take(&mut self.zeros);
         runs.sort_unstable_by_key(|run| run.first);
@@ -228,27 +176,30 @@ impl View {
 
     /// Waits for a group's bytes and sorts its pages into data and zeros.
     async fn collect(&mut self, group: Group) -> Result<(), NbdError> {
-        let mut parts = Vec::with_capacity(group.reads.len());
+        let (mut runs, mut zeros, mut parts) = (Vec::new(), Vec::new(), Vec::new());
         for (run, read) in group.reads {
-            parts.push((run, padded(read.wait().await?, run)));
-        }
-        let (mut runs, mut zeros) = (Vec::new(), Vec::new());
-        for (run, bytes) in &parts {
-            for (page, content) in (run.first..).zip(bytes.chunks(PAGE)) {
+            let pages = run.first..run.first + u64::from(run.count);
+            let Some(bytes) = read.wait().await? else {
+                pages.for_each(|page| PageRun::push_page(&mut zeros, page));
+                continue;
+            };
+            let bytes = padded(bytes, run);
+            for (page, content) in pages.zip(bytes.chunks(PAGE)) {
                 PageRun::push_page(if is_zero(content) { &mut zeros } else { &mut runs }, page);
             }
+            parts.push(bytes);
         }
         let all = zeros.is_empty();
-        if self.changes.is_some() {
+        if !self.full {
             self.zeros.extend(zeros);
         }
         if runs.is_empty() {
             return Ok(());
         }
         let bytes = match parts.as_slice() {
-            [(_, bytes)] if all => bytes.clone(),
+            [bytes] if all => bytes.clone(),
             parts => {
-                let pages = parts.iter().flat_map(|(_, bytes)| bytes.chunks(PAGE));
+                let pages = parts.iter().flat_map(|bytes| bytes.chunks(PAGE));
                 let mut joined = BytesMut::with_capacity(group.pages * PAGE);
                 pages.filter(|page| all || !is_zero(page)).for_each(|page| joined.extend_from_slice(page));
                 joined.freeze()
@@ -270,14 +221,10 @@ fn padded(bytes: Bytes, run: PageRun) -> Bytes {
     padded.freeze()
 }
 
-/// As much of `left` as one request may ask for.
-fn request_len(left: u64) -> u32 {
-    u32::try_from(left).unwrap_or(u32::MAX).min(REQUEST_MAX)
-}
-
 /// Pages in flight: 8 MiB of a disk.
 const WINDOW_PAGES: usize = 2048;
-/// A changed extent is looked up before it is read from this size on (256 KiB): below, asking costs as much as reading.
-const REFINE_PAGES: u64 = 64;
+/// `copy-before-write` keeps this much at once (64 KiB is its least, and nothing about our scratch makes it more).
+const CLUSTER: usize = 64 << 10;
+const CLUSTER_PAGES: u64 = (CLUSTER / PAGE) as u64;
 /// Runs of zeros that are told together.
 const ZERO_RUNS: usize = 1024;

@@ -14,8 +14,8 @@ use std::{
     time::Duration,
 };
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
-    net::{UnixStream, unix::OwnedReadHalf, unix::OwnedWriteHalf},
+    io::{AsyncReadExt, AsyncWriteExt, BufReader, ReadHalf, WriteHalf, split},
+    net::UnixStream,
     sync::{mpsc, oneshot},
     task::JoinHandle,
     time::timeout,
@@ -40,10 +40,11 @@ pub struct Span {
 
 /// A read on its way.
 #[derive(Debug)]
-pub struct PendingRead(oneshot::Receiver<Result<Bytes, NbdError>>);
+pub struct PendingRead(oneshot::Receiver<Result<Option<Bytes>, NbdError>>);
 
 impl PendingRead {
-    pub async fn wait(self) -> Result<Bytes, NbdError> {
+    /// The bytes; `None` if the server said that all of them are zero instead of sending them.
+    pub async fn wait(self) -> Result<Option<Bytes>, NbdError> {
         within(REPLY_WITHIN, "reading", self.0).await
     }
 }
@@ -55,7 +56,8 @@ impl Client {
             timeout(HANDSHAKE_WITHIN, handshake::negotiate(&mut stream, export, contexts)).await.map_err(
                 |_| NbdError::Silent { step: "agreeing on the protocol", after: HANDSHAKE_WITHIN },
             )??;
-        let (reader, writer) = stream.into_split();
+        // Not `into_split`: its halves shut the connection down when dropped, also for whoever else holds it open.
+        let (reader, writer) = split(stream);
         let (outgoing, requests) = mpsc::channel(OUTGOING);
         let shared = Arc::new(Mutex::new(Shared::default()));
         let tasks = [
@@ -161,7 +163,7 @@ enum Waiting {
     Read {
         read: ReadInFlight,
         failed: Option<NbdError>,
-        done: oneshot::Sender<Result<Bytes, NbdError>>,
+        done: oneshot::Sender<Result<Option<Bytes>, NbdError>>,
     },
     Status {
         status: StatusInFlight,
@@ -219,7 +221,7 @@ fn lock(shared: &Mutex<Shared>) -> MutexGuard<'_, Shared> {
 }
 
 async fn transmit(
-    mut writer: OwnedWriteHalf,
+    mut writer: WriteHalf<UnixStream>,
     mut requests: mpsc::Receiver<[u8; REQUEST_LEN]>,
     shared: Arc<Mutex<Shared>>,
 ) {
@@ -231,7 +233,7 @@ async fn transmit(
     }
 }
 
-async fn receive(reader: OwnedReadHalf, shared: Arc<Mutex<Shared>>) {
+async fn receive(reader: ReadHalf<UnixStream>, shared: Arc<Mutex<Shared>>) {
     let mut reader = BufReader::with_capacity(READ_BUFFER, reader);
     loop {
         if let Err(error) = receive_one(&mut reader, &shared).await {
@@ -242,7 +244,10 @@ async fn receive(reader: OwnedReadHalf, shared: Arc<Mutex<Shared>>) {
 }
 
 /// Takes one simple reply or one chunk of a structured one.
-async fn receive_one(reader: &mut BufReader<OwnedReadHalf>, shared: &Mutex<Shared>) -> Result<(), NbdError> {
+async fn receive_one(
+    reader: &mut BufReader<ReadHalf<UnixStream>>,
+    shared: &Mutex<Shared>,
+) -> Result<(), NbdError> {
     match reader.read_u32().await.map_err(lost)? {
         SIMPLE_MAGIC => {
             let errno = reader.read_u32().await.map_err(lost)?;
@@ -260,7 +265,7 @@ async fn receive_one(reader: &mut BufReader<OwnedReadHalf>, shared: &Mutex<Share
 }
 
 async fn receive_chunk(
-    reader: &mut BufReader<OwnedReadHalf>,
+    reader: &mut BufReader<ReadHalf<UnixStream>>,
     shared: &Mutex<Shared>,
 ) -> Result<(), NbdError> {
     let flags = reader.read_u16().await.map_err(lost)?;
@@ -275,7 +280,7 @@ async fn receive_chunk(
         (CHUNK_HOLE, Waiting::Read { read, .. }) if len == 12 => {
             let offset = reader.read_u64().await.map_err(lost)?;
             let hole = reader.read_u32().await.map_err(lost)?;
-            read.place(offset, hole).map(|_| ()) // zero already
+            read.claim(offset, hole).map(|_| ())
         }
         (CHUNK_STATUS, Waiting::Status { status, .. }) if len <= STATUS_MAX => {
             let mut body = vec![0; len as usize];
@@ -296,7 +301,7 @@ async fn receive_chunk(
         }
         _ => Err(NbdError::Protocol("a chunk that does not fit its request")),
     };
-    let ended = match taken {
+    match taken {
         Ok(()) if flags & CHUNK_DONE != 0 => waiting.finish(),
         Ok(()) => {
             lock(shared).waiting.insert(cookie, waiting);
@@ -306,12 +311,11 @@ async fn receive_chunk(
             waiting.fail(error.clone());
             Err(error)
         }
-    };
-    ended
+    }
 }
 
 async fn receive_data(
-    reader: &mut BufReader<OwnedReadHalf>,
+    reader: &mut BufReader<ReadHalf<UnixStream>>,
     read: &mut ReadInFlight,
     len: u32,
 ) -> Result<(), NbdError> {

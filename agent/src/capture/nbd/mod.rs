@@ -53,7 +53,8 @@ pub enum NbdError {
 }
 
 impl NbdError {
-    fn lost(step: &'static str, source: io::Error) -> Self {
+    /// A connection that failed while `step`.
+    pub fn lost(step: &'static str, source: io::Error) -> Self {
         Self::Lost { step, source: Arc::new(source) }
     }
 }

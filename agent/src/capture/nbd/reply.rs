@@ -8,6 +8,8 @@ use bytes::{Bytes, BytesMut};
 #[derive(Debug)]
 pub(super) struct ReadInFlight {
     offset: u64,
+    len: u32,
+    /// Empty until the first data came: a hole costs nothing.
     bytes: BytesMut,
     /// Ranges that came, as (start, end) within `bytes`.
     came: Vec<(u32, u32)>,
@@ -15,24 +17,33 @@ pub(super) struct ReadInFlight {
 
 impl ReadInFlight {
     pub fn new(offset: u64, len: u32) -> Self {
-        Self { offset, bytes: BytesMut::zeroed(len as usize), came: Vec::new() }
+        Self { offset, len, bytes: BytesMut::new(), came: Vec::new() }
     }
 
     /// Where `len` bytes of the export from `offset` belong. Refused if they were not asked for.
     pub fn place(&mut self, offset: u64, len: u32) -> Result<&mut [u8], NbdError> {
-        let outside = NbdError::Protocol("data outside of what was asked for");
-        let start = offset.checked_sub(self.offset).and_then(|start| u32::try_from(start).ok());
-        let Some(start) = start else { return Err(outside) };
-        let end = start.checked_add(len).filter(|end| *end as usize <= self.bytes.len());
-        let Some(end) = end else { return Err(outside) };
-        if len == 0 || self.came.len() >= self.bytes.len().div_ceil(CHUNK_MIN) + 1 {
-            return Err(NbdError::Protocol("a read in more pieces than it can have"));
+        let (start, end) = self.claim(offset, len)?;
+        if self.bytes.is_empty() {
+            self.bytes = BytesMut::zeroed(self.len as usize);
         }
-        self.came.push((start, end));
         Ok(&mut self.bytes[start as usize..end as usize])
     }
 
-    pub fn finish(mut self) -> Result<Bytes, NbdError> {
+    /// Notes that `len` bytes of the export from `offset` are zero.
+    pub fn claim(&mut self, offset: u64, len: u32) -> Result<(u32, u32), NbdError> {
+        let outside = NbdError::Protocol("data outside of what was asked for");
+        let start = offset.checked_sub(self.offset).and_then(|start| u32::try_from(start).ok());
+        let Some(start) = start else { return Err(outside) };
+        let Some(end) = start.checked_add(len).filter(|end| *end <= self.len) else { return Err(outside) };
+        if len == 0 || self.came.len() > (self.len / CHUNK_MIN) as usize {
+            return Err(NbdError::Protocol("a read in more pieces than it can have"));
+        }
+        self.came.push((start, end));
+        Ok((start, end))
+    }
+
+    /// The bytes; `None` if all of them are a hole.
+    pub fn finish(mut self) -> Result<Option<Bytes>, NbdError> {
         self.came.sort_unstable();
         let mut at = 0;
         for (start, end) in self.came {
@@ -41,10 +52,10 @@ impl ReadInFlight {
             }
             at = end;
         }
-        if at as usize != self.bytes.len() {
+        if at != self.len {
             return Err(NbdError::Protocol("a read that ended early"));
         }
-        Ok(self.bytes.freeze())
+        Ok((!self.bytes.is_empty()).then(|| self.bytes.freeze()))
     }
 }
 
@@ -95,4 +106,4 @@ impl StatusInFlight {
 }
 
 /// A server has no reason to cut a read smaller than a sector.
-const CHUNK_MIN: usize = 512;
+const CHUNK_MIN: u32 = 512;

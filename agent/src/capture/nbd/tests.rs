@@ -25,8 +25,8 @@ async fn replies_may_come_in_any_order_and_in_pieces() {
     let hole = [&4096u64.to_be_bytes()[..], &512u32.to_be_bytes()[..]].concat();
     server.send(&chunk(0, 2, second.cookie, &hole)).await;
     server.send(&chunk(1, 0, second.cookie, &[])).await;
-    assert_eq!(one.wait().await.unwrap(), vec![1; 1024]);
-    assert_eq!(two.wait().await.unwrap(), [[0; 512], [2; 512]].concat());
+    assert_eq!(one.wait().await.unwrap().unwrap(), vec![1; 1024]);
+    assert_eq!(two.wait().await.unwrap().unwrap(), [[0; 512], [2; 512]].concat());
 }
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn a_failed_request_leaves_the_connection_usable() {
     let read = client.read(0, 512).await.unwrap();
     let request = server.request().await;
     server.send(&data(1, request.cookie, 0, &[3; 512])).await;
-    assert_eq!(read.wait().await.unwrap(), vec![3; 512]);
+    assert_eq!(read.wait().await.unwrap().unwrap(), vec![3; 512]);
 }
 
 #[tokio::test]
@@ -193,7 +193,8 @@ async fn qemu_nbd_is_understood_with_allocation_and_a_dirty_bitmap() {
         reads.push((at, client.read(at, 1 << 20).await.unwrap()));
     }
     for (at, read) in reads {
-        let bytes = read.wait().await.unwrap();
+        // QEMU does not send what it knows to be zero.
+        let bytes = read.wait().await.unwrap().unwrap_or_else(|| vec![0; 1 << 20].into());
         let expected = if at == 0 {
             1
         } else if (40 << 20..48 << 20).contains(&at) {

@@ -1,6 +1,6 @@
 //! A QEMU without an operating system, its monitor over a plain socket, and a guest's writes done through its devices.
 
-use crate::capture::disk::{DiskTarget, Disks};
+use crate::capture::disk::{DiskError, DiskTarget, Disks};
 use lifeboat::{
     hypervisor::monitor::{Monitor, MonitorError, read_reply},
     id::{PointId, VmId},
@@ -56,8 +56,7 @@ impl Monitor for Qmp {
         arguments: Value,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Value, MonitorError> {
-        let gone =
-            |reason: String| MonitorError::Unreachable { command: command.into(), reason };
+        let gone = |reason: String| MonitorError::Unreachable { command: command.into(), reason };
         let mut connection = self.0.lock().unwrap();
         let request = json!({ "execute": command, "arguments": arguments }).to_string();
         let raw: Vec<_> = fds.iter().map(AsRawFd::as_raw_fd).collect();
@@ -65,9 +64,13 @@ impl Monitor for Qmp {
         let rights = if raw.is_empty() { &rights[..0] } else { &rights[..] };
         let fd = connection.get_ref().as_raw_fd();
         let flags = nix::sys::socket::MsgFlags::MSG_NOSIGNAL;
-        let sent = nix::sys::socket::sendmsg::<()>(fd, &[IoSlice::new(request.as_bytes())], rights, flags, None)
+        let sent =
+            nix::sys::socket::sendmsg::<()>(fd, &[IoSlice::new(request.as_bytes())], rights, flags, None)
+                .map_err(|error| gone(error.to_string()))?;
+        connection
+            .get_mut()
+            .write_all(&request.as_bytes()[sent..])
             .map_err(|error| gone(error.to_string()))?;
-        connection.get_mut().write_all(&request.as_bytes()[sent..]).map_err(|error| gone(error.to_string()))?;
         loop {
             let mut line = String::new();
             match connection.read_line(&mut line) {
@@ -90,35 +93,60 @@ pub struct Rig {
     pub dir: tempfile::TempDir,
     pub monitor: Arc<Qmp>,
     qemu: Child,
-    targets: Vec<DiskTarget>,
+    pub targets: Vec<DiskTarget>,
 }
 
 impl Rig {
-    /// Raw disks are virtio-blk (the first in an iothread), qcow2 disks are SCSI.
+    /// Raw disks are virtio-blk, qcow2 disks are SCSI.
     pub fn new(disks: &[Given]) -> Self {
+        Self::threaded(disks, "")
+    }
+
+    /// With `more` on the virtio devices.
+    pub fn threaded(disks: &[Given], more: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("scratch")).unwrap();
         let mut command = Command::new("stdbuf");
-        command.args(["-oL", "qemu-system-x86_64", "-accel", "tcg", "-display", "none", "-machine", "q35", "-nodefaults"]);
-        command.args(["-m", "32", "-S", "-object", "iothread,id=io0", "-device", "virtio-scsi-pci,id=scsi0"]);
+        command.args([
+            "-oL",
+            "qemu-system-x86_64",
+            "-accel",
+            "tcg",
+            "-display",
+            "none",
+            "-machine",
+            "q35",
+            "-nodefaults",
+        ]);
+        command.args([
+            "-m",
+            "32",
+            "-S",
+            "-object",
+            "iothread,id=io0",
+            "-device",
+            &format!("virtio-scsi-pci,id=scsi0{more}"),
+        ]);
         command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", dir.path().join("qmp").display()));
         for Given(id, format, bytes) in disks {
             let file = dir.path().join(id);
             image(format, &file, *bytes);
             let file = file.display();
             let device = if *format == "raw" { "virtio-blk-pci" } else { "scsi-hd" };
-            let thread = if *id == disks[0].0 && *format == "raw" { ",iothread=io0" } else { "" };
             command.arg("-blockdev").arg(format!(
                 "driver={format},node-name=node-{id},discard=unmap,file.driver=file,file.discard=unmap,file.filename={file}"
             ));
-            command.arg("-device").arg(format!("{device},id={id},drive=node-{id}{thread}"));
+            command
+                .arg("-device")
+                .arg(format!("{device},id={id},drive=node-{id}{}", if *format == "raw" { more } else { "" }));
         }
         let output = fs::File::create(dir.path().join("output")).unwrap();
         command.stdin(Stdio::null()).stderr(output.try_clone().unwrap()).stdout(output);
         let qemu = command.spawn().unwrap();
         let monitor = Arc::new(Qmp::connect(&dir.path().join("qmp")));
         monitor.execute("cont", json!({})).unwrap();
-        let targets = disks.iter().map(|Given(id, ..)| DiskTarget { target: (*id).into(), alias: (*id).into() });
+        let targets =
+            disks.iter().map(|Given(id, ..)| DiskTarget { target: (*id).into(), alias: (*id).into() });
         Self { dir, monitor, qemu, targets: targets.collect() }
     }
 
@@ -131,8 +159,11 @@ impl Rig {
     }
 
     pub fn disks_at(&self, scratch: PathBuf) -> Disks {
-        let vm = VmId::from_bytes([1; 16]);
-        Disks::attach(self.monitor.clone(), vm, &self.targets, scratch).unwrap()
+        self.try_disks(&self.targets, scratch).unwrap()
+    }
+
+    pub fn try_disks(&self, targets: &[DiskTarget], scratch: PathBuf) -> Result<Disks, DiskError> {
+        Disks::attach(self.monitor.clone(), VmId::from_bytes([1; 16]), targets, scratch)
     }
 
     pub fn qmp(&self, command: &str, arguments: Value) -> Value {
