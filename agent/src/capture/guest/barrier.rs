@@ -77,13 +77,15 @@ fn with_memory(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError
     Ok(Instant { cut_at, device_state, was_running, pause })
 }
 
-/// Without memory there is nothing to pause for: one transaction is one instant of all disks.
+/// Without memory the pause is only for the disks' views to begin at the same instant.
 fn disks_only(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError> {
-    let status = crate::watchdog::guest_status(&*begun.monitor).map_err(failed)?;
+    let paused = state.pauser.pause(state.settings.vm, begun.monitor.clone()).map_err(pause_error)?;
     let cut_at = state.clock.now();
     mark_disks(&mut state.disks, &*begun.monitor)?;
     fault::point("cut.disks-marked");
-    Ok(Instant { cut_at, device_state: Vec::new(), was_running: status == "running", pause: Duration::ZERO })
+    let was_running = paused.was_running();
+    let pause = paused.resume().map_err(pause_error)?;
+    Ok(Instant { cut_at, device_state: Vec::new(), was_running, pause })
 }
 
 fn mark_disks(disks: &mut Option<super::AttachedDisks>, monitor: &dyn Monitor) -> Result<(), CaptureError> {
