@@ -156,10 +156,11 @@ impl Paused<'_> {
 
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
-        if !self.over && self.stopped.is_some() {
-            if let Err(error) = self.end() {
-                tracing::warn!(vm = %self.vm, %error, "a pause that failed was ended");
-            }
+        if !self.over
+            && self.stopped.is_some()
+            && let Err(error) = self.end()
+        {
+            tracing::warn!(vm = %self.vm, %error, "a pause that failed was ended");
         }
     }
 }
