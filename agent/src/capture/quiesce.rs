@@ -86,7 +86,11 @@ impl Pauser {
         }
         fault::point("cut.stopped");
         let status = guest_status(&*paused.monitor)?;
-        if status != "paused" { Err(QuiesceError::Status { status }) } else { Ok(paused) }
+        if status == "paused" {
+            Ok(paused)
+        } else {
+            Err(QuiesceError::Broken { why: format!("it was `{status}` right after it had been stopped") })
+        }
     }
 
     fn arm(&self, vm: VmId) -> Result<(), WatchdogError> {
