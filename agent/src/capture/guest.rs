@@ -10,7 +10,7 @@ mod look;
 
 use crate::{
     capture::{
-        disk::{DiskSpecLite, Disks},
+        disk::{DiskTarget, Disks},
         memory::{Staging, stop_and_read::StopAndRead},
         quiesce::Pauser,
         source::{CaptureError, Cut, Source},
@@ -81,10 +81,8 @@ struct State {
 
 struct AttachedDisks {
     disks: Disks,
-    specs: Vec<DiskSpecLite>,
+    targets: Vec<DiskTarget>,
     process: QemuProcess,
-    /// Point that the disks' marks stand for.
-    basis: Option<PointId>,
 }
 
 type Owned = OwnedMutexGuard<State>;

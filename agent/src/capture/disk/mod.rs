@@ -12,7 +12,7 @@ use std::{path::PathBuf, sync::Arc};
 pub struct DiskError;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DiskSpecLite {
+pub struct DiskTarget {
     pub target: String,
     pub alias: String,
 }
@@ -24,12 +24,7 @@ pub struct DiskImage {
 }
 pub struct Disks;
 impl Disks {
-    pub fn attach(
-        _: Arc<dyn Monitor>,
-        _: VmId,
-        specs: &[DiskSpecLite],
-        _: PathBuf,
-    ) -> Result<Self, DiskError> {
+    pub fn attach(_: Arc<dyn Monitor>, _: VmId, specs: &[DiskTarget], _: PathBuf) -> Result<Self, DiskError> {
         if specs.is_empty() { Ok(Self) } else { Err(DiskError) }
     }
     pub fn recover(&mut self, _: Option<PointId>) -> Result<(), DiskError> {

@@ -2,7 +2,7 @@
 
 use super::{AttachedDisks, MemoryMode, State, failed};
 use crate::capture::{
-    disk::{DiskSpecLite, Disks},
+    disk::{DiskTarget, Disks},
     memory::{MemoryEngine, RamImage, Target, stop_and_read::StopAndRead},
     source::CaptureError,
 };
@@ -91,30 +91,24 @@ fn attach_disks(
     spec: &DomainSpec,
     basis: Option<PointId>,
 ) -> Result<(), CaptureError> {
-    let mut specs = Vec::new();
+    let mut targets = Vec::new();
     for disk in spec.replicated_disks() {
         let alias = disk.alias.clone().ok_or_else(|| failed(format!("disk {} has no alias", disk.target)))?;
-        specs.push(DiskSpecLite { target: disk.target.clone(), alias });
+        targets.push(DiskTarget { target: disk.target.clone(), alias });
     }
-    let attached = state.disks.take().filter(|known| known.specs == specs && known.process == process);
-    let mut attached = match attached {
-        // What a cut left unfinished, and whatever the site holds that we did not think it would, is made up for.
-        Some(mut known) => {
-            if state.unfinished || known.basis != basis {
-                known.disks.recover(basis).map_err(failed)?;
-            }
-            known
-        }
+    let known = state.disks.take().filter(|known| known.targets == targets && known.process == process);
+    let mut attached = match known {
+        Some(known) => known,
         None => {
             let (vm, scratch) = (state.settings.vm, state.settings.scratch_dir.clone());
-            let mut disks = Disks::attach(monitor.clone(), vm, &specs, scratch).map_err(failed)?;
-            disks.recover(basis).map_err(failed)?;
-            AttachedDisks { disks, specs, process, basis }
+            let disks = Disks::attach(monitor.clone(), vm, &targets, scratch).map_err(failed)?;
+            AttachedDisks { disks, targets, process }
         }
     };
-    attached.basis = basis;
+    // Whatever an earlier cut left unfinished is taken back, and what is owed since the basis is found out.
+    let recovered = attached.disks.recover(basis).map_err(failed);
     state.disks = Some(attached);
-    Ok(())
+    recovered
 }
 
 /// What protection must do about an error of libvirt's.
