@@ -3,7 +3,7 @@
 use super::{AttachedDisks, MemoryMode, State, failed};
 use crate::capture::{
     disk::{DiskTarget, Disks},
-    memory::{MemoryEngine, RamImage, Target, stop_and_read::StopAndRead},
+    memory::{MemoryEngine, RamImage, Target, device_state::DeviceState, stop_and_read::StopAndRead},
     source::CaptureError,
 };
 use lifeboat::{
@@ -35,9 +35,11 @@ pub fn begin(state: &mut State, basis: Option<PointId>) -> Result<Begun, Capture
     refuse_unsupported(state, &spec)?;
     let monitor = Arc::new(domain.monitor());
     let process = domain.process().map_err(domain_error)?;
+    // Disks first: what a killed agent left there may keep QEMU from draining its I/O, and the end of the migration
+    // whose head is read for memory waits for that.
+    attach_disks(state, &monitor, process, &spec, basis)?;
     let ram = begin_memory(state, &monitor, process, basis)?;
     fault::point("cut.head-read");
-    attach_disks(state, &monitor, process, &spec, basis)?;
     state.unfinished = true;
     Ok(Begun { domain, monitor, spec, ram })
 }
@@ -79,6 +81,12 @@ fn begin_memory(
         return Err(CaptureError::Failed(fitness.why));
     }
     let ram = state.engine.begin(&target, basis).map_err(failed)?;
+    let room = state.device_state.take().filter(|(known, _)| *known == process);
+    let room = match room {
+        Some((_, room)) if room.is_known(&**monitor).map_err(failed)? => room,
+        _ => DeviceState::prepare(&**monitor).map_err(failed)?,
+    };
+    state.device_state = Some((process, room));
     // Only now, with the layout read anew, is a reset dealt with. One that came meanwhile is found at the barrier.
     state.may_have_reset = false;
     Ok(ram)
