@@ -18,8 +18,9 @@ use std::{
 
 /// Bytes of device state at the most. An ordinary guest has about 100 KiB.
 const STATE_MAX: u64 = 512 << 20;
-/// By which a descriptor of ours is known, also to the next agent.
-const OPAQUE: &str = "lifeboat-device-state";
+/// By which a descriptor of ours is known, also to the next agent. Not `lifeboat-…`: those are the disks', which take
+/// all of theirs away between points.
+const OPAQUE: &str = "device-state-lifeboat";
 
 /// Room for the state of one QEMU process.
 pub struct DeviceState {
