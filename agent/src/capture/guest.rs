@@ -11,7 +11,7 @@ mod look;
 use crate::{
     capture::{
         disk::{DiskTarget, Disks},
-        memory::{Staging, stop_and_read::StopAndRead},
+        memory::{Staging, device_state::DeviceState, stop_and_read::StopAndRead},
         quiesce::Pauser,
         source::{CaptureError, Cut, Source},
     },
@@ -76,16 +76,16 @@ struct State {
     may_have_reset: bool,
     engine: StopAndRead,
     disks: Option<AttachedDisks>,
+    /// Room that this QEMU process was shown.
+    device_state: Option<(QemuProcess, DeviceState)>,
     /// A cut that was begun was neither settled nor put back.
     unfinished: bool,
 }
 
 struct AttachedDisks {
     disks: Disks,
-    specs: Vec<DiskTarget>,
+    targets: Vec<DiskTarget>,
     process: QemuProcess,
-    /// Point that the disks' marks stand for.
-    basis: Option<PointId>,
 }
 
 type Owned = OwnedMutexGuard<State>;
@@ -105,6 +105,7 @@ impl GuestSource {
             may_have_reset: false,
             engine: StopAndRead::new(Staging::new(settings.staging_bytes, settings.spool_dir.clone())),
             disks: None,
+            device_state: None,
             unfinished: false,
             settings,
             hypervisor,

@@ -86,7 +86,11 @@ impl Pauser {
         }
         fault::point("cut.stopped");
         let status = guest_status(&*paused.monitor)?;
-        if status != "paused" { Err(QuiesceError::Status { status }) } else { Ok(paused) }
+        if status == "paused" {
+            Ok(paused)
+        } else {
+            Err(QuiesceError::Broken { why: format!("it was `{status}` right after it had been stopped") })
+        }
     }
 
     fn arm(&self, vm: VmId) -> Result<(), WatchdogError> {
@@ -156,10 +160,11 @@ impl Paused<'_> {
 
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
-        if !self.over && self.stopped.is_some() {
-            if let Err(error) = self.end() {
-                tracing::warn!(vm = %self.vm, %error, "a pause that failed was ended");
-            }
+        if !self.over
+            && self.stopped.is_some()
+            && let Err(error) = self.end()
+        {
+            tracing::warn!(vm = %self.vm, %error, "a pause that failed was ended");
         }
     }
 }

@@ -49,7 +49,6 @@ pub fn serve(socket: OwnedFd, releaser: Arc<dyn Release>, markers: Markers) -> R
                 Guard::Releasing(_) => {}
             }
         }
-        ending.retain(|_, thread| !thread.is_finished());
         // Rounded up, so that a deadline is past when the wait ends.
         let wait = next.map(|next| next.saturating_duration_since(now) + Duration::from_millis(1));
         let wait =
@@ -90,6 +89,7 @@ fn answer(
     guards: &mut HashMap<VmId, Guard>,
     ending: &mut HashMap<VmId, JoinHandle<()>>,
 ) -> Answer {
+    ending.retain(|_, thread| !thread.is_finished());
     match request {
         Request::Arm { vm, .. }
             if ending.contains_key(&vm) || matches!(guards.get(&vm), Some(Guard::Releasing(_))) =>

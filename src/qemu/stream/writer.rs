@@ -110,7 +110,7 @@ impl<W: Write> StreamWriter<W> {
         for block in 0..self.blocks.len() {
             let Some(written) = self.blocks[block].written.take() else { continue };
             for page in 0..self.blocks[block].ram.pages() {
-                if written[(page / 64) as usize] >> (page % 64) & 1 == 0 {
+                if (written[(page / 64) as usize] >> (page % 64)) & 1 == 0 {
                     self.zero(block, page, 1)?;
                 }
             }
@@ -132,7 +132,7 @@ impl<W: Write> StreamWriter<W> {
     }
 
     fn record(&mut self, block: usize, page: u64, kind: u64) {
-        let place = page * PAGE as u64 | kind;
+        let place = (page * PAGE as u64) | kind;
         let entry = &mut self.blocks[block];
         if let Some(written) = &mut entry.written {
             written[(page / 64) as usize] |= 1 << (page % 64);

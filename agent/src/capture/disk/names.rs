@@ -34,11 +34,6 @@ impl Names {
     }
 }
 
-/// Our end of NBD connection number `no`, kept open inside QEMU.
-pub(super) fn connection(no: usize) -> String {
-    format!("{PREFIX}nbd-{no}")
-}
-
 /// What a dirty bitmap of ours stands for: everything written since `point`, to a disk that had `bytes` bytes then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {

@@ -4,13 +4,13 @@
 //! QEMU 7.2's NBD server **aborts, and the guest with it**, in two cases, both only if the disk is in an iothread: when a
 //! client hangs up (it is then closed in that thread, which asserts that it is the main one), and when the disk moves
 //! between threads while a client is connected (at a guest's reset, stop or continue). So such disks are refused on QEMU
-//! before 10.0 (`Qemu::iothread_risk`). As a second line of defence no client of ours ever hangs up first, not even by
-//! being killed: before it is used, each connection's client end is also handed to QEMU, which keeps it open until we
-//! take it away (`sweep`, after QEMU itself has closed the connection by deleting the export).
+//! before 10.0 (`Qemu::iothread_risk`). Elsewhere a client that dies is what it should be: the socket's end, which QEMU
+//! takes for the end of the connection. Nothing may keep the client's end open when we die: a reply that nobody reads
+//! would hold the export, and with it every drain of the block layer, which is to say the guest.
 
 use super::{
     DiskError,
-    names::{LISTENER, SERVER_MARK, connection},
+    names::{LISTENER, SERVER_MARK},
     qemu::Qemu,
 };
 use lifeboat::hypervisor::monitor::MonitorError;
@@ -42,9 +42,9 @@ pub(super) fn serve(qemu: &Qemu, dir: &Path, offers: &[Offer]) -> Result<Vec<Uni
             json!({ "driver": "snapshot-access", "node-name": access, "file": filter, "read-only": true }),
         )?;
     }
-    let mut door = Door::open(dir)?;
+    let door = Door::open(dir)?;
     start_server(qemu, &door.listener)?;
-    let lines = offers.iter().map(|_| door.connect(qemu)).collect::<Result<_, _>>()?;
+    let lines = offers.iter().map(|_| door.connect()).collect::<Result<_, _>>()?;
     for Offer { access, export, mark, .. } in offers {
         let bitmaps: Vec<_> = mark.iter().map(|(node, name)| json!({ "node": node, "name": name })).collect();
         qemu.run(
@@ -78,7 +78,6 @@ fn start_server(qemu: &Qemu, listener: &UnixListener) -> Result<(), DiskError> {
 struct Door {
     dir: File,
     listener: UnixListener,
-    connected: usize,
 }
 
 impl Door {
@@ -87,19 +86,16 @@ impl Door {
         let handle = File::open(dir).map_err(failed("opening the directory"))?;
         remove_socket(&handle).map_err(failed("removing an old socket"))?;
         let listener = UnixListener::bind(socket_path(&handle));
-        Ok(Self { dir: handle, listener: listener.map_err(failed("making a socket"))?, connected: 0 })
+        Ok(Self { dir: handle, listener: listener.map_err(failed("making a socket"))? })
     }
 
-    fn connect(&mut self, qemu: &Qemu) -> Result<UnixStream, DiskError> {
+    fn connect(&self) -> Result<UnixStream, DiskError> {
         let failed = |source| {
             let dir = fs::read_link(descriptor(&self.dir)).unwrap_or_default();
             DiskError::Scratch { step: "connecting to QEMU by a socket", dir, source }
         };
         let stream = UnixStream::connect(socket_path(&self.dir)).map_err(failed)?;
-        qemu.run_with_fd("getfd", json!({ "fdname": connection(self.connected) }), stream.as_fd())?;
-        // Only now: QEMU makes whatever it is handed blocking, and we share it.
         stream.set_nonblocking(true).map_err(failed)?;
-        self.connected += 1;
         Ok(stream)
     }
 }

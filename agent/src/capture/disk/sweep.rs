@@ -5,20 +5,20 @@
 
 use super::{
     DiskError,
-    names::{FILTER, LISTENER, PREFIX, SERVER_MARK, connection},
+    names::{FILTER, LISTENER, PREFIX, SERVER_MARK},
     qemu::{Qemu, list},
 };
 use lifeboat::hypervisor::monitor::MonitorError;
 use serde_json::json;
 
 pub(super) fn sweep(qemu: &Qemu) -> Result<(), DiskError> {
-    // Exports first: from QEMU's own thread, before any client hangs up (see `serve` for why that order matters).
+    // Exports first: they hold the views.
     remove_exports(qemu)?;
     let names: Vec<String> = ours(qemu)?;
     if names.iter().any(|name| name == SERVER_MARK) {
         stop_server(qemu)?;
     }
-    close_fds(qemu)?;
+    refusable(qemu.run("closefd", json!({ "fdname": LISTENER })))?;
     let filters = |name: &&String| name.starts_with(FILTER);
     for name in names.iter().filter(|name| !filters(name)) {
         // A scratch node goes with its filter.
@@ -55,17 +55,6 @@ fn stop_server(qemu: &Qemu) -> Result<(), DiskError> {
         refusable(qemu.run("nbd-server-stop", json!({})))?;
     }
     qemu.delete_node(SERVER_MARK)
-}
-
-/// Closes our ends of NBD connections that QEMU keeps. They were handed over in order, so the first gap is the end.
-fn close_fds(qemu: &Qemu) -> Result<(), DiskError> {
-    refusable(qemu.run("closefd", json!({ "fdname": LISTENER })))?;
-    for no in 0.. {
-        if !refusable(qemu.run("closefd", json!({ "fdname": connection(no) })))? {
-            break;
-        }
-    }
-    Ok(())
 }
 
 /// Gives each device that writes through a filter of ours the node below it.

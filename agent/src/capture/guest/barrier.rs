@@ -2,11 +2,7 @@
 //! Promises: disks are marked in one transaction; whatever fails, the pause ends, and nothing of the point counts.
 
 use super::{MemoryMode, State, blobs::Blob, failed, look};
-use crate::capture::{
-    memory::{MemoryEngine, device_state},
-    quiesce::QuiesceError,
-    source::CaptureError,
-};
+use crate::capture::{memory::MemoryEngine, quiesce::QuiesceError, source::CaptureError};
 use bytes::Bytes;
 use lifeboat::{
     fault,
@@ -68,7 +64,8 @@ fn with_memory(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError
     let cut_at = state.clock.now();
     state.engine.drain().map_err(failed)?;
     fault::point("cut.memory-read");
-    let device_state = device_state::save(&*begun.monitor).map_err(failed)?;
+    let room = state.device_state.as_mut().ok_or_else(|| failed("no room for device state was made"))?;
+    let device_state = room.1.save(&*begun.monitor).map_err(failed)?;
     fault::point("cut.device-saved");
     mark_disks(&mut state.disks, &*begun.monitor)?;
     fault::point("cut.disks-marked");

@@ -168,9 +168,6 @@ impl Cut for GuestCut {
         }
         fault::point("cut.half-settled");
         if let Some(state) = &mut self.state {
-            if let Some(attached) = &mut state.disks {
-                attached.basis = Some(point);
-            }
             state.engine.settle(point);
             state.unfinished = false;
         }
@@ -179,20 +176,14 @@ impl Cut for GuestCut {
     }
 
     async fn put_back(mut self: Box<Self>) -> Result<(), CaptureError> {
-        let opened = matches!(self.phase, Phase::Disks { .. } | Phase::Broken);
         if let Some(state) = &mut self.state {
             state.engine.put_back();
-        }
-        if let Some(disks) = self.disks()? {
-            if opened {
-                disks.close_views().await.map_err(failed)?;
-            }
-            disks.put_back().await.map_err(failed)?;
-        }
-        if let Some(state) = &mut self.state {
             state.unfinished = false;
         }
-        Ok(())
+        match self.disks()? {
+            Some(disks) => disks.put_back().await.map_err(failed),
+            None => Ok(()),
+        }
     }
 }
 

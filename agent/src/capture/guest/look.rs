@@ -3,7 +3,7 @@
 use super::{AttachedDisks, MemoryMode, State, failed};
 use crate::capture::{
     disk::{DiskTarget, Disks},
-    memory::{MemoryEngine, RamImage, Target, stop_and_read::StopAndRead},
+    memory::{MemoryEngine, RamImage, Target, device_state::DeviceState, stop_and_read::StopAndRead},
     source::CaptureError,
 };
 use lifeboat::{
@@ -35,9 +35,11 @@ pub fn begin(state: &mut State, basis: Option<PointId>) -> Result<Begun, Capture
     refuse_unsupported(state, &spec)?;
     let monitor = Arc::new(domain.monitor());
     let process = domain.process().map_err(domain_error)?;
+    // Disks first: what a killed agent left there may keep QEMU from draining its I/O, and the end of the migration
+    // whose head is read for memory waits for that.
+    attach_disks(state, &monitor, process, &spec, basis)?;
     let ram = begin_memory(state, &monitor, process, basis)?;
     fault::point("cut.head-read");
-    attach_disks(state, &monitor, process, &spec, basis)?;
     state.unfinished = true;
     Ok(Begun { domain, monitor, spec, ram })
 }
@@ -79,6 +81,12 @@ fn begin_memory(
         return Err(CaptureError::Failed(fitness.why));
     }
     let ram = state.engine.begin(&target, basis).map_err(failed)?;
+    let room = state.device_state.take().filter(|(known, _)| *known == process);
+    let room = match room {
+        Some((_, room)) if room.is_known(&**monitor).map_err(failed)? => room,
+        _ => DeviceState::prepare(&**monitor).map_err(failed)?,
+    };
+    state.device_state = Some((process, room));
     // Only now, with the layout read anew, is a reset dealt with. One that came meanwhile is found at the barrier.
     state.may_have_reset = false;
     Ok(ram)
@@ -91,30 +99,24 @@ fn attach_disks(
     spec: &DomainSpec,
     basis: Option<PointId>,
 ) -> Result<(), CaptureError> {
-    let mut specs = Vec::new();
+    let mut targets = Vec::new();
     for disk in spec.replicated_disks() {
         let alias = disk.alias.clone().ok_or_else(|| failed(format!("disk {} has no alias", disk.target)))?;
-        specs.push(DiskTarget { target: disk.target.clone(), alias });
+        targets.push(DiskTarget { target: disk.target.clone(), alias });
     }
-    let attached = state.disks.take().filter(|known| known.specs == specs && known.process == process);
-    let mut attached = match attached {
-        // What a cut left unfinished, and whatever the site holds that we did not think it would, is made up for.
-        Some(mut known) => {
-            if state.unfinished || known.basis != basis {
-                known.disks.recover(basis).map_err(failed)?;
-            }
-            known
-        }
+    let known = state.disks.take().filter(|known| known.targets == targets && known.process == process);
+    let mut attached = match known {
+        Some(known) => known,
         None => {
             let (vm, scratch) = (state.settings.vm, state.settings.scratch_dir.clone());
-            let mut disks = Disks::attach(monitor.clone(), vm, &specs, scratch).map_err(failed)?;
-            disks.recover(basis).map_err(failed)?;
-            AttachedDisks { disks, specs, process, basis }
+            let disks = Disks::attach(monitor.clone(), vm, &targets, scratch).map_err(failed)?;
+            AttachedDisks { disks, targets, process }
         }
     };
-    attached.basis = basis;
+    // Whatever an earlier cut left unfinished is taken back, and what is owed since the basis is found out.
+    let recovered = attached.disks.recover(basis).map_err(failed);
     state.disks = Some(attached);
-    Ok(())
+    recovered
 }
 
 /// What protection must do about an error of libvirt's.

@@ -12,6 +12,7 @@ mod brake;
 use super::{MemoryError, Target};
 use brake::Brake;
 use lifeboat::{
+    fault,
     hypervisor::monitor::Monitor,
     page::PAGE,
     qemu::stream::{Event, RamBlock, StreamReader},
@@ -68,6 +69,7 @@ pub fn read(target: &Target) -> Result<Head, MemoryError> {
         return Err(MemoryError::Busy { status });
     }
     let brake = Brake::set(monitor)?;
+    fault::point("cut.braked");
     let head = read_braked(monitor);
     let released = brake.release(monitor);
     let head = head?;
@@ -86,6 +88,7 @@ fn read_braked(monitor: &dyn Monitor) -> Result<Head, MemoryError> {
         let _ = monitor.execute("closefd", json!({ "fdname": FD_NAME }));
         return Err(error.into());
     }
+    fault::point("cut.head-open");
     let mut pipe = Patient(File::from(ours));
     let head = parse(&mut pipe);
     let ended = cancel(monitor, pipe);
