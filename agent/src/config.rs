@@ -52,8 +52,11 @@ enum RawMemory {
 #[derive(Debug, Deserialize)]
 struct RawVm {
     name: String,
-    #[serde(flatten)]
-    own: RawProtection,
+    // The same keys as in `RawProtection`, and not flattened from it: errors and unknown keys keep their places.
+    interval: Option<Span>,
+    max_pause: Option<Span>,
+    memory: Option<RawMemory>,
+    staging: Option<ByteSize>,
 }
 
 /// The agent as configured.
@@ -151,21 +154,21 @@ fn vm_config(file: &Path, vm: RawVm, defaults: RawProtection) -> Result<VmConfig
     let span = |own: Option<Span>, default: Option<Span>, otherwise| {
         own.or(default).map_or(otherwise, |span| span.0)
     };
-    let interval = span(vm.own.interval, defaults.interval, Duration::from_secs(5));
+    let interval = span(vm.interval, defaults.interval, Duration::from_secs(5));
     if !INTERVALS.contains(&interval) {
         let given = format!("{interval:?}");
         return Err(config::invalid(file, "interval", given, "write a time between 200ms and 24h: `5s`"));
     }
-    let max_pause = span(vm.own.max_pause, defaults.max_pause, Duration::from_secs(2));
+    let max_pause = span(vm.max_pause, defaults.max_pause, Duration::from_secs(2));
     if !PAUSES.contains(&max_pause) {
         let given = format!("{max_pause:?}");
         return Err(config::invalid(file, "max_pause", given, "write a time between 10ms and 60s: `2s`"));
     }
-    let memory = match vm.own.memory.or(defaults.memory).unwrap_or(RawMemory::Auto) {
+    let memory = match vm.memory.or(defaults.memory).unwrap_or(RawMemory::Auto) {
         RawMemory::Auto => MemoryMode::On,
         RawMemory::Off => MemoryMode::Off,
     };
-    let staging = vm.own.staging.or(defaults.staging).unwrap_or(ByteSize(256 << 20));
+    let staging = vm.staging.or(defaults.staging).unwrap_or(ByteSize(256 << 20));
     Ok(VmConfig { name: vm.name, interval, max_pause, memory, staging })
 }
 

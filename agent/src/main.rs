@@ -2,11 +2,12 @@
 
 use clap::{Parser, Subcommand};
 use lifeboat::{
+    config::ConfigError,
     local_api::Client,
     telemetry,
     transport::{
         enrol::{self, EnrolmentToken},
-        pki::AgentName,
+        pki::{AgentName, PkiError},
     },
 };
 use lifeboat_agent::{
@@ -83,7 +84,12 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lifeboat-agent: {error:#}");
-            ExitCode::FAILURE
+            // 78 tells the service manager that starting again won't help (EX_CONFIG of sysexits.h).
+            if error.is::<ConfigError>() || error.is::<PkiError>() {
+                ExitCode::from(78)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
@@ -95,6 +101,11 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let (config, unknown) = match AgentConfig::load(&arguments.config) {
         Ok(loaded) => loaded,
+        // Guests are let go whatever state the configuration is in.
+        Err(error) if matches!(arguments.command, Command::ReleasePaused) => {
+            eprintln!("lifeboat-agent: {error}; going by the defaults");
+            AgentConfig::load(std::path::Path::new("/dev/null"))?
+        }
         // Enrolling comes before configuring: without a file, the defaults say where the identity belongs.
         Err(_) if arguments.config == PathBuf::from(config::DEFAULT_FILE) && !arguments.config.exists() => {
             AgentConfig::load(std::path::Path::new("/dev/null"))?

@@ -78,6 +78,8 @@ pub fn run(args: WatchdogArgs) -> Result<(), WatchdogError> {
         let _ = unsafe { signal(ignored, SigHandler::SigIgn) };
     }
     let _ = prctl::set_name(c"lifeboat-wdog");
+    // The agent offers itself to the kernel when memory runs out; its watchdog must not go along.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-500");
     let socket = io::stdin().as_fd().try_clone_to_owned();
     let socket = socket.map_err(|source| WatchdogError::Io { step: "taking its socket", source })?;
     serve(socket, Arc::new(LibvirtRelease::new(args.uri)), Markers::new(args.marker_dir))

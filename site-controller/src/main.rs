@@ -2,7 +2,12 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use lifeboat::{telemetry, transport::pki::AgentName, transport::pki::SiteIdentity, units::Span};
+use lifeboat::{
+    config::ConfigError,
+    telemetry,
+    transport::pki::{AgentName, PkiError, SiteIdentity},
+    units::Span,
+};
 use lifeboat_site_controller::{
     config::{self, SiteConfig},
     daemon, setup,
@@ -65,7 +70,12 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lifeboat-site-controller: {error:#}");
-            ExitCode::FAILURE
+            // 78 tells the service manager that starting again won't help (EX_CONFIG of sysexits.h).
+            if error.is::<ConfigError>() || error.is::<PkiError>() {
+                ExitCode::from(78)
+            } else {
+                ExitCode::FAILURE
+            }
         }
     }
 }
