@@ -42,8 +42,8 @@ struct Machine {
     /// What each cut point held: the oracle.
     truth: BTreeMap<PointId, Instant>,
     clock: u64,
-    /// Cuts that were neither settled nor put back may happen only through a kill.
-    open_cut: Option<PointId>,
+    /// Points that the agent was told are durable, in that order.
+    settled: Vec<PointId>,
 }
 
 #[derive(Clone, Debug)]
@@ -57,7 +57,7 @@ impl ModelGuest {
             marks: Vec::new(),
             truth: BTreeMap::new(),
             clock: 0,
-            open_cut: None,
+            settled: Vec::new(),
         })))
     }
 
@@ -88,6 +88,10 @@ impl ModelGuest {
         self.with(|machine| machine.now.clone())
     }
 
+    pub fn settled(&self) -> Vec<PointId> {
+        self.with(|machine| machine.settled.clone())
+    }
+
     /// QEMU is restarted: its marks are gone.
     pub fn lose_marks(&self) {
         self.with(|machine| machine.marks.clear());
@@ -115,8 +119,8 @@ pub struct ModelSource {
 impl Source for ModelSource {
     async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError> {
         let owed = self.guest.with(|machine| machine.recover(basis));
-        let held = self.held.lock().unwrap().clone().filter(|(of, _)| Some(*of) == basis).map(|(_, pages)| pages);
-        self.guest.with(|machine| machine.open_cut = Some(point));
+        let held =
+            self.held.lock().unwrap().clone().filter(|(of, _)| Some(*of) == basis).map(|(_, pages)| pages);
         Ok(Box::new(ModelCut {
             guest: self.guest.clone(),
             held: self.held.clone(),
@@ -240,7 +244,7 @@ impl Cut for ModelCut {
     async fn settle(self: Box<Self>) -> Result<(), CaptureError> {
         self.guest.with(|machine| {
             machine.marks.retain(|(of, _)| *of == self.point);
-            machine.open_cut = None;
+            machine.settled.push(self.point);
         });
         *self.held.lock().unwrap() = Some((self.point, self.memory));
         Ok(())
@@ -248,7 +252,6 @@ impl Cut for ModelCut {
 
     async fn put_back(self: Box<Self>) -> Result<(), CaptureError> {
         self.guest.with(|machine| {
-            machine.open_cut = None;
             if !self.marked {
                 return;
             }
