@@ -107,7 +107,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             AgentConfig::load(std::path::Path::new("/dev/null"))?
         }
         // Enrolling comes before configuring: without a file, the defaults say where the identity belongs.
-        Err(_) if arguments.config == PathBuf::from(config::DEFAULT_FILE) && !arguments.config.exists() => {
+        Err(_) if arguments.config.as_os_str() == config::DEFAULT_FILE && !arguments.config.exists() => {
             AgentConfig::load(std::path::Path::new("/dev/null"))?
         }
         Err(error) => return Err(error.into()),

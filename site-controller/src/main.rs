@@ -84,7 +84,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     let (config, unknown) = match SiteConfig::load(&arguments.config) {
         Ok(loaded) => loaded,
         // Every key has a default: without a file, and not asked for another one, the defaults are the configuration.
-        Err(_) if arguments.config == PathBuf::from(config::DEFAULT_FILE) && !arguments.config.exists() => {
+        Err(_) if arguments.config.as_os_str() == config::DEFAULT_FILE && !arguments.config.exists() => {
             SiteConfig::load(std::path::Path::new("/dev/null"))?
         }
         Err(error) => return Err(error.into()),

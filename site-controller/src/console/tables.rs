@@ -60,7 +60,7 @@ pub fn status(status: &SiteStatus) -> String {
         );
         return out;
     }
-    let rows: Vec<Vec<String>> = status.vms.iter().map(|row| vm_row(row)).collect();
+    let rows: Vec<Vec<String>> = status.vms.iter().map(vm_row).collect();
     out + &table(&["VM", "STATE", "RPO", "POINTS", "STORED", "MEMORY", "AGENT", "REASON"], &rows)
 }
 

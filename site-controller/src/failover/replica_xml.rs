@@ -197,7 +197,7 @@ fn elements<'a>(parent: &'a Element, name: &'a str) -> impl Iterator<Item = &'a 
 }
 
 fn remove_children(parent: &mut Element, name: &str) {
-    parent.children.retain(|child| !child.as_element().is_some_and(|element| element.name == name));
+    parent.children.retain(|child| child.as_element().is_none_or(|element| element.name != name));
 }
 
 fn text_of(parent: &Element, name: &str) -> Option<PathBuf> {

@@ -13,7 +13,10 @@ fn blocks() -> Vec<RamBlock> {
 }
 
 /// Pages by (block, page) as a stream leaves them, and the bytes after its RAM.
-fn parse(stream: &[u8]) -> Result<(BTreeMap<(usize, u64), Vec<u8>>, Vec<u8>), StreamError> {
+/// Pages by block and number.
+type Pages = BTreeMap<(usize, u64), Vec<u8>>;
+
+fn parse(stream: &[u8]) -> Result<(Pages, Vec<u8>), StreamError> {
     let mut reader = StreamReader::begin(stream)?;
     let mut pages = BTreeMap::new();
     loop {

@@ -2,6 +2,9 @@
 //! that fills, an agent that is killed anywhere, a guest that works on. Real: protection actor, sealing, both session
 //! halves, slots, store, restore. Stand-ins: the guest, the link, the disk, the clock. A failure prints its seed.
 
+// All of it is test code: what can't fail here must fail the test.
+#![allow(clippy::unwrap_used)]
+
 mod lossy_link;
 mod model_guest;
 mod world;
