@@ -25,20 +25,24 @@ pub struct GuestCut {
     disk_bytes: u64,
 }
 
-/// How far it has come. Only ever moves down this list.
+/// How far it has come. Only ever moves down this list. Disks are handed over first: while their views are open, what
+/// the guest writes costs scratch space; memory that is staged costs nothing more.
 enum Phase {
     Running,
     /// Past the instant: what is still to be handed over.
-    Memory {
+    Cut {
         blobs: Vec<Blob>,
         first_disk: u16,
     },
-    Blobs {
-        groups: VecDeque<PageGroup>,
+    Disks {
+        blobs: Vec<Blob>,
         first_disk: u16,
     },
-    Disks {
-        first_disk: u16,
+    Memory {
+        blobs: Vec<Blob>,
+    },
+    Blobs {
+        groups: VecDeque<PageGroup>,
     },
     HandedOver,
     /// A step failed: only putting back is left.
@@ -77,34 +81,37 @@ impl GuestCut {
                 Phase::Running => return Err(failed("pages after the instant were asked for before it")),
                 Phase::Broken => return Err(failed("this cut has failed already")),
                 Phase::HandedOver => return Ok(None),
-                Phase::Memory { blobs, first_disk } => {
+                Phase::Cut { blobs, first_disk } => {
                     let (blobs, first_disk) = (std::mem::take(blobs), *first_disk);
+                    if let Some(disks) = self.disks()? {
+                        disks.open_views().await.map_err(failed)?;
+                    }
+                    fault::point("cut.views-open");
+                    self.phase = Phase::Disks { blobs, first_disk };
+                }
+                Phase::Disks { blobs, first_disk } => {
+                    let (blobs, first_disk) = (std::mem::take(blobs), *first_disk);
+                    let group = self.next_of_disks(first_disk).await?;
+                    if group.is_some() {
+                        self.phase = Phase::Disks { blobs, first_disk };
+                        return Ok(group);
+                    }
+                    self.phase = Phase::Memory { blobs };
+                }
+                Phase::Memory { blobs } => {
+                    let blobs = std::mem::take(blobs);
                     if self.has_memory()
                         && let Some(group) = self.step(|state| state.engine.after().map_err(failed)).await?
                     {
-                        self.phase = Phase::Memory { blobs, first_disk };
+                        self.phase = Phase::Memory { blobs };
                         return Ok(Some(group));
                     }
-                    let groups = blobs.iter().flat_map(Blob::groups).collect();
-                    self.phase = Phase::Blobs { groups, first_disk };
+                    self.phase = Phase::Blobs { groups: blobs.iter().flat_map(Blob::groups).collect() };
                 }
-                Phase::Blobs { groups, first_disk } => match groups.pop_front() {
+                Phase::Blobs { groups } => match groups.pop_front() {
                     Some(group) => return Ok(Some(group)),
-                    None => {
-                        self.phase = Phase::Disks { first_disk: *first_disk };
-                        if let Some(disks) = self.disks()? {
-                            disks.open_views().await.map_err(failed)?;
-                        }
-                        fault::point("cut.views-open");
-                    }
+                    None => self.phase = Phase::HandedOver,
                 },
-                Phase::Disks { first_disk } => {
-                    let first_disk = *first_disk;
-                    if let Some(group) = self.next_of_disks(first_disk).await? {
-                        return Ok(Some(group));
-                    }
-                    self.phase = Phase::HandedOver;
-                }
             }
         }
     }
@@ -141,7 +148,7 @@ impl Cut for GuestCut {
         let (begun, point) = (self.begun.clone(), self.point);
         let barrier = self.step(move |state| barrier::cut(state, &begun, point)).await?;
         self.memory_bytes = barrier.meta.stats.memory_changed_bytes;
-        self.phase = Phase::Memory { blobs: barrier.blobs, first_disk: barrier.first_disk };
+        self.phase = Phase::Cut { blobs: barrier.blobs, first_disk: barrier.first_disk };
         Ok(barrier.meta)
     }
 

@@ -2,7 +2,7 @@
 
 use super::{AttachedDisks, MemoryMode, State, failed};
 use crate::capture::{
-    disk::{DiskTarget, Disks},
+    disk::{DiskError, DiskTarget, Disks},
     memory::{MemoryEngine, RamImage, Target, device_state::DeviceState, stop_and_read::StopAndRead},
     source::CaptureError,
 };
@@ -78,7 +78,7 @@ fn begin_memory(
     let target = Target { monitor: monitor.clone(), process, may_have_reset: state.may_have_reset };
     let fitness = StopAndRead::probe(&target);
     if !fitness.usable {
-        return Err(CaptureError::Failed(fitness.why));
+        return Err(CaptureError::Unsupported(fitness.why));
     }
     let ram = state.engine.begin(&target, basis).map_err(failed)?;
     let room = state.device_state.take().filter(|(known, _)| *known == process);
@@ -109,14 +109,18 @@ fn attach_disks(
         Some(known) => known,
         None => {
             let (vm, scratch) = (state.settings.vm, state.settings.scratch_dir.clone());
-            let disks = Disks::attach(monitor.clone(), vm, &targets, scratch).map_err(failed)?;
+            let disks = Disks::attach(monitor.clone(), vm, &targets, scratch).map_err(disk_error)?;
             AttachedDisks { disks, targets, process }
         }
     };
     // Whatever an earlier cut left unfinished is taken back, and what is owed since the basis is found out.
-    let recovered = attached.disks.recover(basis).map_err(failed);
+    let recovered = attached.disks.recover(basis).map_err(disk_error);
     state.disks = Some(attached);
     recovered
+}
+
+fn disk_error(error: DiskError) -> CaptureError {
+    if error.is_permanent() { CaptureError::Unsupported(error.to_string()) } else { failed(error) }
 }
 
 /// What protection must do about an error of libvirt's.
