@@ -1,6 +1,8 @@
 # Thin: each target is a line or two into a script or cargo. CI runs `make test`; `make demo` is for people.
 CARGO_FLAGS ?=
 export PATH := $(PATH):$(HOME)/.cargo/bin
+# Where cargo puts programs: they are built with the whole workspace, so that each is built once.
+BUILT = $$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fault-injection
 
 .PHONY: demo test lint deny deb setup build
@@ -8,7 +10,7 @@ FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fau
 # Two sites, a protected guest, a power cut, a failover: on one screen, and in target/demo/report.json.
 demo: setup
 	cargo build --workspace --bins $(CARGO_FLAGS)
-	cargo run -p lifeboat-tests --bin demo $(CARGO_FLAGS)
+	@$(BUILT)/demo
 
 # Everything that proves something. TESTS='-E test(power)' and the like narrow it.
 test: setup build

@@ -80,6 +80,25 @@ impl Rig {
         Ok(target_dir()?.join("rig/logs").join(&self.name))
     }
 
+    /// Takes everything down, as a drop does: for a program that is told to stop while others use the rig. Once is
+    /// enough; whoever still uses it gets errors.
+    pub fn end(&self) {
+        let sites = std::mem::take(&mut *self.sites.lock().unwrap_or_else(PoisonError::into_inner));
+        if !self.folder.exists() {
+            return;
+        }
+        sites.iter().for_each(Site::power_cut);
+        match self.keep_logs(&sites) {
+            Ok(()) => eprintln!("rig: logs are in {}", self.logs().unwrap_or_default().display()),
+            Err(error) => eprintln!("rig: the logs could not be kept: {error:#}"),
+        }
+        if std::env::var_os("LIFEBOAT_RIG_KEEP").is_some() && fs::write(self.folder.join(KEPT), "").is_ok() {
+            eprintln!("rig: kept {}", self.folder.display());
+        } else if let Err(error) = fs::remove_dir_all(&self.folder) {
+            eprintln!("rig: {} could not be removed: {error}", self.folder.display());
+        }
+    }
+
     fn keep_logs(&self, sites: &[Site]) -> Result<()> {
         let logs = self.logs()?;
         let _ = fs::remove_dir_all(&logs); // of the last run
@@ -92,17 +111,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        let sites = std::mem::take(&mut *self.sites.lock().unwrap_or_else(PoisonError::into_inner));
-        sites.iter().for_each(Site::power_cut);
-        match self.keep_logs(&sites) {
-            Ok(()) => eprintln!("rig: logs are in {}", self.logs().unwrap_or_default().display()),
-            Err(error) => eprintln!("rig: the logs could not be kept: {error:#}"),
-        }
-        if std::env::var_os("LIFEBOAT_RIG_KEEP").is_some() && fs::write(self.folder.join(KEPT), "").is_ok() {
-            eprintln!("rig: kept {}", self.folder.display());
-        } else if let Err(error) = fs::remove_dir_all(&self.folder) {
-            eprintln!("rig: {} could not be removed: {error}", self.folder.display());
-        }
+        self.end();
     }
 }
 

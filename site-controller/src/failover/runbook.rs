@@ -216,7 +216,10 @@ impl Runbook {
         }
         let resumes = reader.plan().manifest.meta.has_memory;
         if record.phase < Phase::Restored {
+            let begun = self.clock.now();
             self.restore(record, &reader, watcher).await?;
+            let ms = self.clock.now().0.saturating_sub(begun.0);
+            tracing::info!(bytes = images::bytes_needed(&reader), ms, "disks and memory are restored");
             self.enter(record, Phase::Restored)?;
             fault::point("failover.restored");
         }
