@@ -1,7 +1,7 @@
 //! The product in a rig: a site controller at one site, an agent at another, driven as binaries, as an operator would.
 //! Used by the end-to-end tests and the demo. Everything read here is what the commands print as JSON.
 
-use crate::{Cmd, Guest, Output, Proc, Site, binary, eventually, tail};
+use crate::{Cmd, Guest, GuestSpec, Output, Proc, Site, binary, eventually, tail};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{fs, path::PathBuf, time::Duration};
@@ -42,6 +42,10 @@ impl Controller {
 
     pub fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
+    }
+
+    pub fn replica_dir(&self) -> PathBuf {
+        self.dir.join("replicas")
     }
 
     /// `host:port` for agents.
@@ -238,6 +242,16 @@ impl Agent {
             Ok(self.vm(vm).ok().filter(|row| row["state"] == state))
         })
     }
+}
+
+/// A guest that boots, moves and is checked fast: for tests that are not about the size of anything.
+pub fn small(name: &str) -> GuestSpec {
+    GuestSpec::new(name).memory_mib(136).pattern_mib(8).dirty_kib(128)
+}
+
+/// The id of a point, as `points` lists it.
+pub fn id(point: &Value) -> String {
+    point["point"].as_str().unwrap_or_default().to_owned()
 }
 
 /// Waits until a replica has ticked past `tick` and has checked all of its memory and disks; returns what it then says.

@@ -207,9 +207,10 @@ fn failover_error(error: &FailoverError) -> ApiError {
     let message = chain(error);
     match error {
         FailoverError::Catalog(_) => ApiError::not_found("not-found", message),
-        FailoverError::Busy | FailoverError::AnotherPoint { .. } | FailoverError::DoneBefore { .. } => {
-            ApiError::conflict("conflict", message)
-        }
+        FailoverError::Busy
+        | FailoverError::AnotherPoint { .. }
+        | FailoverError::RunsFromAnother { .. }
+        | FailoverError::DoneBefore { .. } => ApiError::conflict("conflict", message),
         FailoverError::Preflight(_) => ApiError::conflict("preflight", message)
             .with_hint("nothing was changed; mend this and run the failover again"),
         _ => ApiError::internal(message)

@@ -40,6 +40,8 @@ pub struct Record {
     pub seq: Seq,
     pub cut_at: UnixMs,
     pub generation: Generation,
+    /// Whether the replica goes on with its memory, rather than boots.
+    pub resumes: bool,
     pub phase: Phase,
     /// Counts starts of the work; each has a folder of its own, so that no attempt writes over another's disks.
     pub attempt: u32,
@@ -131,6 +133,7 @@ mod tests {
             seq: Seq(9),
             cut_at: UnixMs(1),
             generation: Generation(2),
+            resumes: true,
             phase: Phase::Fenced,
             attempt: 1,
             started_at: UnixMs(2),

@@ -43,7 +43,7 @@ pub struct FailoverReport {
 }
 
 impl FailoverReport {
-    pub fn of(record: &Record, resumed: bool, already_done: bool) -> Self {
+    pub fn of(record: &Record, already_done: bool) -> Self {
         let running_at = record.running_at.unwrap_or(record.started_at);
         Self {
             vm: record.vm,
@@ -57,7 +57,7 @@ impl FailoverReport {
             running_at,
             rto_ms: running_at.0.saturating_sub(record.started_at.0),
             rpo_ms: record.started_at.0.saturating_sub(record.cut_at.0),
-            resumed,
+            resumed: record.resumes,
             already_done,
         }
     }

@@ -68,6 +68,11 @@ pub enum FailoverError {
     )]
     AnotherPoint { begun: PointId },
     #[error(
+        "this VM has been failed over to point {point}; another point can't be taken, for its replica may have worked \
+         since. To discard the replica, destroy and undefine it, and move its failover journal away"
+    )]
+    RunsFromAnother { point: PointId },
+    #[error(
         "this VM was failed over to point {point} and its replica is {state} now; start it with `virsh start`, or undefine \
          it and move {journal} away to fail over afresh"
     )]
@@ -126,7 +131,9 @@ impl Runbook {
         }
         let _claim = Claim(self, vm);
         let mut record = match self.journal.load(vm)? {
-            Some(record) if record.phase == Phase::Running => return self.done_before(&record).await,
+            Some(record) if record.phase == Phase::Running => {
+                return self.done_before(&record, &request).await;
+            }
             Some(record) => self.take_up(record, &request, watcher).await?,
             None => self.begin(vm, &request, watcher).await?,
         };
@@ -142,7 +149,7 @@ impl Runbook {
     async fn begin(&self, vm: VmId, request: &Request, watcher: &Watcher) -> Result<Record, FailoverError> {
         watcher.step("choosing the point");
         let point = self.catalog.find(vm, &request.point).await?;
-        let record = Record {
+        let mut record = Record {
             version: Record::VERSION,
             vm,
             vm_name: point.name.clone(),
@@ -151,6 +158,7 @@ impl Runbook {
             seq: point.seq,
             cut_at: point.cut_at,
             generation: self.store.generation(vm).await.next(),
+            resumes: true,
             phase: Phase::Begun,
             attempt: 1,
             started_at: self.clock.now(),
@@ -160,6 +168,7 @@ impl Runbook {
         };
         watcher.step("checking this site");
         let reader = self.reader(&record).await?;
+        record.resumes = reader.plan().manifest.meta.has_memory;
         let (xml, _) = self.replica_xml(&reader, &record).await?;
         let needed = images::bytes_needed(&reader);
         let (hypervisor, dir, name) =
@@ -180,11 +189,8 @@ impl Runbook {
         request: &Request,
         watcher: &Watcher,
     ) -> Result<Record, FailoverError> {
-        if request.point != LATEST {
-            let point = self.catalog.find(record.vm, &request.point).await?;
-            if point.point != record.point {
-                return Err(FailoverError::AnotherPoint { begun: record.point });
-            }
+        if self.names_another(&record, request).await? {
+            return Err(FailoverError::AnotherPoint { begun: record.point });
         }
         watcher.step(format!("taking up the failover that was begun at {}", record.started_at));
         if record.phase == Phase::Starting
@@ -214,7 +220,6 @@ impl Runbook {
             self.enter(record, Phase::Fenced)?;
             fault::point("failover.fenced");
         }
-        let resumes = reader.plan().manifest.meta.has_memory;
         if record.phase < Phase::Restored {
             let begun = self.clock.now();
             self.restore(record, &reader, watcher).await?;
@@ -226,7 +231,7 @@ impl Runbook {
         if record.phase < Phase::Running {
             let active = self.domain_state(record.vm).await?.is_some_and(DomainState::is_active);
             if !(record.phase == Phase::Starting && active) {
-                self.start(record, &reader, resumes, watcher).await?;
+                self.start(record, &reader, watcher).await?;
             }
             self.confirm(record, watcher).await?;
             record.running_at = Some(self.clock.now());
@@ -241,7 +246,7 @@ impl Runbook {
                 tracing::warn!(path = %image.display(), %error, "the memory image could not be removed");
             }
         }
-        Ok(FailoverReport::of(record, resumes, false))
+        Ok(FailoverReport::of(record, false))
     }
 
     /// Disks, then memory, into this attempt's folder.
@@ -278,7 +283,6 @@ impl Runbook {
         &self,
         record: &mut Record,
         reader: &Reader,
-        resumes: bool,
         watcher: &Watcher,
     ) -> Result<(), FailoverError> {
         let (active, disks) = self.replica_xml(reader, record).await?;
@@ -297,7 +301,7 @@ impl Runbook {
         self.enter(record, Phase::Starting)?;
         fault::point("failover.starting");
         let was_running = reader.plan().manifest.meta.was_running;
-        if resumes {
+        if record.resumes {
             watcher.step("resuming the replica");
             let image = self.memory_image(record).to_string_lossy().into_owned();
             let hypervisor = self.hypervisor.clone();
@@ -319,13 +323,24 @@ impl Runbook {
         }
     }
 
-    async fn done_before(&self, record: &Record) -> Result<FailoverReport, FailoverError> {
+    async fn done_before(&self, record: &Record, request: &Request) -> Result<FailoverReport, FailoverError> {
+        if self.names_another(record, request).await? {
+            return Err(FailoverError::RunsFromAnother { point: record.point });
+        }
         let state = self.domain_state(record.vm).await?;
         if state.is_some_and(DomainState::is_active) {
-            return Ok(FailoverReport::of(record, true, true));
+            return Ok(FailoverReport::of(record, true));
         }
         let journal = self.journal.path(record.vm).display().to_string();
         Err(FailoverError::DoneBefore { point: record.point, state: name_of(state), journal })
+    }
+
+    /// Whether a point is asked for by name that is not the failover's. `latest` is what is meant where none is named.
+    async fn names_another(&self, record: &Record, request: &Request) -> Result<bool, FailoverError> {
+        if request.point == LATEST {
+            return Ok(false);
+        }
+        Ok(self.catalog.find(record.vm, &request.point).await?.point != record.point)
     }
 
     async fn reader(&self, record: &Record) -> Result<Reader, FailoverError> {
