@@ -128,10 +128,11 @@ build_guest() {
     rm -rf "$work"
 }
 
-<<<<<<< HEAD
-# QEMU's own reader of migration streams comes only with its source (24 MB). Tests that want it say so when
-# it is missing.
-=======
+# The Debian mirror that this machine takes release $1 from.
+mirror() {
+    apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $1" | head -n 1
+}
+
 # An empty Debian to install our packages into, with what they depend on downloaded but not installed.
 make_debian_root() {
     local work="$RIG/debian-root.work" codename stamp
@@ -141,7 +142,7 @@ make_debian_root() {
     say 'making a minimal Debian root'
     rm -rf "$work"
     mkdir "$work"
-    debootstrap --variant=minbase "$codename" "$work/root" ${MIRROR:?} >"$work/log" ||
+    debootstrap --variant=minbase "$codename" "$work/root" "$(mirror "$codename")" >"$work/log" ||
         { tail -n 20 "$work/log" >&2; die 'debootstrap could not make a Debian root'; }
     # In a mount namespace of its own: whatever happens, nothing stays mounted.
     unshare --mount --pid --fork --kill-child --mount-proc --root "$work/root" \
@@ -154,14 +155,13 @@ make_debian_root() {
 }
 
 # QEMU's own reader of migration streams comes only with its source (24 MB). Tests that want it say so when it is missing.
->>>>>>> packaging
 fetch_analyze_migration() {
     [ ! -e "$RIG/analyze-migration.py" ] || return 0
     say "fetching QEMU's analyze-migration.py"
     local work codename; work="$(mktemp -d -p "$RIG")"
     codename="$(. /etc/os-release && echo "$VERSION_CODENAME")"
     mkdir -p "$work"/{lists,cache/archives}/partial
-    echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] ${MIRROR:?} $codename main" \
+    echo "deb-src [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $(mirror "$codename") $codename main" \
         >"$work/sources.list"
     local apt=(apt-get -qq -o "Dir::Etc::sourcelist=$work/sources.list" -o Dir::Etc::sourceparts=/dev/null
         -o "Dir::State::lists=$work/lists" -o "Dir::Cache=$work/cache" -o APT::Sandbox::User=root)
