@@ -38,6 +38,29 @@ pub enum ConfigError {
     /// A value can be read but does not make sense; raised by the daemons' own checks, through [`invalid`].
     #[error("{file}: {key} = {given}: {why}", file = file.display())]
     Invalid { file: PathBuf, key: String, given: String, why: String },
+    #[error("{file}: this release knows no key {keys}; is it misspelt?", file = file.display())]
+    Unknown { file: PathBuf, keys: String },
+}
+
+/// Reads a file that may be missing if it is the default one: every key has a default.
+pub fn load_or_default<T: DeserializeOwned>(file: &Path, default: &str) -> Result<Loaded<T>, ConfigError> {
+    if file.as_os_str() == default && !file.exists() { parse(file, "") } else { load(file) }
+}
+
+/// For a daemon: says which keys mean nothing, and goes on.
+pub fn warn_of(unknown: &[UnknownKey]) {
+    for key in unknown {
+        tracing::warn!(file = %key.file.display(), key = %key.key, "unknown key in the configuration");
+    }
+}
+
+/// For `check-config`: a key that means nothing is an error.
+pub fn refuse(file: &Path, unknown: &[UnknownKey]) -> Result<(), ConfigError> {
+    if unknown.is_empty() {
+        return Ok(());
+    }
+    let keys: Vec<String> = unknown.iter().map(|key| format!("`{}`", key.key)).collect();
+    Err(ConfigError::Unknown { file: file.to_owned(), keys: keys.join(", ") })
 }
 
 /// Reads a file of at most 1 MiB.

@@ -1,15 +1,17 @@
 //! Lifeboat's shared library: what the agent and the site controller must agree on.
 //!
 //! Read in this order; imports only ever point upwards in this list:
-//! 1. vocabulary, no I/O: [`id`], [`units`], [`clock`], [`page`]
+//! 1. vocabulary, no I/O: [`id`], [`units`], [`clock`], [`page`], [`error`]
 //! 2. data and their bytes: [`chunk`], [`extent`], [`format`], [`wire`], [`qemu`]
 //! 3. behaviour without sockets or clocks: [`session`]
 //! 4. edges, each foreign crate in one room: [`transport`] (quinn, rustls, rcgen), [`hypervisor`] (virt),
-//!    [`local_api`] (axum, hyper over a unix socket), [`config`] (toml), [`telemetry`] (tracing), [`fault`]
+//!    [`local_api`] (axum, hyper over a unix socket), [`config`] (toml), [`telemetry`] (tracing), [`durable`] (files), [`fault`]
 
 pub mod chunk;
 pub mod clock;
 pub mod config;
+pub mod durable;
+pub mod error;
 pub mod extent;
 pub mod fault;
 pub mod format;

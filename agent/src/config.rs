@@ -92,7 +92,7 @@ const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=D
 
 impl AgentConfig {
     pub fn load(file: &Path) -> Result<(Self, Vec<UnknownKey>), ConfigError> {
-        let loaded = config::load::<RawAgent>(file)?;
+        let loaded = config::load_or_default::<RawAgent>(file, DEFAULT_FILE)?;
         let raw = loaded.value;
         let mut transport = TransportSettings::default();
         let link = raw.site.as_ref();

@@ -106,19 +106,13 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             eprintln!("lifeboat-agent: {error}; going by the defaults");
             AgentConfig::load(std::path::Path::new("/dev/null"))?
         }
-        // Enrolling comes before configuring: without a file, the defaults say where the identity belongs.
-        Err(_) if arguments.config.as_os_str() == config::DEFAULT_FILE && !arguments.config.exists() => {
-            AgentConfig::load(std::path::Path::new("/dev/null"))?
-        }
         Err(error) => return Err(error.into()),
     };
     let runtime = tokio::runtime::Runtime::new()?;
     match arguments.command {
         Command::Run => {
             telemetry::init("info")?;
-            for key in unknown {
-                tracing::warn!(file = %key.file.display(), key = %key.key, "unknown key in the configuration");
-            }
+            lifeboat::config::warn_of(&unknown);
             runtime.block_on(daemon::run(config))
         }
         Command::Status { json } => {
@@ -153,13 +147,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Ok(())
         }
         Command::CheckConfig => {
-            let keys: Vec<String> = unknown.into_iter().map(|key| key.key).collect();
-            anyhow::ensure!(
-                keys.is_empty(),
-                "{}: unknown keys: {}",
-                arguments.config.display(),
-                keys.join(", ")
-            );
+            lifeboat::config::refuse(&arguments.config, &unknown)?;
             println!("{}: ok", arguments.config.display());
             Ok(())
         }

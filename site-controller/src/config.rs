@@ -45,7 +45,7 @@ pub struct SiteConfig {
 
 impl SiteConfig {
     pub fn load(file: &Path) -> Result<(Self, Vec<UnknownKey>), ConfigError> {
-        let loaded = config::load::<RawSite>(file)?;
+        let loaded = config::load_or_default::<RawSite>(file, DEFAULT_FILE)?;
         let raw = loaded.value;
         let listen = raw.listen.unwrap_or_else(|| "[::]:7443".into());
         let listen = listen.parse().map_err(|_| {

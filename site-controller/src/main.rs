@@ -81,20 +81,11 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: Arguments) -> anyhow::Result<()> {
-    let (config, unknown) = match SiteConfig::load(&arguments.config) {
-        Ok(loaded) => loaded,
-        // Every key has a default: without a file, and not asked for another one, the defaults are the configuration.
-        Err(_) if arguments.config.as_os_str() == config::DEFAULT_FILE && !arguments.config.exists() => {
-            SiteConfig::load(std::path::Path::new("/dev/null"))?
-        }
-        Err(error) => return Err(error.into()),
-    };
+    let (config, unknown) = SiteConfig::load(&arguments.config)?;
     match arguments.command {
         Command::Run => {
             telemetry::init("info")?;
-            for key in unknown {
-                tracing::warn!(file = %key.file.display(), key = %key.key, "unknown key in the configuration");
-            }
+            lifeboat::config::warn_of(&unknown);
             tokio::runtime::Runtime::new()?.block_on(daemon::run(config))
         }
         Command::Init { addresses } => init(&config, &addresses),
@@ -104,13 +95,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             Ok(())
         }
         Command::CheckConfig => {
-            let keys: Vec<String> = unknown.into_iter().map(|key| key.key).collect();
-            anyhow::ensure!(
-                keys.is_empty(),
-                "{}: unknown keys: {}",
-                arguments.config.display(),
-                keys.join(", ")
-            );
+            lifeboat::config::refuse(&arguments.config, &unknown)?;
             println!("{}: ok", arguments.config.display());
             Ok(())
         }

@@ -1,12 +1,8 @@
 //! The generation that each VM's site last named, remembered across restarts: a source that was fenced while its host
 //! was down must not be mistaken for a new one. One small file per VM.
 
-use lifeboat::{id::VmId, units::Generation};
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::PathBuf,
-};
+use lifeboat::{durable, id::VmId, units::Generation};
+use std::{fs, io, path::PathBuf};
 
 #[derive(Clone, Debug)]
 pub struct Generations {
@@ -38,13 +34,7 @@ impl Generations {
 
     /// Remembers; returns once it would survive a power cut.
     pub fn save(&self, vm: VmId, generation: Generation) -> io::Result<()> {
-        let path = self.path(vm);
-        let staged = path.with_extension("new");
-        let mut file = File::create(&staged)?;
-        writeln!(file, "{generation}")?;
-        file.sync_all()?;
-        fs::rename(&staged, &path)?;
-        File::open(&self.dir)?.sync_all()
+        durable::replace(&self.path(vm), format!("{generation}\n").as_bytes(), 0o600)
     }
 
     fn path(&self, vm: VmId) -> PathBuf {

@@ -10,6 +10,7 @@ use crate::{
     ship::limit::Limiter,
 };
 use lifeboat::{
+    error,
     id::VmId,
     session::sender::FRAMES_HELD_MAX,
     transport::{
@@ -118,7 +119,7 @@ impl Uplink {
                 _ = stop.wait_for(|stop| *stop) => break,
             };
             let Err(error) = ended else { break };
-            let why = describe(&error);
+            let why = error::chain(&error);
             if said != why {
                 // Each cause is said once; the board always shows the current one.
                 tracing::warn!(site = %self.address, %why, "no link to the site");
@@ -219,16 +220,4 @@ async fn route(mut recv: ControlRecv, routes: Routes) -> Result<(), TransportErr
         }
     }
     Err(TransportError::Lost { why: "the site closed the session" })
-}
-
-/// An error with its causes, on one line.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        words.push_str(": ");
-        words.push_str(&error.to_string());
-        cause = error.source();
-    }
-    words
 }

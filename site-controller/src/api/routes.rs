@@ -21,6 +21,7 @@ use axum::{
     routing::{get, post},
 };
 use lifeboat::{
+    error::chain,
     local_api::{ApiError, ndjson},
     units::UnixMs,
 };
@@ -216,19 +217,4 @@ fn failover_error(error: &FailoverError) -> ApiError {
         _ => ApiError::internal(message)
             .with_hint("run the same command again: it goes on from the last step that was completed"),
     }
-}
-
-/// An error with its causes, on one line; a cause that the words before it already hold is left out.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut words = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !words.contains(&more) {
-            words.push_str(": ");
-            words.push_str(&more);
-        }
-        cause = error.source();
-    }
-    words
 }

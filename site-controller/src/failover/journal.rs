@@ -3,15 +3,12 @@
 //! dies anywhere goes on from the last phase it entered. Called by `runbook` only.
 
 use lifeboat::{
+    durable,
     id::{PointId, VmId},
     units::{Generation, Seq, UnixMs},
 };
 use serde::{Deserialize, Serialize};
-use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::PathBuf};
 
 /// How far a failover has come. Each phase says what *has been done*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -97,16 +94,10 @@ impl Journal {
     /// Replaces the record; returns once it would survive a power cut.
     pub fn save(&self, record: &Record) -> Result<(), JournalError> {
         let path = self.path(record.vm);
-        self.replace(&path, record).map_err(|source| JournalError::Disk { path, source })
-    }
-
-    fn replace(&self, path: &Path, record: &Record) -> io::Result<()> {
-        let staged = path.with_extension("json.new");
-        let mut file = File::create(&staged)?;
-        file.write_all(&serde_json::to_vec_pretty(record)?)?;
-        file.sync_all()?;
-        fs::rename(&staged, path)?;
-        File::open(&self.dir)?.sync_all()
+        let bytes = serde_json::to_vec_pretty(record).map_err(io::Error::from);
+        bytes
+            .and_then(|bytes| durable::replace(&path, &bytes, 0o600))
+            .map_err(|source| JournalError::Disk { path, source })
     }
 
     pub fn path(&self, vm: VmId) -> PathBuf {

@@ -60,14 +60,7 @@ impl StoreError {
 
     /// The whole chain of causes on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
-        text
+        lifeboat::error::chain(self)
     }
 }
 

@@ -2,22 +2,23 @@
 //! a private one is never readable by others, not even while it is being written.
 
 use super::PkiError;
+use crate::durable;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject};
 use std::{
-    fs::{self, DirBuilder, File, OpenOptions},
-    io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
+    fs::{DirBuilder, File},
+    io::{self, Read},
+    os::unix::fs::DirBuilderExt,
     path::Path,
 };
 
 /// Replaces a file that anybody may read.
 pub fn write_public(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
-    write_atomic(path, bytes, 0o644)
+    write(path, bytes, 0o644)
 }
 
 /// Replaces a file that only its owner may read.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), PkiError> {
-    write_atomic(path, bytes, 0o600)
+    write(path, bytes, 0o600)
 }
 
 /// Makes the directory, closed to others, where it does not exist.
@@ -60,31 +61,8 @@ fn read(path: &Path, remedy: &'static str) -> Result<Vec<u8>, PkiError> {
     Ok(bytes)
 }
 
-fn write_atomic(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
-    let (Some(dir), Some(name)) = (path.parent(), path.file_name()) else {
-        return Err(damaged(path, "names no file"));
-    };
-    let draft = dir.join(format!(".{}.{}", name.to_string_lossy(), uuid::Uuid::new_v4().simple()));
-    let written = write_new(&draft, bytes, mode).and_then(|()| {
-        fs::rename(&draft, path).map_err(|source| disk(path, "replace", source))?;
-        File::open(dir).and_then(|dir| dir.sync_all()).map_err(|source| disk(dir, "sync", source))
-    });
-    if written.is_err() {
-        // The draft may not exist; what matters is told by the first error.
-        let _ = fs::remove_file(&draft);
-    }
-    written
-}
-
-fn write_new(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(path)
-        .map_err(|source| disk(path, "create", source))?;
-    file.write_all(bytes).map_err(|source| disk(path, "write", source))?;
-    file.sync_all().map_err(|source| disk(path, "sync", source))
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<(), PkiError> {
+    durable::replace(path, bytes, mode).map_err(|source| disk(path, "replace", source))
 }
 
 fn disk(path: &Path, step: &'static str, source: io::Error) -> PkiError {
