@@ -158,7 +158,12 @@ pub struct Agent {
 impl Agent {
     /// Enrols at `controller`; `settings` are further lines of `agent.toml` (the `[[vm]]`s, say).
     pub fn install(site: &Site, controller: &Controller, settings: &str) -> Result<Self> {
-        let dir = site.dir("agent")?;
+        Self::install_in("agent", site, controller, settings)
+    }
+
+    /// The same in a folder of its own, where a site has more than one.
+    pub fn install_in(folder: &str, site: &Site, controller: &Controller, settings: &str) -> Result<Self> {
+        let dir = site.dir(folder)?;
         let agent = Self { site: site.clone(), dir, process: None, env: Vec::new() };
         agent.configure(&controller.address(), settings)?;
         let (address, token) = (controller.address(), controller.token()?);
