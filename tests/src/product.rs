@@ -158,7 +158,12 @@ pub struct Agent {
 impl Agent {
     /// Enrols at `controller`; `settings` are further lines of `agent.toml` (the `[[vm]]`s, say).
     pub fn install(site: &Site, controller: &Controller, settings: &str) -> Result<Self> {
-        let dir = site.dir("agent")?;
+        Self::install_in("agent", site, controller, settings)
+    }
+
+    /// The same in a folder of its own, where a site has more than one.
+    pub fn install_in(folder: &str, site: &Site, controller: &Controller, settings: &str) -> Result<Self> {
+        let dir = site.dir(folder)?;
         let agent = Self { site: site.clone(), dir, process: None, env: Vec::new() };
         agent.configure(&controller.address(), settings)?;
         let (address, token) = (controller.address(), controller.token()?);
@@ -221,6 +226,14 @@ impl Agent {
         Ok(())
     }
 
+    /// Ids of the points that this agent's process, and those before it, were told are durable.
+    pub fn acknowledged(&self) -> Result<Vec<String>> {
+        let log = fs::read_to_string(self.site.folder().join("log/agent.log")).context("the agent's log")?;
+        let told = log.lines().filter(|line| line.contains("point is durable"));
+        let ids = told.filter_map(|line| Some(line.split("point=").nth(1)?.split(' ').next()?.to_owned()));
+        Ok(ids.collect())
+    }
+
     pub fn status(&self) -> Result<Value> {
         let text = self.command()?.args(["status", "--json"]).run()?;
         Ok(serde_json::from_str(&text)?)
@@ -249,9 +262,27 @@ pub fn small(name: &str) -> GuestSpec {
     GuestSpec::new(name).memory_mib(136).pattern_mib(8).dirty_kib(128)
 }
 
+/// What makes a daemon kill itself where `place` (`name` or `name:N`) says.
+pub fn killed_at(place: &str) -> Vec<(String, String)> {
+    vec![("LIFEBOAT_KILL_AT".into(), place.into())]
+}
+
 /// The id of a point, as `points` lists it.
 pub fn id(point: &Value) -> String {
     point["point"].as_str().unwrap_or_default().to_owned()
+}
+
+/// What there is of ours in a guest's QEMU that costs it anything: jobs, exports, nodes. Dirty bitmaps may stay.
+pub fn left_in_qemu(guest: &Guest) -> Result<Vec<String>> {
+    let ask = |command: &str| -> Result<Vec<Value>> {
+        let answer: Value = serde_json::from_str(&guest.qmp(&format!("{{\"execute\":\"{command}\"}}"))?)?;
+        Ok(answer["return"].as_array().with_context(|| format!("{command}: {answer}"))?.clone())
+    };
+    let nodes = ask("query-named-block-nodes")?;
+    let nodes =
+        nodes.iter().filter(|node| node["node-name"].as_str().is_some_and(|name| name.contains("lifeboat")));
+    let more = [ask("query-block-jobs")?, ask("query-block-exports")?].concat();
+    Ok(nodes.map(|node| node["node-name"].to_string()).chain(more.iter().map(Value::to_string)).collect())
 }
 
 /// Waits until a replica has ticked past `tick` and has checked all of its memory and disks; returns what it then says.

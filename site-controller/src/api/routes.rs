@@ -7,6 +7,7 @@ use crate::{
     catalog::{CatalogError, VmSummary},
     config::SiteConfig,
     failover::{
+        images::ImageError,
         journal::Phase,
         progress::{Progress, Watcher},
         runbook::{FailoverError, LATEST, Request, Runbook},
@@ -214,6 +215,9 @@ fn failover_error(error: &FailoverError) -> ApiError {
         | FailoverError::DoneBefore { .. } => ApiError::conflict("conflict", message),
         FailoverError::Preflight(_) => ApiError::conflict("preflight", message)
             .with_hint("nothing was changed; mend this and run the failover again"),
+        FailoverError::Restore(_) | FailoverError::Image(ImageError::Restore(_)) => {
+            ApiError::internal(message).with_hint("nothing was started; `--point` takes another point")
+        }
         _ => ApiError::internal(message)
             .with_hint("run the same command again: it goes on from the last step that was completed"),
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
-use lifeboat::local_api::Client;
+use lifeboat::local_api::{Client, ClientError};
 use lifeboat_site_controller::{
     api::types::{FailoverPreview, FailoverRequest, PointList, SiteStatus, VerifyLine, VerifyRequest},
     console::{tables, watch::Display},
@@ -84,9 +84,7 @@ async fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("lifeboat: {error:#}");
-            if let Some(hint) =
-                error.downcast_ref::<lifeboat::local_api::ClientError>().and_then(|e| e.hint())
-            {
+            if let Some(hint) = error.downcast_ref::<ClientError>().and_then(|e| e.hint()) {
                 eprintln!("  {hint}");
             }
             ExitCode::FAILURE
@@ -151,7 +149,12 @@ fn confirm(preview: &FailoverPreview) -> anyhow::Result<()> {
 async fn fail_over(client: &Client, request: FailoverRequest, json: bool) -> anyhow::Result<FailoverReport> {
     let mut display = Display::new(json);
     let mut lines = client.post_stream::<_, Progress>("/v1/failovers", &request).await?;
-    while let Some(progress) = lines.next().await? {
+    loop {
+        let progress = match lines.next().await {
+            Ok(Some(progress)) => progress,
+            Ok(None) | Err(ClientError::BrokenOff { .. }) => break,
+            Err(error) => return Err(error.into()),
+        };
         match progress {
             Progress::Step { step } => display.step(&step),
             Progress::Bytes { step, done, total } => display.bytes(&step, done, total),

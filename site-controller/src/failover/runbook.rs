@@ -63,8 +63,8 @@ pub enum FailoverError {
     #[error("a failover of this VM is under way; wait for it")]
     Busy,
     #[error(
-        "a failover of this VM to point {begun} was begun and is not finished; run it again with `--point {begun}` (or \
-         without --point) to finish it"
+        "a failover of this VM to point {begun} has come as far as starting the replica, whose disks may have changed \
+         since; run it again with `--point {begun}` (or without --point) to finish it"
     )]
     AnotherPoint { begun: PointId },
     #[error(
@@ -190,7 +190,7 @@ impl Runbook {
         watcher: &Watcher,
     ) -> Result<Record, FailoverError> {
         if self.names_another(&record, request).await? {
-            return Err(FailoverError::AnotherPoint { begun: record.point });
+            return self.choose_anew(&record, request, watcher).await;
         }
         watcher.step(format!("taking up the failover that was begun at {}", record.started_at));
         if record.phase == Phase::Starting
@@ -200,6 +200,28 @@ impl Runbook {
             record.phase = Phase::Fenced;
             record.disks_done.clear();
             self.journal.save(&record)?;
+        }
+        Ok(record)
+    }
+
+    /// Another point than the one that was begun with, say because that one is damaged. As long as nothing was started
+    /// that is safe: all that there is are files nobody uses.
+    async fn choose_anew(
+        &self,
+        before: &Record,
+        request: &Request,
+        watcher: &Watcher,
+    ) -> Result<Record, FailoverError> {
+        if before.phase >= Phase::Starting {
+            return Err(FailoverError::AnotherPoint { begun: before.point });
+        }
+        let record = self.begin(before.vm, request, watcher).await?;
+        let left = self.attempt_dir(before);
+        if left != self.attempt_dir(&record)
+            && let Err(error) = std::fs::remove_dir_all(&left)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %left.display(), %error, "what the other point left could not be removed");
         }
         Ok(record)
     }

@@ -1,0 +1,160 @@
+//! What the site has acknowledged stays, whatever happens to the controller and its disk; and what is damaged is found
+//! out before anything is built on it.
+
+use anyhow::{Context, Result, ensure};
+use rig::{
+    DiskFormat, Rig, eventually,
+    product::{Agent, Controller, id, killed_at, replica_unharmed, small},
+};
+use std::{fs, path::PathBuf, time::Duration};
+
+const BOOT: Duration = Duration::from_secs(90);
+const SOON: Duration = Duration::from_secs(120);
+
+/// Goal: I-2. Method: kill the controller in the middle of taking, committing and acknowledging a point; compare what it
+/// holds afterwards with what it had listed and what the agent had been told.
+#[test]
+fn nothing_acknowledged_is_lost_when_the_controller_dies_in_a_commit() -> Result<()> {
+    let rig = Rig::new("commit")?;
+    let (a, b, _link) = rig.pair()?;
+    let mut controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Qcow2, 32))?;
+    guest.wait_for_tick(3, BOOT)?;
+    let agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 2, SOON)?;
+    controller.stop()?;
+    for place in ["intake.append:9", "intake.commit:2", "intake.committed:2"] {
+        controller.env = killed_at(place);
+        controller.start()?;
+        let listed: Vec<String> = controller.points("web").unwrap_or_default().iter().map(id).collect();
+        controller.process()?.wait(SOON).with_context(|| format!("the controller should die at {place}"))?;
+        let told = agent.acknowledged()?;
+        controller.start()?;
+        let held = controller.points("web")?;
+        for point in listed.iter().chain(&told) {
+            let found = held.iter().find(|held| id(held) == *point);
+            ensure!(found.is_some_and(|point| point["state"] == "ok"), "{place}: {point} is lost: {held:?}");
+        }
+        controller.wait_more_points("web", 2, SOON)?;
+        controller.stop()?;
+    }
+    controller.start()?;
+    assert_eq!(controller.json(&["verify"])?["findings"], serde_json::json!([]));
+    let before = guest.last().context("it ticks")?;
+    a.power_cut();
+    controller.failover("web", "latest")?;
+    replica_unharmed(&b.guest("web")?, &before.boot, 0, SOON)?;
+    Ok(())
+}
+
+/// Goal: a failover that is interrupted goes on. Method: one failover whose controller dies at every step there is, each
+/// time started again and asked again; the replica then tells whether it was harmed.
+#[test]
+fn a_failover_goes_on_wherever_its_controller_died() -> Result<()> {
+    let rig = Rig::new("runbook")?;
+    let (a, b, _link) = rig.pair()?;
+    let mut controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 32).disk(DiskFormat::Qcow2, 32))?;
+    guest.wait_for_tick(3, BOOT)?;
+    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 3, SOON)?;
+    let before = guest.last().context("it ticks")?;
+    a.power_cut();
+    controller.stop()?;
+    for step in ["begun", "fenced", "disk", "restored", "defined", "starting", "started", "running"] {
+        controller.env = killed_at(&format!("failover.{step}"));
+        controller.start()?;
+        let answer = controller.cli(&["failover", "web", "--emergency", "--yes"])?;
+        ensure!(!answer.status.success() && answer.stderr.contains("again"), "{step}: {answer:?}");
+        controller.process()?.wait(SOON).with_context(|| format!("the controller should die at {step}"))?;
+    }
+    controller.start()?;
+    let report = controller.failover("web", "latest")?;
+    assert_eq!(report["already_done"], true, "{report}");
+    replica_unharmed(&b.guest("web")?, &before.boot, 0, SOON)?;
+    Ok(())
+}
+
+/// Goal: a full site is said to be full, costs the guest nothing, and is no more once there is room.
+#[test]
+fn a_full_store_is_shown_harms_no_guest_and_goes_on_when_there_is_room() -> Result<()> {
+    let rig = Rig::new("store-full")?;
+    let (a, b, _link) = rig.pair()?;
+    let store = b.dir("lb/data")?;
+    b.limit_store(&store, 512 << 20)?;
+    let controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 32))?;
+    guest.wait_for_tick(3, BOOT)?;
+    let agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 2, SOON)?;
+    b.fill(&store)?;
+    let row = agent.wait_state("web", "degraded", SOON)?;
+    assert!(row["reason"].as_str().is_some_and(|reason| reason.contains("full")), "{row}");
+    eventually(SOON, "the site to show it as well", || {
+        let seen = controller.vm("web")?;
+        Ok((seen["agent"]["report"]["state"] == "degraded").then_some(()))
+    })?;
+    let then = guest.last().context("it ticks")?;
+    let held = controller.points("web")?;
+    guest.wait_for_tick(then.tick + 20, SOON)?;
+    b.unfill(&store)?;
+    let now = controller.wait_more_points("web", 2, SOON)?;
+    assert!(now.starts_with(&held), "what was acknowledged is still there");
+    agent.wait_state("web", "protected", SOON)?;
+    assert_eq!(controller.json(&["verify", "web"])?["findings"], serde_json::json!([]));
+    a.power_cut();
+    controller.failover("web", "latest")?;
+    replica_unharmed(&b.guest("web")?, &then.boot, then.tick, SOON)?;
+    Ok(())
+}
+
+/// Goal: damage is found, named, and never given to a replica. Method: one byte of the newest pack is flipped on disk.
+#[test]
+fn a_flipped_byte_is_found_and_refused_and_an_older_point_still_works() -> Result<()> {
+    let rig = Rig::new("flipped-byte")?;
+    let (a, b, _link) = rig.pair()?;
+    let controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 32))?;
+    guest.wait_for_tick(3, BOOT)?;
+    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 4, SOON)?;
+    a.power_cut();
+    let before = guest.last().context("it ticked")?;
+    let points = controller.wait_points("web", 4, SOON)?;
+    let [.., older, newest] = points.as_slice() else { anyhow::bail!("few points: {points:?}") };
+    let pack = newest_pack(&controller.data_dir())?;
+    let mut bytes = fs::read(&pack)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&pack, bytes)?;
+
+    let found = controller.cli(&["verify", "--json"])?;
+    assert_eq!(found.status.code(), Some(3), "{found:?}");
+    let name = pack.file_name().context("a name")?.to_string_lossy().into_owned();
+    assert!(found.stdout.contains(&name) && found.stdout.contains(&id(newest)), "{found:?}");
+
+    let refused = controller.cli(&["failover", "web", "--emergency", "--yes"])?;
+    assert!(!refused.status.success() && refused.stderr.contains("damaged"), "{refused:?}");
+    assert!(b.virsh(["list", "--all", "--name"])?.trim().is_empty(), "nothing was defined or started");
+    let report = controller.failover("web", &id(older))?;
+    assert_eq!(report["point"], older["point"]);
+    replica_unharmed(&b.guest("web")?, &before.boot, 0, SOON)?;
+    Ok(())
+}
+
+/// The pack that was written last.
+fn newest_pack(data: &std::path::Path) -> Result<PathBuf> {
+    let mut folders = vec![data.to_owned()];
+    let mut newest = None;
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "pack") {
+                newest = newest.max(Some((path.metadata()?.modified()?, path)));
+            }
+        }
+    }
+    Ok(newest.context("a pack")?.1)
+}
