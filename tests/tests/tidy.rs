@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs,
+    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -57,6 +57,9 @@ const ROOMS: &[(&str, &[&str])] = &[
     ),
 ];
 
+/// Programs of others that documents tell to type.
+const OTHER_PROGRAMS: &[&str] = &["apt", "apt-get", "cargo", "curl", "make", "sudo", "systemctl", "virsh"];
+
 /// Rooms of the daemons: each may use those of its own line and of the lines above.
 const AGENT: &[&[&str]] =
     &[&["watchdog"], &["capture"], &["config"], &["protect", "ship"], &["admin"], &["daemon"]];
@@ -93,12 +96,12 @@ fn nothing_is_left_unfinished() {
     let mut wrong = Vec::new();
     for (path, text) in files(|path| !path.ends_with(".lock")) {
         let rust = path.ends_with(".rs");
-        for (line, words_of) in text.lines().enumerate().map(|(at, line)| (at + 1, line)) {
-            let has = |word: &&str| !places(words_of, word).is_empty();
-            if words.iter().any(has) || (rust && macros.iter().any(|call| words_of.contains(call))) {
-                wrong.push(format!("{path}:{line}: {}", words_of.trim()));
+        for (line, said) in text.lines().enumerate().map(|(at, said)| (at + 1, said)) {
+            let has = |word: &&str| !places(said, word).is_empty();
+            if words.iter().any(has) || (rust && macros.iter().any(|call| said.contains(call))) {
+                wrong.push(format!("{path}:{line}: {}", said.trim()));
             }
-            if ["<<<<<<< ", ">>>>>>> "].iter().any(|mark| words_of.starts_with(mark)) {
+            if ["<<<<<<< ", ">>>>>>> "].iter().any(|mark| said.starts_with(mark)) {
                 wrong.push(format!("{path}:{line}: a conflict that was not resolved"));
             }
         }
@@ -235,17 +238,17 @@ fn every_flag_that_a_document_tells_to_type_exists() {
         |path: &str| path.ends_with(".md") || (path.starts_with("packaging/") && path.ends_with(".toml"));
     for (path, text) in files(told) {
         for (at, line) in text.lines().enumerate() {
-            // A word after a program's name belongs to it, until another program is named.
+            // A word after a program's name belongs to it, until another program is named, ours or not.
             let mut reader = None;
             for word in line.split(|c: char| c.is_whitespace() || "`()[],;'\"|".contains(c)) {
-                reader = programs.get(word).or(reader);
+                reader = programs.get(word).or(reader.filter(|_| !OTHER_PROGRAMS.contains(&word)));
                 let flag = word.strip_prefix("--").map(|flag| flag.split('=').next().unwrap_or(flag));
                 let (Some(flag), Some(reader)) = (flag.filter(|flag| !flag.is_empty()), reader) else {
                     continue;
                 };
                 let field = format!("{}:", flag.replace('-', "_"));
                 let known = reader.contains(&field) || reader.contains(&format!("long = \"{flag}\""));
-                if !known && !["help", "version", "now"].contains(&flag) {
+                if !known && !["help", "version"].contains(&flag) {
                     wrong.push(format!("{path}:{}: no program takes --{flag}: {}", at + 1, line.trim()));
                 }
             }
@@ -338,23 +341,31 @@ fn read(path: &str) -> String {
 
 /// Text files of the tree, by their paths from its root.
 fn files(wanted: impl Fn(&str) -> bool) -> Vec<(String, String)> {
-    let (root, mut found, mut folders) = (root(), Vec::new(), vec![PathBuf::new()]);
+    let (mut found, mut folders) = (Vec::new(), vec![PathBuf::new()]);
     while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(root.join(&folder)).unwrap().map(Result::unwrap) {
-            let path = folder.join(entry.file_name()).to_string_lossy().into_owned();
-            let ours = [".ci", ".config"].contains(&path.as_str())
-                || !entry.file_name().to_string_lossy().starts_with('.');
-            let kind = entry.file_type().unwrap();
+        let entries = list(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
+        for (name, kind) in entries {
+            let path = folder.join(&name).to_string_lossy().into_owned();
+            let ours = [".ci", ".config"].contains(&path.as_str()) || !name.starts_with('.');
             if kind.is_dir() && ours && path != "target" {
                 folders.push(path.into());
             } else if kind.is_file() && ours && wanted(&path) {
                 // What is no text is nobody's to tidy.
-                found.extend(fs::read_to_string(root.join(&path)).ok().map(|text| (path, text)));
+                found.extend(fs::read_to_string(root().join(&path)).ok().map(|text| (path, text)));
             }
         }
     }
     found.sort();
     found
+}
+
+fn list(folder: &Path) -> io::Result<Vec<(String, fs::FileType)>> {
+    let entries = fs::read_dir(root().join(folder))?;
+    entries
+        .map(|entry| {
+            entry.and_then(|entry| Ok((entry.file_name().to_string_lossy().into_owned(), entry.file_type()?)))
+        })
+        .collect()
 }
 
 fn sources() -> Vec<(String, String)> {
