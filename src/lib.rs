@@ -4,8 +4,9 @@
 //! 1. vocabulary, no I/O: [`id`], [`units`], [`clock`], [`page`], [`error`]
 //! 2. data and their bytes: [`chunk`], [`extent`], [`format`], [`wire`], [`qemu`]
 //! 3. behaviour without sockets or clocks: [`session`]
-//! 4. edges, each foreign crate in one room: [`transport`] (quinn, rustls, rcgen), [`hypervisor`] (virt),
-//!    [`local_api`] (axum, hyper over a unix socket), [`config`] (toml), [`telemetry`] (tracing), [`durable`] (files), [`fault`]
+//! 4. edges, each foreign crate in one room: [`durable`] (small files), [`transport`] (quinn, rustls, rcgen),
+//!    [`hypervisor`] (virt), [`local_api`] (axum, hyper over a unix socket), [`config`] (toml), [`telemetry`] (tracing),
+//!    [`fault`]
 
 pub mod chunk;
 pub mod clock;
