@@ -76,7 +76,8 @@ fn a_failover_goes_on_wherever_its_controller_died() -> Result<()> {
     Ok(())
 }
 
-/// Goal: a full site is said to be full, costs the guest nothing, and is no more once there is room.
+/// Goal: a full site is said to be full, costs the guest nothing, and is no more once there is room; and a site whose
+/// store is full but for its reserve can still be failed over to.
 #[test]
 fn a_full_store_is_shown_harms_no_guest_and_goes_on_when_there_is_room() -> Result<()> {
     let rig = Rig::new("store-full")?;
@@ -103,7 +104,10 @@ fn a_full_store_is_shown_harms_no_guest_and_goes_on_when_there_is_room() -> Resu
     assert!(now.starts_with(&held), "what was acknowledged is still there");
     agent.wait_state("web", "protected", SOON)?;
     assert_eq!(controller.json(&["verify", "web"])?["findings"], serde_json::json!([]));
+    b.fill(&store)?;
+    agent.wait_state("web", "degraded", SOON)?;
     a.power_cut();
+    b.run(["truncate", "--size=-512K", &store.join(".filler").to_string_lossy()])?;
     controller.failover("web", "latest")?;
     replica_unharmed(&b.guest("web")?, &then.boot, then.tick, SOON)?;
     Ok(())
