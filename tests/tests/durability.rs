@@ -2,6 +2,7 @@
 //! out before anything is built on it.
 
 use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use rig::{
     DiskFormat, Rig, eventually,
     product::{Agent, Controller, id, killed_at, replica_unharmed, small},
@@ -27,7 +28,7 @@ fn nothing_acknowledged_is_lost_when_the_controller_dies_in_a_commit() -> Result
         controller.env = killed_at(place);
         controller.start()?;
         let listed: Vec<String> = controller.points("web").unwrap_or_default().iter().map(id).collect();
-        controller.process()?.wait(SOON).with_context(|| format!("the controller should die at {place}"))?;
+        died(&mut controller, place)?;
         let told = agent.acknowledged()?;
         controller.start()?;
         let held = controller.points("web")?;
@@ -66,7 +67,7 @@ fn a_failover_goes_on_wherever_its_controller_died() -> Result<()> {
         controller.start()?;
         let answer = controller.cli(&["failover", "web", "--emergency", "--yes"])?;
         ensure!(!answer.status.success() && answer.stderr.contains("again"), "{step}: {answer:?}");
-        controller.process()?.wait(SOON).with_context(|| format!("the controller should die at {step}"))?;
+        died(&mut controller, step)?;
     }
     controller.start()?;
     let report = controller.failover("web", "latest")?;
@@ -75,7 +76,8 @@ fn a_failover_goes_on_wherever_its_controller_died() -> Result<()> {
     Ok(())
 }
 
-/// Goal: a full site is said to be full, costs the guest nothing, and is no more once there is room.
+/// Goal: a full site is said to be full, costs the guest nothing, and is no more once there is room; and a site whose
+/// store is full but for its reserve can still be failed over to.
 #[test]
 fn a_full_store_is_shown_harms_no_guest_and_goes_on_when_there_is_room() -> Result<()> {
     let rig = Rig::new("store-full")?;
@@ -102,7 +104,10 @@ fn a_full_store_is_shown_harms_no_guest_and_goes_on_when_there_is_room() -> Resu
     assert!(now.starts_with(&held), "what was acknowledged is still there");
     agent.wait_state("web", "protected", SOON)?;
     assert_eq!(controller.json(&["verify", "web"])?["findings"], serde_json::json!([]));
+    b.fill(&store)?;
+    agent.wait_state("web", "degraded", SOON)?;
     a.power_cut();
+    b.run(["truncate", "--size=-512K", &store.join(".filler").to_string_lossy()])?;
     controller.failover("web", "latest")?;
     replica_unharmed(&b.guest("web")?, &then.boot, then.tick, SOON)?;
     Ok(())
@@ -139,6 +144,14 @@ fn a_flipped_byte_is_found_and_refused_and_an_older_point_still_works() -> Resul
     let report = controller.failover("web", &id(older))?;
     assert_eq!(report["point"], older["point"]);
     replica_unharmed(&b.guest("web")?, &before.boot, 0, SOON)?;
+    Ok(())
+}
+
+/// Waits until the controller was killed, as it was told to be.
+fn died(controller: &mut Controller, place: &str) -> Result<()> {
+    let process = controller.process()?;
+    process.wait(SOON).with_context(|| format!("the controller should die at {place}"))?;
+    ensure!(process.killed_by(Signal::SIGKILL), "at {place} it ended by itself");
     Ok(())
 }
 

@@ -162,6 +162,30 @@ fn a_vm_without_its_memory_boots_from_the_disks_of_the_point() -> Result<()> {
     Ok(())
 }
 
+/// Goal: a source that was given up too early writes no more points. Method: fail over while it is alive, then restart
+/// its agent: both the one that was told and the one that comes back are turned away.
+#[test]
+fn a_source_that_is_still_alive_is_fenced() -> Result<()> {
+    let rig = Rig::new("fenced")?;
+    let (a, b, _link) = rig.pair()?;
+    let controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 16))?;
+    let boot = guest.wait_for_tick(3, BOOT)?.boot;
+    let mut agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 2, SOON)?;
+    controller.failover("web", "latest")?;
+    replica_unharmed(&b.guest("web")?, &boot, 0, SOON)?;
+    agent.wait_state("web", "fenced", SOON)?;
+    let points = controller.points("web")?;
+    agent.stop()?;
+    agent.start()?;
+    let row = agent.wait_state("web", "fenced", SOON)?;
+    assert!(row["reason"].is_string(), "{row}");
+    assert_eq!(controller.points("web")?, points);
+    assert_eq!(guest.state()?, "running", "its end is its operator's decision");
+    Ok(())
+}
+
 /// Goal: what can't be protected now is shown with its reason, and is protected as soon as it can.
 #[test]
 fn a_vm_that_is_unknown_or_off_is_shown_as_such_and_protected_once_it_runs() -> Result<()> {

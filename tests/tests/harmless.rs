@@ -49,6 +49,7 @@ fn an_agent_that_dies_at_any_step_of_a_cut_harms_neither_guest_nor_points() -> R
         agent.env = killed_at(place);
         agent.start()?;
         agent.process()?.wait(SOON).with_context(|| format!("the agent should die at {place}"))?;
+        ensure!(agent.process()?.killed_by(Signal::SIGKILL), "at {place} it ended by itself");
         goes_on(&guest).with_context(|| format!("after the agent died at {place}"))?;
     }
     let before = controller.points("web")?.len();
