@@ -30,7 +30,7 @@ pub struct WatchdogArgs {
     #[arg(long, default_value = "qemu:///system")]
     pub uri: String,
     /// Folder that names the guests which are being paused
-    #[arg(long, default_value = "/run/lifeboat/paused")]
+    #[arg(long, default_value = "/run/lifeboat-agent/paused")]
     pub marker_dir: PathBuf,
 }
 

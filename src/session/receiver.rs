@@ -72,13 +72,23 @@ impl Receiver {
 
     /// An agent says that it protects the VM, as of `generation` (`None`: it has never been told one).
     pub fn watch(&self, held: Held, generation: Option<Generation>) -> SiteMessage {
-        let stale = match generation {
-            Some(theirs) => theirs != held.generation,
-            None => held.raised_since_latest,
-        };
-        if stale {
-            let refusal = Refusal::Fenced { current: held.generation };
-            return SiteMessage::VmRefused { vm: self.vm, refusal };
+        let refused = |refusal| SiteMessage::VmRefused { vm: self.vm, refusal };
+        match generation {
+            Some(theirs) if theirs < held.generation => {
+                return refused(Refusal::Fenced { current: held.generation });
+            }
+            None if held.raised_since_latest => {
+                return refused(Refusal::Fenced { current: held.generation });
+            }
+            Some(theirs) if theirs > held.generation => {
+                let detail = format!(
+                    "the agent has seen generation {theirs} of this VM, and the site knows only {}: its store is an older \
+                     one, or another site's",
+                    held.generation
+                );
+                return refused(Refusal::Invalid { detail });
+            }
+            Some(_) | None => {}
         }
         SiteMessage::Vm { vm: self.vm, generation: held.generation, latest: held.latest }
     }

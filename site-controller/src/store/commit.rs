@@ -20,6 +20,7 @@ use lifeboat::{
     },
     id::{PackId, PointId, VmId},
     page::{PAGE, pages_for},
+    session::sender::FRAMES_HELD_MAX,
     units::{Generation, Seq, UnixMs},
 };
 use std::{
@@ -408,6 +409,15 @@ impl Intake {
         if at >= FRAMES_MAX {
             return Err(PointError::Invalid(format!("a point has at most {FRAMES_MAX} frames")));
         }
+        // An agent has only so many frames untaken at once: a number far ahead is not one of them, and must not make room
+        // for all that it skips.
+        if at >= self.distinct as usize + AHEAD_MAX {
+            let seq = frame.head.seq;
+            return Err(PointError::Invalid(format!(
+                "frame {seq} came when only {} were there",
+                self.distinct
+            )));
+        }
         let [a, b, c, d, ..] = *frame.head.digest.as_bytes();
         let mark = u32::from_le_bytes([a, b, c, d]) | 1;
         self.wire_bytes = self.wire_bytes.saturating_add(frame.encoded_len() as u64);
@@ -477,6 +487,8 @@ async fn settle_doubt(shared: &Shared, vm: VmId, history: &mut History) -> Resul
 
 /// Frames in one point at the most: 16 TiB of full frames, and 256 MiB of marks.
 const FRAMES_MAX: usize = 1 << 26;
+/// How far a frame's number may be ahead of the frames that are there.
+const AHEAD_MAX: usize = 2 * FRAMES_HELD_MAX;
 /// Frames with fewer bytes of pages are verified where they are.
 const APART_FROM: usize = 64 << 10;
 const NAME_MAX: usize = 255;

@@ -49,6 +49,11 @@ fn an_older_generation_is_refused_at_every_door() {
     let mut receiver = open();
     assert!(matches!(receiver.watch(held, Some(Generation(1))), SiteMessage::VmRefused { .. }));
     assert!(matches!(receiver.watch(held, None), SiteMessage::VmRefused { .. }));
+    let ahead = receiver.watch(FRESH, Some(Generation(9)));
+    assert!(
+        matches!(ahead, SiteMessage::VmRefused { refusal: Refusal::Invalid { .. }, .. }),
+        "no failover was here"
+    );
     let todo = receiver.begin(held, Generation(1), POINT, None);
     assert!(matches!(
         todo.as_slice(),
