@@ -80,7 +80,9 @@ fn vm_row(row: &VmRow) -> Vec<String> {
         0 => row.points.to_string(),
         damaged => format!("{} ({damaged} damaged)", row.points),
     };
-    let rpo = row.rpo_ms.map_or_else(|| "-".to_owned(), span);
+    // After a failover the source's points are history: their age says nothing of what could be lost.
+    let protected = row.failover.is_none();
+    let rpo = row.rpo_ms.filter(|_| protected).map_or_else(|| "-".to_owned(), span);
     vec![row.name.clone(), state, rpo, points, ByteSize(row.stored_bytes).to_string(), memory, agent, reason]
 }
 
