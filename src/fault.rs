@@ -2,6 +2,13 @@
 //! which no package has. `LIFEBOAT_KILL_AT=name` (or `name:N` for the N-th pass) ends the process there by SIGKILL;
 //! `LIFEBOAT_STOP_AT` freezes it by SIGSTOP. Called wherever an interrupted step must be shown to be harmless.
 
+/// The environment variables that choose places; a daemon keeps them from the processes it starts.
+#[cfg(not(feature = "fault-injection"))]
+pub const VARIABLES: &[&str] = &[];
+/// The environment variables that choose places; a daemon keeps them from the processes it starts.
+#[cfg(feature = "fault-injection")]
+pub const VARIABLES: &[&str] = &["LIFEBOAT_KILL_AT", "LIFEBOAT_STOP_AT"];
+
 /// Passes a named place.
 #[cfg(not(feature = "fault-injection"))]
 #[inline(always)]

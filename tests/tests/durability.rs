@@ -49,7 +49,8 @@ fn nothing_acknowledged_is_lost_when_the_controller_dies_in_a_commit() -> Result
 }
 
 /// Goal: a failover that is interrupted goes on. Method: one failover whose controller dies at every step there is, each
-/// time started again and asked again; the replica then tells whether it was harmed.
+/// time started again and asked again; nothing runs before the step that starts it, and the replica then tells whether it
+/// was harmed.
 #[test]
 fn a_failover_goes_on_wherever_its_controller_died() -> Result<()> {
     let rig = Rig::new("runbook")?;
@@ -68,6 +69,8 @@ fn a_failover_goes_on_wherever_its_controller_died() -> Result<()> {
         let answer = controller.cli(&["failover", "web", "--emergency", "--yes"])?;
         ensure!(!answer.status.success() && answer.stderr.contains("again"), "{step}: {answer:?}");
         died(&mut controller, step)?;
+        let running = b.virsh(["list", "--name"])?.contains("web");
+        assert_eq!(running, ["started", "running"].contains(&step), "at {step}");
     }
     controller.start()?;
     let report = controller.failover("web", "latest")?;

@@ -42,14 +42,17 @@ impl Watchdog {
             // The file this process runs from, also after an upgrade has replaced it by name.
             let program = PathBuf::from("/proc/self/exe");
             let (ours, theirs) = pair()?;
-            let child = Command::new(program)
+            let mut command = Command::new(program);
+            // The agent's own errands and endings are not the watchdog's.
+            for variable in lifeboat::fault::VARIABLES {
+                command.env_remove(variable);
+            }
+            let child = command
                 .arg("watchdog")
                 .args(["--uri", &args.uri])
                 .arg("--marker-dir")
                 .arg(&args.marker_dir)
                 .env_remove("NOTIFY_SOCKET")
-                .env_remove("LIFEBOAT_KILL_AT")
-                .env_remove("LIFEBOAT_STOP_AT")
                 .stdin(Stdio::from(theirs))
                 .stdout(Stdio::null())
                 .spawn()
