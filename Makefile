@@ -5,12 +5,17 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 BUILT = $$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fault-injection
 
-.PHONY: demo test lint setup build
+.PHONY: demo bench test lint setup build
 
 # Two sites, a protected guest, a power cut, a failover: on one screen, and in target/demo/report.json.
 demo: setup
 	cargo build --workspace --bins $(CARGO_FLAGS)
 	@$(BUILT)/demo
+
+# What a point costs, beside what the machine could do at best: a table, and target/bench/report.json.
+bench: setup
+	cargo build --release --workspace --bins
+	cargo bench --workspace --bench bench
 
 # Everything that proves something. TESTS='-E test(power)' and the like narrow it.
 test: setup build

@@ -2,12 +2,11 @@
 //! Called by `play`.
 
 use crate::{
-    log::Line,
     story::{Check, Failover, Point, Step},
     witness::Sighting,
 };
 use anyhow::{Context, Result};
-use rig::Report;
+use rig::{LogLine, Report};
 use serde_json::Value;
 
 /// What there was when the power went.
@@ -38,7 +37,7 @@ pub fn failover(points: &[Point], lost: &Lost, found: &Found, site_log: &str) ->
     let first = found.words.first().context("the replica has said nothing")?;
     let last = &found.words.last().context("the replica has said nothing")?.report;
     let running_ms = report["running_at"].as_u64().unwrap_or_default();
-    let restored = Line::saying(site_log, "disks and memory are restored").last();
+    let restored = LogLine::saying(site_log, "disks and memory are restored").last();
     let restored_bytes = restored.and_then(|line| line.number("bytes"));
     let restore_ms = restored.and_then(|line| line.number("ms"));
     let rate = |(bytes, ms): (u64, u64)| bytes as f64 / 1e3 / ms.max(1) as f64;

@@ -6,7 +6,6 @@
 mod host;
 mod interrupt;
 mod judge;
-mod log;
 mod play;
 mod screen;
 mod story;

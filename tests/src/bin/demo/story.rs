@@ -1,7 +1,8 @@
 //! Everything that was seen, as `report.json` holds it. Every value is read from what ran; nothing here computes more
 //! than a difference or a quotient of such values.
 
-use crate::{host::Host, log::Line};
+use crate::host::Host;
+use rig::LogLine;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -94,14 +95,14 @@ impl Point {
     pub fn read(point: &Value, agent_log: &str, site_log: &str) -> Self {
         let number = |key: &str| point[key].as_u64().unwrap_or_default();
         let id = point["point"].as_str().unwrap_or_default().to_owned();
-        let line = |log, what| Line::saying(log, what).find(|line| line.value("point") == Some(&id));
+        let line = |log, what| LogLine::saying(log, what).find(|line| line.value("point") == Some(&id));
         let cut_at = number("cut_at");
         Self {
             seq: number("seq"),
             cut_at,
             committed_at: number("committed_at"),
             cut_to_durable_ms: line(site_log, "point committed")
-                .and_then(Line::at)
+                .and_then(LogLine::at)
                 .map(|at| at.saturating_sub(cut_at)),
             cut_to_acknowledged_ms: line(agent_log, "point is durable")
                 .and_then(|line| line.number("latency_ms")),
@@ -157,9 +158,9 @@ pub struct Step {
 
 impl Step {
     pub fn read(site_log: &str, command_ms: u64) -> Vec<Self> {
-        let step = |line: Line<'_>| {
+        let step = |line: LogLine<'_>| {
             Some(Self { at_ms: line.at()?.saturating_sub(command_ms), what: line.rest("step")?.to_owned() })
         };
-        Line::saying(site_log, " failover step=").filter_map(step).collect()
+        LogLine::saying(site_log, " failover step=").filter_map(step).collect()
     }
 }

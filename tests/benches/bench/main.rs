@@ -1,0 +1,54 @@
+//! `make bench`: what a point costs, from the cut to the restore, beside what the machine could do at best.
+//! Prints a table for people and writes `<target>/bench/report.json`. Asserts nothing: a number is for reading.
+//! Reading order: [`guest`] measures the products around a real guest, the others one part each, in this process.
+
+mod corpus;
+mod guest;
+mod measure;
+mod pipeline;
+mod rows;
+mod store;
+mod transport;
+
+use anyhow::{Context, Result};
+use corpus::Corpus;
+use rows::Rows;
+use std::{fs, time::Instant};
+
+fn main() -> Result<()> {
+    // Asked by `cargo test --benches` and the like for a list of tests: there are none.
+    if std::env::args().any(|word| word == "--list" || word == "--test") {
+        return Ok(());
+    }
+    let began = Instant::now();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("a runtime")?;
+    let folder = rig::target_dir()?.join("bench");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    // On the same disk as everything else, and gone afterwards.
+    let scratch = tempfile::tempdir_in(&folder).context("a scratch folder")?;
+    let mut rows = Rows::default();
+
+    let corpus = Corpus::of_programs()?;
+    say(began, &format!("{} MB of pages to work on", corpus.bytes() / 1_000_000));
+    runtime.block_on(pipeline::measure(&corpus, &mut rows))?;
+    say(began, "sealing is measured");
+    runtime.block_on(store::measure(&corpus, scratch.path(), &mut rows))?;
+    say(began, "ingest and restore are measured");
+    runtime.block_on(transport::measure(scratch.path(), &mut rows))?;
+    say(began, "the transport is measured");
+    guest::measure(&runtime, scratch.path(), &mut rows)?;
+    say(began, "the guest has been protected");
+
+    let report = folder.join("report.json");
+    fs::write(&report, serde_json::to_vec_pretty(&rows)?)
+        .with_context(|| format!("writing {}", report.display()))?;
+    print!("{}", rows.table());
+    println!("\nprofile: {PROFILE}; as numbers: {}", report.display());
+    Ok(())
+}
+
+fn say(began: Instant, what: &str) {
+    eprintln!("{:6.1} s  {what}", began.elapsed().as_secs_f64());
+}
+
+const PROFILE: &str = if cfg!(debug_assertions) { "dev (opt-level 2, checks on)" } else { "release" };
