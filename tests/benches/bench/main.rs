@@ -1,5 +1,6 @@
 //! `make bench`: what a point costs, from the cut to the restore, beside what the machine could do at best.
 //! Prints a table for people and writes `<target>/bench/report.json`. Asserts nothing: a number is for reading.
+//! `cargo bench --bench bench -- store` (or pipeline, transport, guest) measures that part alone.
 //! Reading order: [`guest`] measures the products around a real guest, the others one part each, in this process.
 
 mod corpus;
@@ -20,6 +21,8 @@ fn main() -> Result<()> {
     if std::env::args().any(|word| word == "--list" || word == "--test") {
         return Ok(());
     }
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    let wanted = |part: &str| chosen.is_empty() || chosen.iter().any(|word| word == part);
     let began = Instant::now();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().context("a runtime")?;
     let folder = rig::target_dir()?.join("bench");
@@ -30,14 +33,22 @@ fn main() -> Result<()> {
 
     let corpus = Corpus::of_programs()?;
     say(began, &format!("{} MB of pages to work on", corpus.bytes() / 1_000_000));
-    runtime.block_on(pipeline::measure(&corpus, &mut rows))?;
-    say(began, "sealing is measured");
-    runtime.block_on(store::measure(&corpus, scratch.path(), &mut rows))?;
-    say(began, "ingest and restore are measured");
-    runtime.block_on(transport::measure(scratch.path(), &mut rows))?;
-    say(began, "the transport is measured");
-    guest::measure(&runtime, scratch.path(), &mut rows)?;
-    say(began, "the guest has been protected");
+    if wanted("pipeline") {
+        runtime.block_on(pipeline::measure(&corpus, &mut rows))?;
+        say(began, "sealing is measured");
+    }
+    if wanted("store") {
+        runtime.block_on(store::measure(&corpus, scratch.path(), &mut rows))?;
+        say(began, "ingest and restore are measured");
+    }
+    if wanted("transport") {
+        runtime.block_on(transport::measure(scratch.path(), &mut rows))?;
+        say(began, "the transport is measured");
+    }
+    if wanted("guest") {
+        guest::measure(&runtime, scratch.path(), &mut rows)?;
+        say(began, "the guest has been protected");
+    }
 
     let report = folder.join("report.json");
     fs::write(&report, serde_json::to_vec_pretty(&rows)?)

@@ -1,6 +1,7 @@
 //! What was measured, one row each: a value, and beside it what it is to be compared with.
 
 use serde::Serialize;
+use std::fmt::Write;
 
 #[derive(Clone, Debug, Serialize)]
 pub struct Row {
@@ -28,15 +29,22 @@ impl Rows {
         self.0.push(Row { name, value, unit, limit: limit.into(), note: note.into() });
     }
 
+    /// A line for each row, and its note below it.
     pub fn table(&self) -> String {
-        let limit = |row: &Row| row.limit.map_or_else(|| "-".to_owned(), number);
-        let line = |name: &str, value: &str, limit: &str, unit: &str, note: &str| {
-            format!("{name:<26} {value:>9} {limit:>9}  {unit:<11} {note}\n")
-        };
-        let rows =
-            self.0.iter().map(|row| line(row.name, &number(row.value), &limit(row), row.unit, &row.note));
-        std::iter::once(line("what", "measured", "limit", "unit", "")).chain(rows).collect()
+        let mut out = line("what", "measured", "limit", "unit");
+        for row in &self.0 {
+            let limit = row.limit.map_or_else(|| "-".to_owned(), number);
+            out.push_str(&line(row.name, &number(row.value), &limit, row.unit));
+            row.note.split("; ").filter(|note| !note.is_empty()).for_each(|note| {
+                let _ = writeln!(out, "      {note}"); // a String takes everything
+            });
+        }
+        out
     }
+}
+
+fn line(name: &str, value: &str, limit: &str, unit: &str) -> String {
+    format!("{name:<28} {value:>9} {limit:>9}  {unit}\n")
 }
 
 /// Three digits that count.
