@@ -66,9 +66,13 @@ impl SiteEndpoint {
             .incoming_buffer_size(INCOMING_BUFFER)
             .incoming_buffer_size_total(INCOMING_BUFFER * HANDSHAKES_MAX as u64);
         let socket = settings.socket(address)?;
-        let endpoint =
-            quinn::Endpoint::new(settings.endpoint(), Some(config), socket, Arc::new(quinn::TokioRuntime))
-                .map_err(|source| TransportError::Listen { address, source })?;
+        let endpoint = quinn::Endpoint::new(
+            settings.listening_endpoint(identity),
+            Some(config),
+            socket,
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(|source| TransportError::Listen { address, source })?;
         let refusals = Arc::new(Refusals::default());
         let (sender, admitted) = mpsc::channel(ADMITTED_MAX);
         let door = Door {

@@ -15,6 +15,7 @@ const LINES_MAX: usize = 500;
 /// A foreign crate and the only places (beginnings of paths) that may name it. The bench may use what it likes.
 const ROOMS: &[(&str, &[&str])] = &[
     ("virt", &["src/hypervisor/libvirt"]),
+    ("quinn_proto", &["src/transport"]),
     ("quinn", &["src/transport"]),
     ("rustls", &["src/transport"]),
     ("rcgen", &["src/transport"]),

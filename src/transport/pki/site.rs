@@ -8,6 +8,7 @@ use super::{
     name::{self, AgentName},
 };
 use crate::{clock::Clock, units::UnixMs};
+use aws_lc_rs::hmac;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, ExtendedKeyUsagePurpose, IsCa,
     Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
@@ -78,6 +79,14 @@ impl SiteIdentity {
         let (chain, key) = issue_own(self.name(), names, &self.issuer()?, &self.authority, clock)?;
         write_own(&self.dir, &chain, &key)?;
         Self::load(&self.dir)
+    }
+
+    /// A secret of this site's for one purpose, the same after each start.
+    pub(in crate::transport) fn derived(&self, purpose: &[u8]) -> [u8; 32] {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, self.own_key.secret_pkcs8_der());
+        let mut secret = [0; 32];
+        secret.copy_from_slice(hmac::sign(&key, purpose).as_ref());
+        secret
     }
 
     pub fn name(&self) -> &str {
