@@ -74,7 +74,12 @@ impl Reader {
             next = segment.uses.end;
             Some(segment)
         });
-        Ok(stream::iter(segments).map(move |segment| reader.clone().read(at, segment)).buffered(AHEAD))
+        // Tasks of their own, so that reading and unpacking go on while the caller writes what it was given.
+        let read = move |segment| {
+            let reading = tokio::spawn(reader.clone().read(at, segment));
+            async move { reading.await.map_err(|error| StoreError::disk("restore", "reading", error))? }
+        };
+        Ok(stream::iter(segments).map(read).buffered(AHEAD))
     }
 
     /// Calls `each` with every run, and `progress` after each few of them. `each` must not block for long.
