@@ -24,11 +24,8 @@ fn main() {
     let boot = random();
     let mut memory = Memory::new(settings.pattern_mib, boot);
     let filler = Memory::new(settings.fill_mib, boot ^ 1);
-    let mut disks: Vec<Disk> = disk_names()
-        .iter()
-        .enumerate()
-        .filter_map(|(at, name)| Disk::open(name, at, boot))
-        .collect();
+    let mut disks: Vec<Disk> =
+        disk_names().iter().enumerate().filter_map(|(at, name)| Disk::open(name, at, boot)).collect();
     console.say(&format!(
         "hello boot={boot:016x} disks={} pattern_mib={}",
         disks.len(),
@@ -38,14 +35,10 @@ fn main() {
     for tick in 1_u64.. {
         if !settings.idle {
             memory.dirty(settings.dirty_kib / 4);
-            disks
-                .iter_mut()
-                .for_each(|disk| disk.write(settings.disk_writes, &mut console));
+            disks.iter_mut().for_each(|disk| disk.write(settings.disk_writes, &mut console));
         }
         memory.check(MEMORY_CHECKED_PER_TICK, &mut console);
-        disks
-            .iter_mut()
-            .for_each(|disk| disk.check(SLOTS_CHECKED_PER_TICK, &mut console));
+        disks.iter_mut().for_each(|disk| disk.check(SLOTS_CHECKED_PER_TICK, &mut console));
         console.say(&format!(
             "tick={tick} boot={boot:016x} up={} mem_errors={} disk_errors={} disks={} dirtied={} writes={} \
              mem_sweeps={} disk_sweeps={} end={tick}",
@@ -77,21 +70,9 @@ struct Memory {
 impl Memory {
     fn new(mib: u64, seed: u64) -> Self {
         let count = (mib as usize) << 8;
-        let pages = if count == 0 {
-            &mut []
-        } else {
-            zeroed_pages(count)
-        };
+        let pages = if count == 0 { &mut [] } else { zeroed_pages(count) };
         let generations = vec![0; count];
-        let mut memory = Self {
-            pages,
-            generations,
-            seed,
-            dirtied: 0,
-            checked: 0,
-            sweeps: 0,
-            errors: 0,
-        };
+        let mut memory = Self { pages, generations, seed, dirtied: 0, checked: 0, sweeps: 0, errors: 0 };
         (0..count).for_each(|page| memory.stamp(page, 0));
         memory
     }
@@ -153,12 +134,8 @@ struct Disk {
 impl Disk {
     fn open(name: &str, at: usize, boot: u64) -> Option<Self> {
         let path = format!("/dev/{name}");
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(O_DIRECT | O_SYNC)
-            .open(path)
-            .ok()?;
+        let mut file =
+            OpenOptions::new().read(true).write(true).custom_flags(O_DIRECT | O_SYNC).open(path).ok()?;
         let blocks = file.seek(SeekFrom::End(0)).ok()? / BLOCK as u64;
         let slots = blocks.min(SLOTS);
         let held = vec![0; usize::try_from(slots).ok()?];
@@ -179,8 +156,7 @@ impl Disk {
 
     /// Where a slot's block is: anywhere in its stride, always at the same place.
     fn offset(&self, slot: usize) -> u64 {
-        (slot as u64 * self.stride_blocks + mix(slot as u64 + 1) % self.stride_blocks)
-            * BLOCK as u64
+        (slot as u64 * self.stride_blocks + mix(slot as u64 + 1) % self.stride_blocks) * BLOCK as u64
     }
 
     fn write(&mut self, count: u64, console: &mut Console) {
@@ -235,9 +211,8 @@ impl Disk {
     fn fail(&mut self, console: &mut Console, slot: usize, what: std::fmt::Arguments<'_>) {
         self.errors += 1;
         let (disk, offset, wanted) = (self.at, self.offset(slot), self.held[slot]);
-        console.complain(&format!(
-            "error=disk disk={disk} slot={slot} offset={offset} wanted={wanted} {what}"
-        ));
+        console
+            .complain(&format!("error=disk disk={disk} slot={slot} offset={offset} wanted={wanted} {what}"));
     }
 }
 
@@ -254,12 +229,8 @@ impl Settings {
     fn read() -> Self {
         let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
         let value = |key: &str, default: u64| {
-            let found = line
-                .split_whitespace()
-                .find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-            found
-                .and_then(|value| value.parse().ok())
-                .unwrap_or(default)
+            let found = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+            found.and_then(|value| value.parse().ok()).unwrap_or(default)
         };
         Self {
             tick: Duration::from_millis(value("lb.tick_ms", 100)),
@@ -280,10 +251,7 @@ struct Console {
 
 impl Console {
     fn open() -> Self {
-        Self {
-            port: OpenOptions::new().write(true).open("/dev/ttyS0").ok(),
-            complaints: 0,
-        }
+        Self { port: OpenOptions::new().write(true).open("/dev/ttyS0").ok(), complaints: 0 }
     }
 
     fn say(&mut self, line: &str) {
@@ -301,11 +269,7 @@ impl Console {
 }
 
 fn prepare_machine() {
-    for (kind, place) in [
-        (c"proc", c"/proc"),
-        (c"sysfs", c"/sys"),
-        (c"devtmpfs", c"/dev"),
-    ] {
+    for (kind, place) in [(c"proc", c"/proc"), (c"sysfs", c"/sys"), (c"devtmpfs", c"/dev")] {
         mount_at(kind, place);
     }
     for module in [
@@ -325,28 +289,15 @@ fn prepare_machine() {
 
 fn mount_at(kind: &CStr, place: &CStr) {
     // SAFETY: all strings are NUL-terminated and `data` may be null.
-    unsafe {
-        mount(
-            kind.as_ptr(),
-            place.as_ptr(),
-            kind.as_ptr(),
-            0,
-            std::ptr::null(),
-        )
-    };
+    unsafe { mount(kind.as_ptr(), place.as_ptr(), kind.as_ptr(), 0, std::ptr::null()) };
 }
 
 /// The virtio disks, once as many are there as the PCI bus promises (probing is not instant).
 fn disk_names() -> Vec<String> {
-    let promised = names_in("/sys/bus/pci/devices")
-        .iter()
-        .filter(|device| is_virtio_disk(device))
-        .count();
+    let promised = names_in("/sys/bus/pci/devices").iter().filter(|device| is_virtio_disk(device)).count();
     for _ in 0..200 {
-        let found: Vec<String> = names_in("/sys/block")
-            .into_iter()
-            .filter(|name| name.starts_with("vd"))
-            .collect();
+        let found: Vec<String> =
+            names_in("/sys/block").into_iter().filter(|name| name.starts_with("vd")).collect();
         if found.len() >= promised {
             return found;
         }
@@ -356,17 +307,13 @@ fn disk_names() -> Vec<String> {
 }
 
 fn is_virtio_disk(device: &str) -> bool {
-    let read = |what| {
-        fs::read_to_string(format!("/sys/bus/pci/devices/{device}/{what}")).unwrap_or_default()
-    };
+    let read = |what| fs::read_to_string(format!("/sys/bus/pci/devices/{device}/{what}")).unwrap_or_default();
     read("vendor").trim() == "0x1af4" && matches!(read("device").trim(), "0x1001" | "0x1042")
 }
 
 fn names_in(folder: &str) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.file_name().into_string().ok())
-        .collect();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
     names.sort();
     names
 }
