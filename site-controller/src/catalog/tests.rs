@@ -1,3 +1,5 @@
+//! The catalogue finds what an operator names, and the index can be lost, garbled or deleted at any time (I-9).
+
 use super::*;
 use crate::store::{
     Objects, SummaryIndex,

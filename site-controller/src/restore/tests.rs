@@ -1,3 +1,5 @@
+//! What is restored is what was stored, byte for byte, over any history; damage is refused (I-6).
+
 use super::*;
 use crate::store::{
     LocalObjects, Objects, Store,

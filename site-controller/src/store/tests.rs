@@ -1,3 +1,5 @@
+//! What is acknowledged survives a power cut at any durable step (I-2); older generations are refused (I-4).
+
 use super::{
     sim::SimDisk,
     testing::{Cut, Guest, VM, commit, commit_as, open, restore},

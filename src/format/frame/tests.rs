@@ -1,3 +1,5 @@
+//! Frames come back as they were sealed or not at all; golden bytes of version 1.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! Manifests come back as they were encoded or not at all; golden bytes of version 1.
+
 use super::*;
 use crate::{
     format::{

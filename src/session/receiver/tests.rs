@@ -1,3 +1,5 @@
+//! The site's half of the conversation: committed once and whole, and only for the current generation (I-4).
+
 use super::*;
 use crate::format::manifest::{Image, ImageKind, PointStats};
 

@@ -1,3 +1,5 @@
+//! The agent's half of the conversation: nothing lost or repeated over a cut link, one outcome for each point (I-1).
+
 use super::*;
 use crate::{
     chunk::digest::Digest,

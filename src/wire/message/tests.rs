@@ -1,3 +1,5 @@
+//! Golden bytes of every control message of version 1; arbitrary bytes never panic.
+
 use super::*;
 use crate::format::manifest::{Image, ImageKind, PointStats};
 use proptest::prelude::*;

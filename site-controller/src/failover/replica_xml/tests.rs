@@ -1,3 +1,5 @@
+//! A replica keeps the source's identity and device addresses, and nothing of the source host.
+
 use super::*;
 
 const ACTIVE: &str = r#"<domain type='kvm' id='7' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
