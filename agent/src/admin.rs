@@ -30,6 +30,11 @@ pub fn show(status: &AgentStatus) -> String {
         if let Some(memory) = &vm.memory {
             out += &format!("  memory: {memory}\n");
         }
+        if let Some(change) = vm.memory_engine.as_ref().and_then(|memory| memory.last_change.as_ref()) {
+            let name = |engine: &Option<String>| engine.clone().unwrap_or_else(|| "disks only".into());
+            let (at, from, to) = (change.at, name(&change.from), name(&change.to));
+            out += &format!("  memory engine changed: {at}, from {from} to {to}: {}\n", change.why);
+        }
         if let Some(pause_us) = vm.last_pause_us {
             out += &format!("  last pause: {:.1} ms\n", pause_us as f64 / 1e3);
         }

@@ -1,6 +1,6 @@
 //! `agent.toml`: what the operator wrote, then what the daemon may rely on. [`AgentConfig::load`] is the only check.
 
-use crate::capture::guest::MemoryMode;
+use crate::capture::memory::choose::{Kind, MemoryMode};
 use lifeboat::{
     config::{self, ConfigError, UnknownKey},
     transport::{Congestion, TransportSettings},
@@ -34,11 +34,12 @@ struct RawLink {
     congestion: Option<Congestion>,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
 struct RawProtection {
     interval: Option<Span>,
     max_pause: Option<Span>,
     memory: Option<RawMemory>,
+    memory_engine: Option<String>,
     staging: Option<ByteSize>,
 }
 
@@ -46,6 +47,7 @@ struct RawProtection {
 #[serde(rename_all = "lowercase")]
 enum RawMemory {
     Auto,
+    On,
     Off,
 }
 
@@ -56,6 +58,7 @@ struct RawVm {
     interval: Option<Span>,
     max_pause: Option<Span>,
     memory: Option<RawMemory>,
+    memory_engine: Option<String>,
     staging: Option<ByteSize>,
 }
 
@@ -82,6 +85,8 @@ pub struct VmConfig {
     pub interval: Duration,
     pub max_pause: Duration,
     pub memory: MemoryMode,
+    /// The memory engine to use; `None` for the best that fits.
+    pub engine: Option<Kind>,
     /// Changed memory held before it is spooled to disk.
     pub staging: ByteSize,
 }
@@ -109,7 +114,7 @@ impl AgentConfig {
                     "each [[vm]] needs a name of its own",
                 ));
             }
-            vms.push(vm_config(file, vm, raw.defaults)?);
+            vms.push(vm_config(file, vm, &raw.defaults)?);
         }
         let agent = Self {
             state_dir: raw.state_dir.unwrap_or_else(|| "/var/lib/lifeboat/agent".into()),
@@ -150,7 +155,7 @@ fn site_address(file: &Path, address: &str) -> Result<String, ConfigError> {
     }
 }
 
-fn vm_config(file: &Path, vm: RawVm, defaults: RawProtection) -> Result<VmConfig, ConfigError> {
+fn vm_config(file: &Path, vm: RawVm, defaults: &RawProtection) -> Result<VmConfig, ConfigError> {
     let span = |own: Option<Span>, default: Option<Span>, otherwise| {
         own.or(default).map_or(otherwise, |span| span.0)
     };
@@ -165,11 +170,23 @@ fn vm_config(file: &Path, vm: RawVm, defaults: RawProtection) -> Result<VmConfig
         return Err(config::invalid(file, "max_pause", given, "write a time between 10ms and 60s: `2s`"));
     }
     let memory = match vm.memory.or(defaults.memory).unwrap_or(RawMemory::Auto) {
-        RawMemory::Auto => MemoryMode::On,
+        RawMemory::Auto => MemoryMode::Auto,
+        RawMemory::On => MemoryMode::On,
         RawMemory::Off => MemoryMode::Off,
     };
+    let engine = vm.memory_engine.as_ref().or(defaults.memory_engine.as_ref());
+    let engine = engine.map_or(Ok(None), |name| memory_engine(file, name))?;
     let staging = vm.staging.or(defaults.staging).unwrap_or(ByteSize(256 << 20));
-    Ok(VmConfig { name: vm.name, interval, max_pause, memory, staging })
+    Ok(VmConfig { name: vm.name, interval, max_pause, memory, engine, staging })
+}
+
+fn memory_engine(file: &Path, name: &str) -> Result<Option<Kind>, ConfigError> {
+    if name == "auto" {
+        return Ok(None);
+    }
+    let names: Vec<_> = Kind::ORDER.map(|kind| format!("`{}`", kind.name())).into();
+    let why = format!("write `auto` or {}", names.join(" or "));
+    Kind::named(name).map(Some).ok_or_else(|| config::invalid(file, "memory_engine", name, &why))
 }
 
 #[cfg(test)]
@@ -203,6 +220,7 @@ mod tests {
             ("[[vm]]\nname = \"a\"\n[[vm]]\nname = \"a\"", ["vm.name", "of its own"]),
             ("state_dir = \"here\"", ["state_dir", "absolute"]),
             ("[[vm]]\nname = \"a\"\nmemory = \"maybe\"", ["memory", "off"]),
+            ("[[vm]]\nname = \"a\"\nmemory_engine = \"magic\"", ["memory_engine", "stop-and-read"]),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains("agent.toml") && words.iter().all(|word| error.contains(word)), "{error}");

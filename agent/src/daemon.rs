@@ -164,7 +164,9 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
     let state = &rooms.config.state_dir;
     let settings = GuestSettings {
         vm: id,
+        name: domain.name().to_owned(),
         memory: vm.memory,
+        engine: vm.engine,
         scratch_dir: state.join("scratch"),
         spool_dir: state.join("spool"),
         staging_bytes: usize::try_from(vm.staging.0).unwrap_or(usize::MAX),

@@ -42,6 +42,8 @@ pub struct GuestSpec {
     pub disk_writes: u64,
     pub fill_mib: u64,
     pub idle: bool,
+    /// Further elements of its XML.
+    pub more: String,
 }
 
 impl GuestSpec {
@@ -58,6 +60,7 @@ impl GuestSpec {
             disk_writes: 4,
             fill_mib: 0,
             idle: false,
+            more: String::new(),
         }
     }
 
@@ -113,6 +116,12 @@ impl GuestSpec {
         self
     }
 
+    /// Further elements of its XML (`<memoryBacking>`, say).
+    pub fn more(mut self, xml: &str) -> Self {
+        self.more.push_str(xml);
+        self
+    }
+
     /// Where the site keeps a disk of this guest.
     pub fn disk_path(&self, at: usize) -> String {
         let format = self.disks.get(at).map_or(DiskFormat::Raw, |disk| disk.format);
@@ -129,7 +138,7 @@ impl GuestSpec {
         let (kind, console) = (accel.domain_type(), Self::console_path(name));
         let (cpu, arguments) =
             (if accel == Accel::Kvm { "<cpu mode='host-model'/>" } else { "" }, self.arguments());
-        let mut disks = String::new();
+        let (mut disks, more) = (String::new(), &self.more);
         for (at, disk) in self.disks.iter().enumerate() {
             let (format, path, target) = (disk.format, self.disk_path(at), target(at));
             let _ = write!(
@@ -161,6 +170,7 @@ impl GuestSpec {
     {disks}<serial type='file'><source path='{console}' append='on'/><target port='0'/></serial>
     <memballoon model='none'/>
   </devices>
+  {more}
 </domain>
 "
         )

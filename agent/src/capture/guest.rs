@@ -11,7 +11,10 @@ mod look;
 use crate::{
     capture::{
         disk::{DiskTarget, Disks},
-        memory::{Staging, device_state::DeviceState, stop_and_read::StopAndRead},
+        memory::{
+            choose::{Chooser, Kind, MemoryMode, MemoryStatus, Wishes},
+            device_state::DeviceState,
+        },
         quiesce::Pauser,
         source::{CaptureError, Cut, Source},
     },
@@ -28,20 +31,14 @@ use lifeboat::{
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, OwnedMutexGuard, broadcast};
 
-/// Whether memory is part of a guest's points.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum MemoryMode {
-    #[default]
-    On,
-    /// Disks only: the replica boots.
-    Off,
-}
-
 /// How a guest is captured.
 #[derive(Clone, Debug)]
 pub struct GuestSettings {
     pub vm: VmId,
+    pub name: String,
     pub memory: MemoryMode,
+    /// The memory engine to use; `None` for the best that fits.
+    pub engine: Option<Kind>,
     /// Where QEMU may write scratch images of disks, and serve views of them.
     pub scratch_dir: PathBuf,
     /// Where changed memory goes that does not fit `staging_bytes`.
@@ -61,7 +58,7 @@ impl GuestSettings {
 
 /// See the module.
 pub struct GuestSource {
-    memory: MemoryMode,
+    memory: Arc<std::sync::Mutex<MemoryStatus>>,
     state: Arc<Mutex<State>>,
 }
 
@@ -74,7 +71,7 @@ struct State {
     events: broadcast::Receiver<DomainEvent>,
     /// The guest was reset, or may have been, since its memory layout was last read.
     may_have_reset: bool,
-    engine: StopAndRead,
+    memory: Chooser,
     disks: Option<AttachedDisks>,
     /// Room that this QEMU process was shown.
     device_state: Option<(QemuProcess, DeviceState)>,
@@ -97,13 +94,19 @@ impl GuestSource {
         clock: Arc<dyn Clock>,
         settings: GuestSettings,
     ) -> Self {
-        let memory = settings.memory;
+        let memory = Arc::new(std::sync::Mutex::default());
+        let wishes = Wishes {
+            mode: settings.memory,
+            engine: settings.engine,
+            staging_bytes: settings.staging_bytes,
+            spool_dir: settings.spool_dir.clone(),
+        };
         let markers = Markers::new(settings.marker_dir.clone());
         let state = State {
             pauser: Pauser::new(markers, watchdog, settings.pause_limit),
             events: hypervisor.subscribe(),
             may_have_reset: false,
-            engine: StopAndRead::new(Staging::new(settings.staging_bytes, settings.spool_dir.clone())),
+            memory: Chooser::new(settings.name.clone(), wishes, memory.clone()),
             disks: None,
             device_state: None,
             unfinished: false,
@@ -133,14 +136,8 @@ impl Source for GuestSource {
         Ok(Box::new(GuestCut::new(state, point, begun?)))
     }
 
-    fn memory_engine(&self) -> String {
-        match self.memory {
-            MemoryMode::On => {
-                "stop-and-read: works with every QEMU from 7.2 on; pauses as long as reading memory takes"
-            }
-            MemoryMode::Off => "off: configured so; a replica boots from its disks",
-        }
-        .into()
+    fn memory(&self) -> MemoryStatus {
+        self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 }
 

@@ -7,6 +7,7 @@
 //! * After `settle(point)`, changes before that cut are no longer owed. After `put_back`, or if neither is called
 //!   because the process died, everything that changed since `basis` is still owed at the next `begin`.
 
+use super::memory::choose::MemoryStatus;
 use async_trait::async_trait;
 use lifeboat::{format::manifest::PointMeta, id::PointId, page::PageGroup};
 
@@ -16,8 +17,8 @@ pub trait Source: Send {
     /// Starts a point as a delta over `basis` (the newest point that the site holds), or in full where there is none or
     /// where this source can't tell what changed since. Looks at the guest afresh: it may have been reconfigured.
     async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError>;
-    /// How memory is captured and why so, in words; known after the first `begin`.
-    fn memory_engine(&self) -> String;
+    /// How memory is captured and why so; known after the first `begin`.
+    fn memory(&self) -> MemoryStatus;
 }
 
 /// One point being cut. Dropping it puts back what can be put back without waiting; call `put_back` to be sure.

@@ -1,6 +1,7 @@
 //! How each protected VM is doing, for whoever asks: `lifeboat-agent status`, and the site through reports.
 //! Promises: the RPO shown is the age of the newest point that the site has acknowledged, never of one under way.
 
+use crate::capture::memory::choose::MemoryStatus;
 use lifeboat::{
     id::{PointId, VmId},
     units::{Seq, UnixMs},
@@ -21,6 +22,9 @@ pub struct VmStatus {
     pub reason: Option<String>,
     /// Memory engine, or why there is none.
     pub memory: Option<String>,
+    /// The same in parts, with the last change of engine.
+    #[serde(default)]
+    pub memory_engine: Option<MemoryStatus>,
     pub interval_ms: u64,
     pub durable: Option<DurablePoint>,
     /// Age of the newest durable point, milliseconds; filled in when asked.
@@ -89,6 +93,7 @@ impl VmStatus {
             state: VmState::Connecting,
             reason: None,
             memory: None,
+            memory_engine: None,
             interval_ms,
             durable: None,
             rpo_ms: None,
@@ -96,6 +101,11 @@ impl VmStatus {
             points_lost: 0,
             last_pause_us: None,
         }
+    }
+
+    pub fn set_memory(&mut self, memory: MemoryStatus) {
+        self.memory = Some(memory.to_string());
+        self.memory_engine = Some(memory);
     }
 
     pub fn report(&self) -> VmReport {

@@ -128,7 +128,7 @@ impl<S: Source> Actor<S> {
         let point = (self.given.new_point)();
         self.ended = None;
         let mut cut = self.given.source.begin(point, basis).await?;
-        self.status.memory = Some(self.given.source.memory_engine());
+        self.status.set_memory(self.given.source.memory());
         if basis.is_none() {
             self.set_state(VmState::Seeding, None).await;
         }

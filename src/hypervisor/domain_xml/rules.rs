@@ -4,12 +4,10 @@
 use super::{attribute, devices, elements};
 use xmltree::Element;
 
-const INSTEAD: &str = "or set `memory = \"off\"` to protect its disks only";
-
 /// Why the domain's memory can't be captured.
 pub(super) fn memory_obstacles(root: &Element) -> Vec<String> {
     let mut found = Vec::new();
-    let mut refuse = |what: String, remedy: &str| found.push(format!("{what}; {remedy}, {INSTEAD}"));
+    let mut refuse = |what: String, remedy: &str| found.push(format!("{what}; {remedy}"));
     for device in devices(root) {
         device_obstacle(device, &mut refuse);
     }

@@ -9,7 +9,10 @@ use lifeboat::{
     page::{Content, PAGE, PageGroup, PageRun},
     units::UnixMs,
 };
-use lifeboat_agent::capture::source::{CaptureError, Cut, Source};
+use lifeboat_agent::capture::{
+    memory::choose::MemoryStatus,
+    source::{CaptureError, Cut, Source},
+};
 use rand::{Rng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -135,8 +138,8 @@ impl Source for ModelSource {
         }))
     }
 
-    fn memory_engine(&self) -> String {
-        "model".into()
+    fn memory(&self) -> MemoryStatus {
+        MemoryStatus { engine: Some("model".into()), ..MemoryStatus::default() }
     }
 }
 

@@ -1,8 +1,8 @@
 //! The instant: pause, memory, devices, disk marks, resume. Everything of a point is of here.
 //! Promises: disks are marked in one transaction; whatever fails, the pause ends, and nothing of the point counts.
 
-use super::{MemoryMode, State, blobs::Blob, failed, look};
-use crate::capture::{memory::MemoryEngine, quiesce::QuiesceError, source::CaptureError};
+use super::{State, blobs::Blob, failed, look};
+use crate::capture::{quiesce::QuiesceError, source::CaptureError};
 use bytes::Bytes;
 use lifeboat::{
     fault,
@@ -40,7 +40,7 @@ pub fn cut(state: &mut State, begun: &Begun, point: PointId) -> Result<Barrier, 
     if look::read_spec(&begun.domain)? != begun.spec {
         return Err(failed("the domain was reconfigured while it was being cut"));
     }
-    let memory = state.settings.memory == MemoryMode::On;
+    let memory = !begun.ram.is_empty();
     if let Some(attached) = &mut state.disks {
         attached.disks.prepare(point).map_err(failed)?;
     }
@@ -53,7 +53,7 @@ pub fn cut(state: &mut State, begun: &Begun, point: PointId) -> Result<Barrier, 
     let mut blobs = vec![(blob::DOMAIN_XML, Bytes::from(active_xml))];
     blobs.extend(definition.map(|xml| (blob::DEFINITION_XML, Bytes::from(xml))));
     if memory {
-        blobs.push((blob::MACHINE_CONFIG, Bytes::from(state.engine.machine_config())));
+        blobs.push((blob::MACHINE_CONFIG, Bytes::from(state.memory.machine_config())));
         blobs.push((blob::DEVICE_STATE, Bytes::from(instant.device_state.clone())));
     }
     describe(state, begun, instant, blobs)
@@ -62,7 +62,7 @@ pub fn cut(state: &mut State, begun: &Begun, point: PointId) -> Result<Barrier, 
 fn with_memory(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError> {
     let paused = state.pauser.pause(state.settings.vm, begun.monitor.clone()).map_err(pause_error)?;
     let cut_at = state.clock.now();
-    state.engine.drain().map_err(failed)?;
+    state.memory.drain().map_err(failed)?;
     fault::point("cut.memory-read");
     let room = state.device_state.as_mut().ok_or_else(|| failed("no room for device state was made"))?;
     let device_state = room.1.save(&*begun.monitor).map_err(failed)?;
@@ -70,7 +70,12 @@ fn with_memory(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError
     mark_disks(&mut state.disks, &*begun.monitor)?;
     fault::point("cut.disks-marked");
     let was_running = paused.was_running();
-    let pause = paused.resume().map_err(pause_error)?;
+    let resumed = paused.resume();
+    if let Err(QuiesceError::Broken { why }) = &resumed {
+        // Too long a pause, most likely: another engine's may be shorter.
+        state.memory.failed(format!("the pause was ended from outside ({why})"));
+    }
+    let pause = resumed.map_err(pause_error)?;
     Ok(Instant { cut_at, device_state, was_running, pause })
 }
 
@@ -131,10 +136,10 @@ fn describe(
     images.extend(blobs.iter().map(Blob::image));
     let stats = PointStats {
         pause_us: u64::try_from(instant.pause.as_micros()).unwrap_or(u64::MAX),
-        memory_changed_bytes: state.engine.changed_bytes(),
+        memory_changed_bytes: state.memory.changed_bytes(),
         disk_changed_bytes: 0,
     };
-    let has_memory = state.settings.memory == MemoryMode::On;
+    let has_memory = !begun.ram.is_empty();
     let was_running = instant.was_running;
     let meta = PointMeta { cut_at: instant.cut_at, images, has_memory, was_running, stats };
     meta.check().map_err(failed)?;

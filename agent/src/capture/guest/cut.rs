@@ -2,10 +2,7 @@
 //! in QEMU is made up for at the next `begin`.
 
 use super::{Owned, barrier, blobs::Blob, blocking, failed, look::Begun};
-use crate::capture::{
-    memory::MemoryEngine,
-    source::{CaptureError, Cut},
-};
+use crate::capture::source::{CaptureError, Cut};
 use async_trait::async_trait;
 use lifeboat::{
     fault,
@@ -101,7 +98,7 @@ impl GuestCut {
                 Phase::Memory { blobs } => {
                     let blobs = std::mem::take(blobs);
                     if self.has_memory()
-                        && let Some(group) = self.step(|state| state.engine.after().map_err(failed)).await?
+                        && let Some(group) = self.step(|state| state.memory.after().map_err(failed)).await?
                     {
                         self.phase = Phase::Memory { blobs };
                         return Ok(Some(group));
@@ -137,7 +134,7 @@ impl Cut for GuestCut {
         if !self.has_memory() {
             return Ok(None);
         }
-        self.step(|state| state.engine.before().map_err(failed)).await
+        self.step(|state| state.memory.before().map_err(failed)).await
     }
 
     async fn barrier(&mut self) -> Result<PointMeta, CaptureError> {
@@ -175,7 +172,7 @@ impl Cut for GuestCut {
         }
         fault::point("cut.half-settled");
         if let Some(state) = &mut self.state {
-            state.engine.settle(point);
+            state.memory.settle(point);
             state.unfinished = false;
         }
         fault::point("cut.settled");
@@ -184,7 +181,7 @@ impl Cut for GuestCut {
 
     async fn put_back(mut self: Box<Self>) -> Result<(), CaptureError> {
         if let Some(state) = &mut self.state {
-            state.engine.put_back();
+            state.memory.put_back();
             state.unfinished = false;
         }
         match self.disks()? {
@@ -199,7 +196,7 @@ impl Drop for GuestCut {
         if let Some(state) = &mut self.state
             && state.unfinished
         {
-            state.engine.put_back();
+            state.memory.put_back();
         }
     }
 }

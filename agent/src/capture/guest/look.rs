@@ -1,9 +1,13 @@
 //! The look at a guest with which every cut begins: is it there, can it be cut, what is it made of.
 
-use super::{AttachedDisks, MemoryMode, State, failed};
+use super::{AttachedDisks, State, failed};
 use crate::capture::{
     disk::{DiskError, DiskTarget, Disks},
-    memory::{MemoryEngine, RamImage, Target, device_state::DeviceState, stop_and_read::StopAndRead},
+    memory::{
+        RamImage, Target,
+        choose::{ChooseError, Look},
+        device_state::DeviceState,
+    },
     source::CaptureError,
 };
 use lifeboat::{
@@ -16,12 +20,15 @@ use lifeboat::{
 };
 use std::sync::Arc;
 
+/// For who wants memory and can't have it.
+const INSTEAD: &str = "or set `memory = \"auto\"` to protect its disks until then";
+
 /// What the look found; it must still be so at the barrier.
 pub struct Begun {
     pub domain: Domain,
     pub monitor: Arc<DomainMonitor>,
     pub spec: DomainSpec,
-    /// Empty where memory is off.
+    /// Empty where points are of disks only.
     pub ram: Vec<RamImage>,
 }
 
@@ -32,13 +39,15 @@ pub fn begin(state: &mut State, basis: Option<PointId>) -> Result<Begun, Capture
         return Err(CaptureError::NotRunning(format!("domain `{}` is {running}", domain.name())));
     }
     let spec = read_spec(&domain)?;
-    refuse_unsupported(state, &spec)?;
+    if !spec.disk_obstacles.is_empty() {
+        return Err(unsupported(&spec, &spec.disk_obstacles.join(". ")));
+    }
     let monitor = Arc::new(domain.monitor());
     let process = domain.process().map_err(domain_error)?;
     // Disks first: what a killed agent left there may keep QEMU from draining its I/O, and the end of the migration
     // whose head is read for memory waits for that.
     attach_disks(state, &monitor, process, &spec, basis)?;
-    let ram = begin_memory(state, &monitor, process, basis)?;
+    let ram = begin_memory(state, &monitor, process, &spec, basis)?;
     fault::point("cut.head-read");
     state.unfinished = true;
     Ok(Begun { domain, monitor, spec, ram })
@@ -48,39 +57,28 @@ pub fn read_spec(domain: &Domain) -> Result<DomainSpec, CaptureError> {
     DomainSpec::read(&domain.xml(XmlView::Active).map_err(domain_error)?).map_err(failed)
 }
 
-fn refuse_unsupported(state: &State, spec: &DomainSpec) -> Result<(), CaptureError> {
-    let memory = match state.settings.memory {
-        MemoryMode::On => spec.memory_obstacles.as_slice(),
-        MemoryMode::Off => &[],
-    };
-    let reasons: Vec<&str> = spec.disk_obstacles.iter().chain(memory).map(String::as_str).collect();
-    if reasons.is_empty() {
-        Ok(())
-    } else {
-        let reasons = reasons.join(". ");
-        Err(CaptureError::Unsupported(format!(
-            "domain `{}` can't be protected as it is: {reasons}",
-            spec.name
-        )))
-    }
+fn unsupported(spec: &DomainSpec, why: &str) -> CaptureError {
+    CaptureError::Unsupported(format!("domain `{}` can't be protected as it is: {why}", spec.name))
 }
 
 fn begin_memory(
     state: &mut State,
     monitor: &Arc<DomainMonitor>,
     process: QemuProcess,
+    spec: &DomainSpec,
     basis: Option<PointId>,
 ) -> Result<Vec<RamImage>, CaptureError> {
-    if state.settings.memory == MemoryMode::Off {
-        return Ok(Vec::new());
-    }
     state.take_resets();
     let target = Target { monitor: monitor.clone(), process, may_have_reset: state.may_have_reset };
-    let fitness = StopAndRead::probe(&target);
-    if !fitness.usable {
-        return Err(CaptureError::Unsupported(fitness.why));
-    }
-    let ram = state.engine.begin(&target, basis).map_err(failed)?;
+    let look = Look { spec, target: &target };
+    let ram = match state.memory.begin(&look, basis, state.clock.now()) {
+        Ok(ram) if ram.is_empty() => return Ok(ram),
+        Ok(ram) => ram,
+        Err(ChooseError::Unfit(why)) => {
+            return Err(unsupported(spec, &format!("{why}; {INSTEAD}")));
+        }
+        Err(ChooseError::Memory(error)) => return Err(failed(error)),
+    };
     let room = state.device_state.take().filter(|(known, _)| *known == process);
     let room = match room {
         Some((_, room)) if room.is_known(&**monitor).map_err(failed)? => room,

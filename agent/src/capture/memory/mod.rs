@@ -1,16 +1,19 @@
 //! Capturing a guest's memory: engines behind one trait, so that a host gets the best one that works there.
 //! Promises of every engine: pages handed over by `before` and staged by `drain` together turn the basis into the
 //! memory of the instant of `drain`; nothing counts as held by the site before `settle`. All calls block.
-//! Called by `capture::guest`. Today's one engine is [`stop_and_read`].
+//! Called by `capture::guest`, by way of [`choose`], which picks the engine. Engines: [`stop_and_read`].
 
+pub mod choose;
 pub mod device_state;
 mod group;
 mod head;
+mod held;
 mod layout;
 mod process_memory;
 mod staging;
 pub mod stop_and_read;
 
+pub use held::Held;
 pub use staging::Staging;
 
 use lifeboat::{
@@ -69,6 +72,12 @@ pub trait MemoryEngine: Send {
     fn settle(&mut self, point: PointId);
     /// What was handed over did not arrive: it is owed again.
     fn put_back(&mut self);
+    /// Gives away its table of what the site holds, for the next engine to go on with. Engines without one give none.
+    fn hand_over(&mut self) -> Held {
+        Held::new()
+    }
+    /// Goes on with another engine's table; an engine that can't use it knows nothing then.
+    fn take_over(&mut self, _held: Held) {}
 }
 
 /// Memory could not be captured. The guest is unharmed in every case.
@@ -99,6 +108,16 @@ pub enum MemoryError {
 }
 
 impl MemoryError {
+    /// Whether it speaks against the engine. What others do to the guest, or a monitor out of reach, does not.
+    pub fn blames_engine(&self) -> bool {
+        match self {
+            Self::Busy { .. } | Self::Changed { .. } => false,
+            Self::Monitor(error) => !matches!(error, MonitorError::Unreachable { .. }),
+            Self::Stream(_) | Self::Io { .. } | Self::Layout { .. } => true,
+            Self::DeviceState { .. } | Self::Order(_) => true,
+        }
+    }
+
     pub(crate) fn io(step: &'static str) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::Io { step, source }
     }

@@ -7,7 +7,7 @@ mod drain;
 mod tests;
 
 use super::{
-    Fitness, MemoryEngine, MemoryError, RamImage, Staging, Target,
+    Fitness, Held, MemoryEngine, MemoryError, RamImage, Staging, Target,
     group::{Gather, PageDigest, ZERO},
     head::{self, Contents},
     layout::{self, Layout, Place},
@@ -18,7 +18,7 @@ use lifeboat::{
     page::{PAGE, PageGroup},
 };
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
@@ -29,10 +29,8 @@ const FIRMWARE_BUSY: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub struct StopAndRead {
-    seed: u64,
-    /// What the site holds, by block name, and of which point that is true.
-    held: HashMap<String, Vec<PageDigest>>,
-    basis: Option<PointId>,
+    /// What the site holds.
+    held: Held,
     known: Option<Known>,
     staging: Staging,
     round: Option<Round>,
@@ -59,8 +57,7 @@ struct Round {
 
 impl StopAndRead {
     pub fn new(staging: Staging) -> Self {
-        let seed = uuid::Uuid::new_v4().as_u64_pair().0;
-        Self { seed, held: HashMap::new(), basis: None, known: None, staging, round: None }
+        Self { held: Held::new(), known: None, staging, round: None }
     }
 
     /// Whether this engine can be used on a guest whose XML showed no obstacle.
@@ -124,7 +121,7 @@ impl StopAndRead {
         let mut emit = |group| round.ready.push_back(group);
         let mut gather = Gather::new(block as u16, &mut emit);
         let slots = &mut table[first as usize..end as usize];
-        let changed = gather.compare(first, &bytes, slots, self.seed);
+        let changed = gather.compare(first, &bytes, slots, self.held.seed());
         gather.finish();
         round.changed_pages += changed;
         if end < table.len() as u64 {
@@ -156,17 +153,13 @@ impl MemoryEngine for StopAndRead {
 
     fn begin(&mut self, target: &Target, basis: Option<PointId>) -> Result<Vec<RamImage>, MemoryError> {
         self.put_back();
-        let holds_basis = basis.is_some() && basis == self.basis;
-        if !holds_basis {
-            self.held.clear();
-            self.basis = None;
-        }
+        self.held.keep_only(basis);
         let known = self.look(target)?;
         let blocks: Vec<_> = known.layout.blocks.iter().map(|placed| placed.block.clone()).collect();
         let (mut images, mut next, mut seed_from) = (Vec::new(), Vec::new(), VecDeque::new());
         for (at, block) in blocks.into_iter().enumerate() {
             let pages = block.pages() as usize;
-            let held = self.held.get(&block.name).filter(|held| held.len() == pages);
+            let held = self.held.table(&block);
             let full = held.is_none();
             // In a full image a page that is not sent is zero.
             next.push(held.cloned().unwrap_or_else(|| vec![ZERO; pages]));
@@ -201,7 +194,7 @@ impl MemoryEngine for StopAndRead {
             return Err(MemoryError::Changed { what: "a memory block came, went or grew".into() });
         }
         round.drained = true;
-        round.changed_pages += drain::drain(known, &mut round.next, self.seed, &mut self.staging)?;
+        round.changed_pages += drain::drain(known, &mut round.next, self.held.seed(), &mut self.staging)?;
         if known.target.process.is_alive() {
             Ok(())
         } else {
@@ -228,8 +221,7 @@ impl MemoryEngine for StopAndRead {
         let (Some(round), Some(known)) = (self.round.take(), self.known.as_ref()) else { return };
         if round.drained {
             let names = known.layout.blocks.iter().map(|placed| placed.block.name.clone());
-            self.held = names.zip(round.next).collect();
-            self.basis = Some(point);
+            self.held.replace(point, names.zip(round.next));
         }
         self.staging.clear();
     }
@@ -237,5 +229,15 @@ impl MemoryEngine for StopAndRead {
     fn put_back(&mut self) {
         self.round = None;
         self.staging.clear();
+    }
+
+    fn hand_over(&mut self) -> Held {
+        self.put_back();
+        std::mem::take(&mut self.held)
+    }
+
+    fn take_over(&mut self, held: Held) {
+        self.put_back();
+        self.held = held;
     }
 }

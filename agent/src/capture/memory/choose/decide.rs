@@ -1,0 +1,83 @@
+//! Which engine, given what was found: pure, so that every case can be tried.
+
+use super::{Kind, MemoryMode, PassedOver};
+use crate::capture::memory::Fitness;
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Decision {
+    /// Use it; why, and why not those that are better.
+    Use(Kind, String, Vec<PassedOver>),
+    /// Points without memory, for this reason.
+    DisksOnly(String),
+    /// The operator wants memory, and it can't be had for this reason.
+    Refuse(String),
+}
+
+/// Takes the first engine that fits. `fits` is asked only of those that come into question.
+pub fn decide(
+    mode: MemoryMode,
+    wanted: Option<Kind>,
+    obstacles: &[String],
+    fits: impl Fn(Kind) -> Fitness,
+) -> Decision {
+    let without = |why: String| match mode {
+        MemoryMode::On => Decision::Refuse(why),
+        MemoryMode::Auto | MemoryMode::Off => Decision::DisksOnly(why),
+    };
+    if mode == MemoryMode::Off {
+        return Decision::DisksOnly(
+            "configured so (`memory = \"off\"`); a replica boots from its disks".into(),
+        );
+    }
+    if !obstacles.is_empty() {
+        return without(obstacles.join(". "));
+    }
+    let mut passed_over = Vec::new();
+    for kind in Kind::ORDER.into_iter().filter(|kind| wanted.is_none_or(|wanted| wanted == *kind)) {
+        let fitness = fits(kind);
+        if fitness.usable {
+            let why = if wanted.is_some() { format!("configured so; {}", fitness.why) } else { fitness.why };
+            return Decision::Use(kind, why, passed_over);
+        }
+        passed_over.push(PassedOver { engine: kind.name().into(), why: fitness.why });
+    }
+    let reasons: Vec<_> =
+        passed_over.iter().map(|PassedOver { engine, why }| format!("{engine}: {why}")).collect();
+    without(format!("no memory engine fits ({})", reasons.join("; ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn found(usable: bool) -> impl Fn(Kind) -> Fitness {
+        move |kind| Fitness { usable, why: format!("{} was probed", kind.name()) }
+    }
+
+    #[test]
+    fn memory_is_captured_where_an_engine_fits_and_the_reason_is_told_where_none_does() {
+        let (auto, on, off) = (MemoryMode::Auto, MemoryMode::On, MemoryMode::Off);
+        let best = Kind::ORDER[0];
+        let why = format!("{} was probed", best.name());
+        assert_eq!(decide(auto, None, &[], found(true)), Decision::Use(best, why, Vec::new()));
+        let Decision::DisksOnly(why) = decide(auto, None, &[], found(false)) else { panic!() };
+        assert!(Kind::ORDER.iter().all(|kind| why.contains(&format!("{0}: {0} was", kind.name()))), "{why}");
+        assert!(matches!(decide(on, None, &[], found(false)), Decision::Refuse(refused) if refused == why));
+        let obstacle = ["a device".to_owned()];
+        assert_eq!(decide(auto, None, &obstacle, found(true)), Decision::DisksOnly("a device".into()));
+        assert_eq!(decide(on, None, &obstacle, found(true)), Decision::Refuse("a device".into()));
+        assert!(matches!(decide(off, None, &[], found(true)), Decision::DisksOnly(_)));
+    }
+
+    #[test]
+    fn an_engine_asked_for_by_name_is_the_only_one_looked_at() {
+        for kind in Kind::ORDER {
+            let only = |other: Kind| Fitness { usable: other == kind, why: "so".into() };
+            let decided = decide(MemoryMode::Auto, Some(kind), &[], only);
+            assert_eq!(decided, Decision::Use(kind, "configured so; so".into(), Vec::new()));
+            let others = |other: Kind| Fitness { usable: other != kind, why: "so".into() };
+            assert!(matches!(decide(MemoryMode::On, Some(kind), &[], others), Decision::Refuse(_)));
+        }
+    }
+}
