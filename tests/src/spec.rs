@@ -136,8 +136,7 @@ impl GuestSpec {
     pub fn xml(&self, accel: Accel) -> String {
         let (name, uuid, memory, machine) = (&self.name, self.uuid, self.memory_mib, &self.machine);
         let (kind, console) = (accel.domain_type(), Self::console_path(name));
-        let (cpu, arguments) =
-            (if accel == Accel::Kvm { "<cpu mode='host-model'/>" } else { "" }, self.arguments());
+        let (cpu, arguments) = (if accel == Accel::Kvm { CPU } else { "" }, self.arguments());
         let (mut disks, more) = (String::new(), &self.more);
         for (at, disk) in self.disks.iter().enumerate() {
             let (format, path, target) = (disk.format, self.disk_path(at), target(at));
@@ -188,6 +187,9 @@ impl GuestSpec {
         )
     }
 }
+
+/// What the host has, but no virtual machines in it: where the host is one itself, that is where it ends.
+const CPU: &str = "<cpu mode='host-model'><feature policy='disable' name='svm'/></cpu>";
 
 /// `vda`, `vdb`, …
 fn target(at: usize) -> String {

@@ -1,4 +1,5 @@
 //! Waiting without guessing: poll until it is so, or say what was missing when the time was up.
+//! On a machine that is slower than those the times were chosen for, `LIFEBOAT_RIG_PATIENCE` multiplies them all.
 //! Called by everything in the rig and by the tests.
 
 use std::path::Path;
@@ -9,6 +10,7 @@ use anyhow::{Result, bail};
 
 /// Polls until `poll` yields a value. `Ok(None)` means not yet; an error ends the waiting at once.
 pub fn eventually<T>(within: Duration, what: &str, mut poll: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+    let within = within * patience();
     let deadline = Instant::now() + within;
     loop {
         if let Some(value) = poll()? {
@@ -19,6 +21,12 @@ pub fn eventually<T>(within: Duration, what: &str, mut poll: impl FnMut() -> Res
         }
         sleep(PAUSE);
     }
+}
+
+/// How many times as long as its author thought anything may take: a whole number, 1 unless said.
+fn patience() -> u32 {
+    let said = std::env::var("LIFEBOAT_RIG_PATIENCE").ok();
+    said.and_then(|times| times.parse().ok()).filter(|times| (1..=1000).contains(times)).unwrap_or(1)
 }
 
 /// The last `lines` lines of a file, for messages; says so when the file cannot be read.
