@@ -27,7 +27,7 @@ mod scratch;
 mod serve;
 mod sweep;
 #[cfg(test)]
-mod tests;
+pub mod tests;
 mod view;
 
 pub use error::DiskError;

@@ -1,7 +1,7 @@
 //! Views and marks against a real QEMU: goal first, then what the guest did around the cut, then what the site holds.
 
 mod harm;
-mod rig;
+pub mod rig;
 
 use self::rig::{Given, MIB, Rig, all, image, point};
 use super::DiskError;

@@ -46,6 +46,16 @@ impl<'a> Gather<'a> {
         changed
     }
 
+    /// Takes a page of which is known, without reading it, that it holds zeros. Returns how many pages that changed.
+    pub fn gone(&mut self, page: u64, known: &mut PageDigest) -> u64 {
+        let changed = *known != ZERO;
+        if changed {
+            *known = ZERO;
+            self.zero(page);
+        }
+        u64::from(changed)
+    }
+
     fn page(&mut self, page: u64, bytes: &[u8]) {
         PageRun::push_page(&mut self.runs, page);
         if self.bytes.is_empty() {

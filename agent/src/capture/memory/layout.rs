@@ -143,7 +143,5 @@ fn addresses_by_guest(
 }
 
 fn is_mapped(mapped: &[(u64, u64)], address: u64, bytes: u64) -> bool {
-    let Some(end) = address.checked_add(bytes) else { return false };
-    address.is_multiple_of(PAGE as u64)
-        && mapped.iter().any(|(start, stop)| *start <= address && end <= *stop)
+    address.is_multiple_of(PAGE as u64) && process_memory::covers(mapped, address, bytes)
 }

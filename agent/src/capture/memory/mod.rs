@@ -8,8 +8,10 @@ pub mod device_state;
 mod group;
 mod head;
 mod held;
+mod known;
 mod layout;
 mod process_memory;
+pub mod soft_dirty;
 mod staging;
 pub mod stop_and_read;
 
@@ -60,6 +62,14 @@ pub trait MemoryEngine: Send {
     fn begin(&mut self, target: &Target, basis: Option<PointId>) -> Result<Vec<RamImage>, MemoryError>;
     /// Pages while the guest runs; an image's number is its block's place.
     fn before(&mut self) -> Result<Option<PageGroup>, MemoryError>;
+    /// Whether a short pause is wanted now, before more is asked of `before`, so that the pause of the cut is short.
+    fn wants_early_pause(&self) -> bool {
+        false
+    }
+    /// The guest is stopped, for this alone; afterwards `before` goes on.
+    fn early_pause(&mut self) -> Result<(), MemoryError> {
+        Ok(())
+    }
     /// The guest is stopped: whatever differs from what was handed over goes into staging.
     fn drain(&mut self) -> Result<(), MemoryError>;
     /// Staged pages; the guest runs again.

@@ -9,23 +9,17 @@ mod tests;
 use super::{
     Fitness, Held, MemoryEngine, MemoryError, RamImage, Staging, Target,
     group::{Gather, PageDigest, ZERO},
-    head::{self, Contents},
-    layout::{self, Layout, Place},
+    known::Known,
     process_memory,
 };
 use lifeboat::{
     id::PointId,
     page::{PAGE, PageGroup},
 };
-use std::{
-    collections::VecDeque,
-    time::{Duration, Instant},
-};
+use std::collections::VecDeque;
 
 /// Pages read at once: 4 MiB, large enough for full speed and small enough for a cache.
 const CHUNK_PAGES: u64 = 1024;
-/// Firmware rewrites its tables for some time after a reset; what was read before then is read once more.
-const FIRMWARE_BUSY: Duration = Duration::from_secs(30);
 
 /// See the module.
 pub struct StopAndRead {
@@ -34,14 +28,6 @@ pub struct StopAndRead {
     known: Option<Known>,
     staging: Staging,
     round: Option<Round>,
-}
-
-/// What is known of the running QEMU.
-struct Known {
-    target: Target,
-    layout: Layout,
-    /// Read so soon after a reset that the firmware may not have been done; read again after this.
-    again_after: Option<Instant>,
 }
 
 /// One cut being made.
@@ -80,29 +66,8 @@ impl StopAndRead {
         }
     }
 
-    /// Makes sure that the layout is that of the guest as it is now.
     fn look(&mut self, target: &Target) -> Result<&mut Known, MemoryError> {
-        let fingerprint = layout::fingerprint(target)?;
-        let now = Instant::now();
-        let usable = self.known.take().filter(|known| {
-            known.target.process == target.process
-                && known.layout.fingerprint == fingerprint
-                && !target.may_have_reset
-                && known.again_after.is_none_or(|after| now < after)
-        });
-        let known = match usable {
-            Some(mut known) => {
-                known.layout.place_missing(target)?;
-                known
-            }
-            None => {
-                let age = target.process.age_seconds().map_or(Duration::ZERO, Duration::from_secs_f64);
-                let settled = !target.may_have_reset && age > FIRMWARE_BUSY;
-                let layout = Layout::find(target, head::read(target)?, fingerprint)?;
-                let again_after = (!settled).then(|| now + FIRMWARE_BUSY);
-                Known { target: target.clone(), layout, again_after }
-            }
-        };
+        let known = Known::look(self.known.take(), target)?;
         Ok(self.known.insert(known))
     }
 
@@ -117,7 +82,7 @@ impl StopAndRead {
         let table = &mut round.next[block];
         let end = (first + CHUNK_PAGES).min(table.len() as u64);
         let mut bytes = vec![0; (end - first) as usize * PAGE];
-        read_chunk(known, block, first, &mut bytes)?;
+        known.read(block, first, &mut bytes)?;
         let mut emit = |group| round.ready.push_back(group);
         let mut gather = Gather::new(block as u16, &mut emit);
         let slots = &mut table[first as usize..end as usize];
@@ -128,21 +93,6 @@ impl StopAndRead {
             round.seed_from.push_front((block, end));
         }
         Ok(())
-    }
-}
-
-/// Reads pages of a block from wherever it is.
-fn read_chunk(known: &Known, block: usize, first: u64, into: &mut [u8]) -> Result<(), MemoryError> {
-    let offset = first * PAGE as u64;
-    match (&known.layout.blocks[block].place, &known.layout.head.contents[block]) {
-        (Place::Host { address }, _) => process_memory::read(known.target.process, address + offset, into),
-        (Place::Head, Contents::Whole(whole)) => {
-            into.copy_from_slice(&whole[offset as usize..offset as usize + into.len()]);
-            Ok(())
-        }
-        (Place::Head, Contents::Samples(_)) => {
-            Err(MemoryError::Layout { what: format!("block {block} has neither address nor contents") })
-        }
     }
 }
 
@@ -190,16 +140,10 @@ impl MemoryEngine for StopAndRead {
         if round.drained || !round.ready.is_empty() || !round.seed_from.is_empty() {
             return Err(MemoryError::Order("drained before the running guest's pages were taken, or twice"));
         }
-        if layout::fingerprint(&known.target)? != known.layout.fingerprint {
-            return Err(MemoryError::Changed { what: "a memory block came, went or grew".into() });
-        }
+        known.check_layout()?;
         round.drained = true;
         round.changed_pages += drain::drain(known, &mut round.next, self.held.seed(), &mut self.staging)?;
-        if known.target.process.is_alive() {
-            Ok(())
-        } else {
-            Err(MemoryError::Changed { what: "its QEMU process ended".into() })
-        }
+        known.check_alive()
     }
 
     fn after(&mut self) -> Result<Option<PageGroup>, MemoryError> {

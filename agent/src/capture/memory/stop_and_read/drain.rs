@@ -1,10 +1,11 @@
 //! The part inside the pause: all of memory read and compared, on as many cores as pay.
 //! Promises: returns only when every page has been compared; on error the round is worthless and says so.
 
-use super::{CHUNK_PAGES, Known, read_chunk};
+use super::CHUNK_PAGES;
 use crate::capture::memory::{
     MemoryError, Staging,
     group::{Gather, PageDigest},
+    known::Known,
 };
 use lifeboat::page::PAGE;
 use std::sync::{Mutex, PoisonError};
@@ -79,7 +80,7 @@ fn compare_piece(
         (first..).step_by(CHUNK_PAGES as usize).zip(digests.chunks_mut(CHUNK_PAGES as usize))
     {
         let bytes = &mut buffer[..digests.len() * PAGE];
-        read_chunk(known, block, first, bytes)?;
+        known.read(block, first, bytes)?;
         changed += gather.compare(first, bytes, digests, seed);
     }
     gather.finish();

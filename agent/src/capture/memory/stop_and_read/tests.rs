@@ -1,6 +1,10 @@
 //! Goal: what is owed. Method: this very process plays the guest; its own memory is read as QEMU's would be.
 
 use super::*;
+use crate::capture::memory::{
+    head::{self, Contents},
+    layout::{self, Layout, Place},
+};
 use lifeboat::{
     hypervisor::{
         libvirt::QemuProcess,
@@ -51,7 +55,7 @@ impl Guest {
             fingerprint: "blocks".into(),
         };
         let mut engine = StopAndRead::new(Staging::new(64 << 10, dir.into()));
-        engine.known = Some(Known { target: self.target.clone(), layout, again_after: None });
+        engine.known = Some(Known::of(self.target.clone(), layout));
         engine
     }
 }
