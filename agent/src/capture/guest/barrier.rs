@@ -9,6 +9,7 @@ use lifeboat::{
     format::manifest::{Image, ImageKind, PointMeta, PointStats, blob},
     hypervisor::{libvirt::XmlView, monitor::Monitor},
     id::PointId,
+    page::PageGroup,
     units::UnixMs,
 };
 use look::Begun;
@@ -59,15 +60,36 @@ pub fn cut(state: &mut State, begun: &Begun, point: PointId) -> Result<Barrier, 
     describe(state, begun, instant, blobs)
 }
 
+/// The next pages of the running guest. It is stopped for a moment first where the engine wants that.
+pub fn before(state: &mut State, begun: &Begun) -> Result<Option<PageGroup>, CaptureError> {
+    loop {
+        if !state.memory.wants_early_pause() {
+            let pages = state.memory.before().map_err(failed)?;
+            if pages.is_some() || !state.memory.wants_early_pause() {
+                return Ok(pages);
+            }
+        }
+        let paused = state.pauser.pause(state.settings.vm, begun.monitor.clone()).map_err(pause_error)?;
+        state.memory.early_pause().map_err(failed)?;
+        let pause = paused.resume().map_err(pause_error)?;
+        tracing::debug!(pause_us = pause.as_micros(), "paused before the cut, to clear page flags");
+    }
+}
+
 fn with_memory(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError> {
+    let mut steps = Steps::new();
     let paused = state.pauser.pause(state.settings.vm, begun.monitor.clone()).map_err(pause_error)?;
     let cut_at = state.clock.now();
+    steps.took("stop");
     state.memory.drain().map_err(failed)?;
+    steps.took("memory");
     fault::point("cut.memory-read");
     let room = state.device_state.as_mut().ok_or_else(|| failed("no room for device state was made"))?;
     let device_state = room.1.save(&*begun.monitor).map_err(failed)?;
+    steps.took("device");
     fault::point("cut.device-saved");
     mark_disks(&mut state.disks, &*begun.monitor)?;
+    steps.took("disk");
     fault::point("cut.disks-marked");
     let was_running = paused.was_running();
     let resumed = paused.resume();
@@ -76,7 +98,35 @@ fn with_memory(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError
         state.memory.failed(format!("the pause was ended from outside ({why})"));
     }
     let pause = resumed.map_err(pause_error)?;
+    steps.took("cont");
+    tracing::debug!(pause_us = pause.as_micros(), "paused for {steps}");
     Ok(Instant { cut_at, device_state, was_running, pause })
+}
+
+/// What a pause was spent on.
+struct Steps {
+    since: std::time::Instant,
+    took: Vec<(&'static str, Duration)>,
+}
+
+impl Steps {
+    fn new() -> Self {
+        Self { since: std::time::Instant::now(), took: Vec::new() }
+    }
+
+    fn took(&mut self, step: &'static str) {
+        let now = std::time::Instant::now();
+        self.took.push((step, now - std::mem::replace(&mut self.since, now)));
+    }
+}
+
+impl std::fmt::Display for Steps {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (at, (step, took)) in self.took.iter().enumerate() {
+            write!(f, "{}{step} {} us", if at == 0 { "" } else { ", " }, took.as_micros())?;
+        }
+        Ok(())
+    }
 }
 
 /// Without memory the pause is only for the disks' views to begin at the same instant.

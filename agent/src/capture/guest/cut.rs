@@ -134,7 +134,8 @@ impl Cut for GuestCut {
         if !self.has_memory() {
             return Ok(None);
         }
-        self.step(|state| state.memory.before().map_err(failed)).await
+        let begun = self.begun.clone();
+        self.step(move |state| barrier::before(state, &begun)).await
     }
 
     async fn barrier(&mut self) -> Result<PointMeta, CaptureError> {

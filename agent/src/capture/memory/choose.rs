@@ -7,7 +7,10 @@
 mod decide;
 mod records;
 
-use super::{Fitness, MemoryEngine, MemoryError, RamImage, Staging, Target, stop_and_read::StopAndRead};
+use super::{
+    Fitness, MemoryEngine, MemoryError, RamImage, Staging, Target, soft_dirty::SoftDirty,
+    stop_and_read::StopAndRead,
+};
 use decide::{Decision, decide};
 use lifeboat::{
     hypervisor::{domain_xml::DomainSpec, libvirt::QemuProcess},
@@ -39,15 +42,17 @@ pub enum MemoryMode {
 /// The engines there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
+    SoftDirty,
     StopAndRead,
 }
 
 impl Kind {
     /// Best first.
-    pub const ORDER: [Self; 1] = [Self::StopAndRead];
+    pub const ORDER: [Self; 2] = [Self::SoftDirty, Self::StopAndRead];
 
     pub fn name(self) -> &'static str {
         match self {
+            Self::SoftDirty => "soft-dirty",
             Self::StopAndRead => "stop-and-read",
         }
     }
@@ -59,12 +64,14 @@ impl Kind {
 
     fn probe(self, look: &Look) -> Fitness {
         match self {
+            Self::SoftDirty => SoftDirty::probe(look.target, look.spec),
             Self::StopAndRead => StopAndRead::probe(look.target),
         }
     }
 
     fn start(self, staging: Staging) -> Box<dyn MemoryEngine> {
         match self {
+            Self::SoftDirty => Box::new(SoftDirty::new(staging)),
             Self::StopAndRead => Box::new(StopAndRead::new(staging)),
         }
     }
@@ -175,6 +182,15 @@ impl Chooser {
     pub fn before(&mut self) -> Result<Option<PageGroup>, MemoryError> {
         let pages = self.engine()?.before();
         self.judged(pages)
+    }
+
+    pub fn wants_early_pause(&self) -> bool {
+        self.running.as_ref().is_some_and(|(_, engine)| engine.wants_early_pause())
+    }
+
+    pub fn early_pause(&mut self) -> Result<(), MemoryError> {
+        let cleared = self.engine()?.early_pause();
+        self.judged(cleared)
     }
 
     pub fn drain(&mut self) -> Result<(), MemoryError> {

@@ -1,7 +1,7 @@
 //! Capturing a guest's memory: engines behind one trait, so that a host gets the best one that works there.
 //! Promises of every engine: pages handed over by `before` and staged by `drain` together turn the basis into the
 //! memory of the instant of `drain`; nothing counts as held by the site before `settle`. All calls block.
-//! Called by `capture::guest`, by way of [`choose`], which picks the engine. Engines: [`stop_and_read`].
+//! Called by `capture::guest`, by way of [`choose`], which picks the engine. Engines: [`soft_dirty`], [`stop_and_read`].
 
 pub mod choose;
 pub mod device_state;

@@ -398,4 +398,16 @@ impl MemoryEngine for SoftDirty {
         self.close_round();
         self.staging.clear();
     }
+
+    fn hand_over(&mut self) -> Held {
+        self.put_back();
+        self.tracked = None;
+        std::mem::take(&mut self.held)
+    }
+
+    fn take_over(&mut self, held: Held) {
+        self.put_back();
+        self.tracked = None;
+        self.held = held;
+    }
 }
