@@ -77,7 +77,7 @@ impl Guest {
         // SAFETY: advice on our own mapping. A kernel without huge pages refuses, and has none.
         let _ = unsafe { madvise(ram, PAGES * PAGE, MmapAdvise::MADV_NOHUGEPAGE) };
         let entries = Arc::new(Mutex::new(vec![0; PAGES]));
-        let made_up = (!real).then(|| MadeUp { base: ram.as_ptr() as u64, entries });
+        let made_up = (!real).then_some(MadeUp { base: ram.as_ptr() as u64, entries });
         let pid = std::process::id() as i32;
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
         let started = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().parse().unwrap();

@@ -11,13 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-const MIB: u64 = 160;
+const MIB: u64 = 96;
 /// Between the VGA window and the first megabyte's end there are device memory and shadowed ROMs.
 const NOT_PLAIN_RAM: std::ops::Range<usize> = 0xa_0000..0x10_0000;
 
 /// A QEMU with the test guest, a disk that it reads past the host's page cache, and a console.
 struct Machine {
     dir: tempfile::TempDir,
+    dumps: tempfile::TempDir,
     qemu: Child,
     monitor: Arc<Qmp>,
 }
@@ -54,7 +55,7 @@ impl Machine {
         ]);
         command.args(["-device", "virtio-blk-pci,drive=d"]);
         command.arg("-kernel").arg(assets().join("vmlinuz")).arg("-initrd").arg(assets().join("initrd"));
-        let load = "lb.tick_ms=20 lb.pattern_mib=64 lb.dirty_kib=512 lb.disk_writes=4";
+        let load = "lb.tick_ms=50 lb.pattern_mib=24 lb.dirty_kib=512 lb.disk_writes=4";
         command.args(["-append", &format!("console=ttyS0 quiet panic=-1 tsc=reliable {load}")]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         if !huge_pages {
@@ -62,7 +63,8 @@ impl Machine {
         }
         let qemu = command.spawn().unwrap();
         let monitor = Arc::new(Qmp::connect(&dir.path().join("qmp")));
-        let machine = Self { dir, qemu, monitor };
+        let dumps = tempfile::tempdir_in("/dev/shm").unwrap();
+        let machine = Self { dir, dumps, qemu, monitor };
         machine.wait_for_tick(3);
         machine
     }
@@ -81,7 +83,7 @@ impl Machine {
 
     /// What QEMU says its memory is.
     fn dump(&self) -> Vec<u8> {
-        let file = self.dir.path().join("dump");
+        let file = self.dumps.path().join("dump");
         self.qmp("pmemsave", json!({ "val": 0, "size": MIB << 20, "filename": file.to_str() }));
         fs::read(file).unwrap()
     }
@@ -169,7 +171,9 @@ fn cut_points(machine: &Machine, wanted: u32) {
             break;
         }
         machine.wait_for_tick(machine.last_tick().unwrap().0 + u64::from(attempt % 3));
+        let started = Instant::now();
         let images = engine.begin(&target, basis).unwrap();
+        let begun = started.elapsed();
         let mut arriving = site.clone();
         arriving.resize(images.len(), Vec::new());
         for (image, bytes) in images.iter().zip(&mut arriving) {
@@ -194,12 +198,16 @@ fn cut_points(machine: &Machine, wanted: u32) {
         let cost = engine.round.as_ref().unwrap().cost;
         let dump = machine.dump();
         stopped("cont", &mut || drop(machine.qmp("cont", json!({}))));
+        let dumped = started.elapsed();
         changed += apply(&mut arriving, after(&mut engine));
         let ram = images.iter().position(|image| image.block.name == "pc.ram").unwrap();
         same(&arriving[ram], &dump, compared);
         compared += 1;
-        if compared % 10 == 0 {
-            eprintln!("{compared} points; the last: {cost:?}");
+        if compared % 10 == 1 {
+            let all = started.elapsed();
+            eprintln!(
+                "{compared} points; the last: {cost:?}, begun in {begun:?}, dumped after {dumped:?} of {all:?}"
+            );
         }
         if attempt % 6 == 3 {
             engine.put_back();
