@@ -38,7 +38,7 @@ impl Machine {
         let accel = if kvm_works() { "kvm" } else { "tcg" };
         eprintln!("accelerator {accel}, transparent huge pages {huge_pages}");
         let mut command = Command::new("qemu-system-x86_64");
-        command.args(["-accel", accel, "-display", "none", "-machine", "q35", "-nodefaults", "-smp", "2"]);
+        command.args(["-accel", accel, "-display", "none", "-machine", "q35", "-nodefaults"]);
         command.args([
             "-m",
             &MIB.to_string(),
@@ -55,7 +55,7 @@ impl Machine {
         ]);
         command.args(["-device", "virtio-blk-pci,drive=d"]);
         command.arg("-kernel").arg(assets().join("vmlinuz")).arg("-initrd").arg(assets().join("initrd"));
-        let load = "lb.tick_ms=50 lb.pattern_mib=24 lb.dirty_kib=512 lb.disk_writes=4";
+        let load = "lb.tick_ms=100 lb.pattern_mib=12 lb.dirty_kib=256 lb.disk_writes=4";
         command.args(["-append", &format!("console=ttyS0 quiet panic=-1 tsc=reliable {load}")]);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         if !huge_pages {
