@@ -6,8 +6,9 @@
 //! 3. behaviour without sockets or clocks: [`session`]
 //! 4. edges, each foreign crate in one room: [`durable`] (small files), [`transport`] (quinn, rustls, rcgen),
 //!    [`hypervisor`] (virt), [`local_api`] (axum, hyper over a unix socket), [`config`] (toml), [`telemetry`] (tracing),
-//!    [`fault`]
+//!    [`calendar`] (jiff's time zones), [`fault`]
 
+pub mod calendar;
 pub mod chunk;
 pub mod clock;
 pub mod config;

@@ -169,6 +169,46 @@ impl FromStr for Span {
     }
 }
 
+/// How hard pages are compressed: a zstd level, 0 for not at all; where the two differ, whatever pays between them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Compression {
+    pub least: i32,
+    pub most: i32,
+}
+
+impl Compression {
+    /// Chosen by link and CPU. Levels above 9 cost many times as much for little; frames rest at the site as they
+    /// travel, so that leaving pages as they are would cost its store, and is for the operator to allow.
+    pub const AUTO: Self = Self { least: 1, most: 9 };
+    pub const MOST: i32 = 19;
+
+    pub fn fixed(level: i32) -> Self {
+        Self { least: level, most: level }
+    }
+}
+
+impl FromStr for Compression {
+    type Err = UnitError;
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let refuse = || UnitError {
+            given: text.into(),
+            expected: "`auto`, `off`, a zstd level from 1 to 19, or two with a dash between them",
+            example: "1-5",
+        };
+        let level =
+            |digits: &str| digits.trim().parse().ok().filter(|level| (0..=Self::MOST).contains(level));
+        match text.trim() {
+            "auto" => Ok(Self::AUTO),
+            "off" => Ok(Self::fixed(0)),
+            levels => {
+                let (least, most) = levels.split_once('-').unwrap_or((levels, levels));
+                let (least, most) = level(least).zip(level(most)).ok_or_else(refuse)?;
+                if least <= most { Ok(Self { least, most }) } else { Err(refuse()) }
+            }
+        }
+    }
+}
+
 macro_rules! deserialize_from_text {
     ($($name:ty),*) => {$(
         impl<'de> Deserialize<'de> for $name {
@@ -178,7 +218,7 @@ macro_rules! deserialize_from_text {
         }
     )*};
 }
-deserialize_from_text!(ByteSize, BitRate, Span);
+deserialize_from_text!(ByteSize, BitRate, Span, Compression);
 
 #[cfg(test)]
 mod tests {
@@ -196,5 +236,10 @@ mod tests {
         }
         assert!("9999999TiB".parse::<ByteSize>().is_err());
         assert!("1bit".parse::<BitRate>().is_err());
+        assert_eq!("1-5".parse(), Ok(Compression { least: 1, most: 5 }));
+        assert_eq!(("off".parse(), "3".parse()), (Ok(Compression::fixed(0)), Ok(Compression::fixed(3))));
+        for bad in ["", "5-1", "20", "-1", "fast", "1-"] {
+            assert!(bad.parse::<Compression>().is_err(), "{bad}");
+        }
     }
 }

@@ -24,7 +24,7 @@ pub fn show(status: &AgentStatus) -> String {
             |ms| format!("RPO {}.{} s", ms / 1000, ms % 1000 / 100),
         );
         out += &format!("{}: {}, {rpo}, every {}\n", vm.name, vm.state.as_str(), Seconds(vm.interval_ms));
-        if let Some(reason) = &vm.reason {
+        if let Some(reason) = vm.why() {
             out += &format!("  why: {reason}\n");
         }
         if let Some(memory) = &vm.memory {

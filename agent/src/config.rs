@@ -2,9 +2,10 @@
 
 use crate::capture::memory::choose::{Kind, MemoryMode};
 use lifeboat::{
+    calendar::Window,
     config::{self, ConfigError, UnknownKey},
     transport::{Congestion, TransportSettings},
-    units::{BitRate, ByteSize, Span},
+    units::{BitRate, ByteSize, Compression, Span},
 };
 use serde::Deserialize;
 use std::{
@@ -20,6 +21,7 @@ struct RawAgent {
     state_dir: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     libvirt: Option<String>,
+    staging_total: Option<ByteSize>,
     site: Option<RawLink>,
     #[serde(default)]
     defaults: RawProtection,
@@ -32,6 +34,23 @@ struct RawLink {
     address: String,
     limit: Option<BitRate>,
     congestion: Option<Congestion>,
+    compression: Option<Compression>,
+    buffers: Option<ByteSize>,
+    #[serde(default)]
+    window: Vec<RawWindow>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawWindow {
+    from: String,
+    to: String,
+    #[serde(default = "daily")]
+    days: String,
+    limit: String,
+}
+
+fn daily() -> String {
+    "daily".into()
 }
 
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -60,6 +79,7 @@ struct RawVm {
     memory: Option<RawMemory>,
     memory_engine: Option<String>,
     staging: Option<ByteSize>,
+    limit: Option<BitRate>,
 }
 
 /// The agent as configured.
@@ -72,7 +92,15 @@ pub struct AgentConfig {
     pub libvirt: String,
     /// `host:port` of the site; `None` until the operator has written one.
     pub site: Option<String>,
+    /// Of the link, outside of all windows.
     pub limit: Option<BitRate>,
+    /// Times in which another limit holds.
+    pub windows: Vec<Window>,
+    pub compression: Compression,
+    /// Frames of all VMs that are on their way, untaken.
+    pub buffers: ByteSize,
+    /// Changed memory of all VMs that is held before it is spooled to disk.
+    pub staging_total: ByteSize,
     pub transport: TransportSettings,
     pub vms: Vec<VmConfig>,
 }
@@ -89,11 +117,17 @@ pub struct VmConfig {
     pub engine: Option<Kind>,
     /// Changed memory held before it is spooled to disk.
     pub staging: ByteSize,
+    /// The most that it takes of the link.
+    pub limit: Option<BitRate>,
 }
 
 const INTERVALS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(200)..=Duration::from_secs(86_400);
 const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
+
+const BUFFERS: ByteSize = ByteSize(128 << 20);
+const BUFFERS_LEAST: ByteSize = ByteSize(1 << 20);
+const STAGING_TOTAL: ByteSize = ByteSize(1 << 30);
 
 impl AgentConfig {
     pub fn load(file: &Path) -> Result<(Self, Vec<UnknownKey>), ConfigError> {
@@ -103,6 +137,17 @@ impl AgentConfig {
         let link = raw.site.as_ref();
         transport.congestion = link.and_then(|link| link.congestion).unwrap_or(transport.congestion);
         let site = link.map(|link| site_address(file, &link.address)).transpose()?;
+        let windows = link.map_or(&[][..], |link| &link.window).iter().map(|window| {
+            Window::parse(&window.from, &window.to, &window.days, &window.limit).map_err(|error| {
+                config::invalid(file, &format!("site.window.{}", error.key), error.given, error.why)
+            })
+        });
+        let windows = windows.collect::<Result<_, _>>()?;
+        let buffers = link.and_then(|link| link.buffers).unwrap_or(BUFFERS);
+        if buffers < BUFFERS_LEAST {
+            let why = "write 1MiB or more: `128MiB`";
+            return Err(config::invalid(file, "site.buffers", buffers, why));
+        }
         let mut seen = BTreeSet::new();
         let mut vms = Vec::new();
         for vm in raw.vm {
@@ -122,6 +167,10 @@ impl AgentConfig {
             libvirt: raw.libvirt.unwrap_or_else(|| "qemu:///system".into()),
             site,
             limit: link.and_then(|link| link.limit),
+            windows,
+            compression: link.and_then(|link| link.compression).unwrap_or(Compression::AUTO),
+            buffers,
+            staging_total: raw.staging_total.unwrap_or(STAGING_TOTAL),
             transport,
             vms,
         };
@@ -143,6 +192,11 @@ impl AgentConfig {
     }
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("api.sock")
+    }
+
+    /// What one VM may stage: what it was given, and no more than an even part of what there is for all.
+    pub fn staging_of(&self, vm: &VmConfig) -> ByteSize {
+        vm.staging.min(ByteSize(self.staging_total.0 / self.vms.len().max(1) as u64))
     }
 }
 
@@ -177,7 +231,7 @@ fn vm_config(file: &Path, vm: RawVm, defaults: &RawProtection) -> Result<VmConfi
     let engine = vm.memory_engine.as_ref().or(defaults.memory_engine.as_ref());
     let engine = engine.map_or(Ok(None), |name| memory_engine(file, name))?;
     let staging = vm.staging.or(defaults.staging).unwrap_or(ByteSize(256 << 20));
-    Ok(VmConfig { name: vm.name, interval, max_pause, memory, engine, staging })
+    Ok(VmConfig { name: vm.name, interval, max_pause, memory, engine, staging, limit: vm.limit })
 }
 
 fn memory_engine(file: &Path, name: &str) -> Result<Option<Kind>, ConfigError> {
@@ -221,10 +275,45 @@ mod tests {
             ("state_dir = \"here\"", ["state_dir", "absolute"]),
             ("[[vm]]\nname = \"a\"\nmemory = \"maybe\"", ["memory", "off"]),
             ("[[vm]]\nname = \"a\"\nmemory_engine = \"magic\"", ["memory_engine", "stop-and-read"]),
+            ("[[vm]]\nname = \"a\"\nlimit = \"fast\"", ["vm.limit", "50Mbit"]),
+            ("[site]\naddress = \"dr:1\"\ncompression = \"20\"", ["compression", "1-5"]),
+            ("[site]\naddress = \"dr:1\"\nbuffers = \"1KiB\"", ["site.buffers", "128MiB"]),
+            (
+                "[site]\naddress = \"dr:1\"\n[[site.window]]\nfrom = \"8\"\nto = \"18:00\"\nlimit = \"1Mbit\"",
+                ["site.window.from", "08:00"],
+            ),
+            (
+                "[site]\naddress = \"dr:1\"\n[[site.window]]\nfrom = \"08:00\"\nto = \"18:00\"\ndays = \"work\"\n\
+                 limit = \"1Mbit\"",
+                ["site.window.days", "mon-fri"],
+            ),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains("agent.toml") && words.iter().all(|word| error.contains(word)), "{error}");
         }
+    }
+
+    #[test]
+    fn limits_windows_and_budgets_are_read_and_many_vms_share_what_is_there_for_all() {
+        let vms: String =
+            (0..20).map(|no| format!("[[vm]]\nname = \"v{no}\"\nlimit = \"5Mbit\"\n")).collect();
+        let text = format!(
+            "staging_total = \"1GiB\"\n[site]\naddress = \"dr:7443\"\ncompression = \"1-5\"\nbuffers = \"64MiB\"\n\
+             [[site.window]]\nfrom = \"08:00\"\nto = \"18:00\"\ndays = \"mon-fri\"\nlimit = \"20Mbit\"\n\
+             [[site.window]]\nfrom = \"22:00\"\nto = \"06:00\"\nlimit = \"none\"\n{vms}"
+        );
+        let (agent, unknown) = load(&text).unwrap();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        assert_eq!(agent.windows[0], Window::parse("08:00", "18:00", "mon-fri", "20Mbit").unwrap());
+        assert_eq!(agent.windows[1], Window::parse("22:00", "06:00", "daily", "none").unwrap());
+        assert_eq!(
+            (agent.compression, agent.buffers),
+            (Compression { least: 1, most: 5 }, ByteSize(64 << 20))
+        );
+        assert_eq!(agent.vms[3].limit, Some(BitRate(5_000_000)));
+        assert_eq!(agent.staging_of(&agent.vms[3]), ByteSize((1 << 30) / 20));
+        let (alone, _) = load("[[vm]]\nname = \"a\"").unwrap();
+        assert_eq!(alone.staging_of(&alone.vms[0]), ByteSize(256 << 20));
     }
 
     #[test]

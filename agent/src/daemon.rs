@@ -10,7 +10,8 @@ use crate::{
         vm::{Protection, Settings},
     },
     ship::{
-        limit::Limiter,
+        budget::{Budget, Lanes},
+        limit::{Limits, Plan},
         uplink::{Routes, Uplink},
     },
     watchdog::{self, Markers, Watchdog, WatchdogArgs},
@@ -37,7 +38,8 @@ const LOOK_AGAIN: Duration = Duration::from_secs(5);
 const FAREWELL: Duration = Duration::from_secs(20);
 /// A point whose link has been down for so long is put back: its views stop growing.
 const PATIENCE: Duration = Duration::from_secs(30);
-const ZSTD_LEVEL: i32 = 1;
+/// Groups being compressed by all VMs together, for each CPU. One VM alone gets half of them.
+const LANES_PER_CPU: usize = 4;
 
 /// What every VM's protection is given.
 #[derive(Clone)]
@@ -49,11 +51,14 @@ struct Rooms {
     routes: Routes,
     board: Board,
     clock: Arc<dyn Clock>,
+    limits: Arc<Limits>,
+    budget: Budget,
+    lanes: Lanes,
     stop: watch::Receiver<bool>,
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
+pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
     let site = config
         .site
         .clone()
@@ -73,13 +78,18 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     .await??;
     let (order, stop) = watch::channel(false);
     let config = Arc::new(config);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let cpus = std::thread::available_parallelism().map_or(1, Into::into);
     let rooms = Rooms {
         hypervisor,
         watchdog: Arc::new(Watchdog::spawn(&watch_args)?),
         generations: Generations::open(config.state_dir.join("generations"))?,
         routes: Routes::default(),
         board: Board::default(),
-        clock: Arc::new(SystemClock),
+        limits: Arc::new(Limits::new(plan(&config), clock.clone())),
+        budget: Budget::new(config.buffers.0),
+        lanes: Lanes::new(LANES_PER_CPU * cpus),
+        clock,
         stop: stop.clone(),
         config: config.clone(),
     };
@@ -88,7 +98,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
         identity,
         settings: config.transport.clone(),
         host: host_name(),
-        limiter: Arc::new(Limiter::new(config.limit)),
+        limits: rooms.limits.clone(),
         routes: rooms.routes.clone(),
         board: rooms.board.clone(),
         stop: stop.clone(),
@@ -109,7 +119,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let mut link = tokio::spawn(uplink.run());
     // Outside systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
-    until_told(&mut protections).await?;
+    until_told(&mut protections, || reload(file, &rooms.limits)).await?;
     tracing::info!("stopping");
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let _ = order.send(true);
@@ -135,11 +145,13 @@ pub fn release_paused(args: &WatchdogArgs) {
     }
 }
 
-/// Waits for a signal; protections that die in the meantime are named.
-async fn until_told(protections: &mut JoinSet<()>) -> anyhow::Result<()> {
+/// Waits for a signal to stop, and reloads at each one to do that; protections that die in the meantime are named.
+async fn until_told(protections: &mut JoinSet<()>, reload: impl Fn()) -> anyhow::Result<()> {
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hup = signal(SignalKind::hangup())?;
     loop {
         tokio::select! {
+            _ = hup.recv() => reload(),
             _ = term.recv() => return Ok(()),
             _ = int.recv() => return Ok(()),
             Some(ended) = protections.join_next() => {
@@ -148,6 +160,26 @@ async fn until_told(protections: &mut JoinSet<()>) -> anyhow::Result<()> {
             }
         }
     }
+}
+
+/// SIGHUP: the limits of the configuration hold from now on; everything else in it, from the next start.
+fn reload(file: &Path, limits: &Limits) {
+    match AgentConfig::load(file) {
+        Ok((config, unknown)) => {
+            lifeboat::config::warn_of(&unknown);
+            let of_vm = |name: &str| config.vms.iter().find(|vm| vm.name == name).and_then(|vm| vm.limit);
+            limits.replace(plan(&config), of_vm);
+            tracing::info!("the configuration's bandwidth limits were read again");
+        }
+        Err(error) => {
+            let why = lifeboat::error::chain(&error);
+            tracing::error!(%why, "the configuration can't be read again; the limits stay as they were");
+        }
+    }
+}
+
+fn plan(config: &AgentConfig) -> Plan {
+    Plan { link: config.limit, windows: config.windows.clone() }
 }
 
 /// Protects one configured VM, as soon as libvirt knows it.
@@ -169,7 +201,7 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         engine: vm.engine,
         scratch_dir: state.join("scratch"),
         spool_dir: state.join("spool"),
-        staging_bytes: usize::try_from(vm.staging.0).unwrap_or(usize::MAX),
+        staging_bytes: usize::try_from(rooms.config.staging_of(&vm).0).unwrap_or(usize::MAX),
         marker_dir: rooms.config.marker_dir(),
         pause_limit: vm.max_pause,
     };
@@ -181,7 +213,7 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
     }
     let source =
         GuestSource::new(rooms.hypervisor.clone(), rooms.watchdog.clone(), rooms.clock.clone(), settings);
-    let lanes = std::thread::available_parallelism().map_or(1, Into::into);
+    rooms.limits.set_vm(id, &vm.name, vm.limit);
     let book = rooms.generations.clone();
     let protection = Protection {
         vm: id,
@@ -189,8 +221,9 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         source,
         settings: Settings {
             interval: vm.interval,
-            zstd_level: ZSTD_LEVEL,
-            seal_lanes: 2 * lanes,
+            compression: rooms.config.compression,
+            lanes: rooms.lanes.clone(),
+            budget: rooms.budget.clone(),
             patience: PATIENCE,
         },
         generation,

@@ -113,7 +113,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Run => {
             telemetry::init("info")?;
             lifeboat::config::warn_of(&unknown);
-            runtime.block_on(daemon::run(config))
+            runtime.block_on(daemon::run(config, &arguments.config))
         }
         Command::Status { json } => {
             let client = Client::new(config.socket(), "lifeboat-agent");

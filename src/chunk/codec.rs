@@ -15,8 +15,11 @@ thread_local! {
     static DECOMPRESSOR: RefCell<Option<zstd::bulk::Decompressor<'static>>> = const { RefCell::new(None) };
 }
 
-/// Compresses `raw`; `None` where that would not make it smaller (or zstd could not get memory).
+/// Compresses `raw`; `None` where that would not make it smaller (or zstd could not get memory), or `level` is [`PLAIN`].
 pub fn compress(raw: &[u8], level: i32) -> Option<Vec<u8>> {
+    if level == PLAIN {
+        return None;
+    }
     COMPRESSOR.with_borrow_mut(|slot| {
         if slot.as_ref().is_none_or(|(at, _)| *at != level) {
             *slot = zstd::bulk::Compressor::new(level).ok().map(|made| (level, made));
@@ -39,6 +42,9 @@ pub fn decompress(packed: &[u8], expected: usize, out: &mut Vec<u8>) -> Result<(
     });
     if unpacked == Some(expected) { Ok(()) } else { Err(CodecError { expected }) }
 }
+
+/// The level that leaves everything as it is: for links that are faster than the compressor.
+pub const PLAIN: i32 = 0;
 
 #[cfg(test)]
 mod tests {

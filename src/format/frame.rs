@@ -68,7 +68,7 @@ pub enum FrameError {
 }
 
 impl Frame {
-    /// Packs a group at zstd `level`; keeps it plain where compression does not pay.
+    /// Packs a group at zstd `level`; keeps it plain where compression does not pay, or at level 0.
     pub fn seal(seq: u32, group: &PageGroup, level: i32) -> Result<Self, FrameError> {
         let (codec, raw, body) = match &group.content {
             Content::Zero => (Codec::Zero, Bytes::new(), Bytes::new()),

@@ -87,12 +87,18 @@ impl Sender {
         self.open.as_ref().map(|open| open.point)
     }
 
-    /// Whether another frame may be pushed: bytes held are below the window. One frame always fits.
-    pub fn has_room(&self) -> bool {
+    /// Whether another frame may be pushed: bytes held are below the window, and below what the caller grants. One frame
+    /// always fits.
+    pub fn has_room(&self, granted: u64) -> bool {
         self.open.as_ref().is_some_and(|open| {
             open.held.is_empty()
-                || (open.held_bytes < self.window.max(1) && open.held.len() < FRAMES_HELD_MAX)
+                || (open.held_bytes < self.window.min(granted).max(1) && open.held.len() < FRAMES_HELD_MAX)
         })
+    }
+
+    /// Bytes of frames that the site has not taken yet.
+    pub fn held_bytes(&self) -> u64 {
+        self.open.as_ref().map_or(0, |open| open.held_bytes)
     }
 
     /// The link is up and the site has said `Welcome` with this window.

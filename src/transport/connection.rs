@@ -93,6 +93,12 @@ impl Connection {
         self.inner.closed().await.into()
     }
 
+    /// Bytes that may be handed over here and not yet be acknowledged by the other side: what has not left yet can't be
+    /// overtaken by anything. At least a few times [`LinkStats::congestion_window`], or the link is not filled.
+    pub fn set_send_window(&self, bytes: u64) {
+        self.inner.set_send_window(bytes);
+    }
+
     pub fn version(&self) -> ProtocolVersion {
         self.version
     }

@@ -34,7 +34,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("toml", &["src/config.rs"]),
     ("serde_ignored", &["src/config.rs"]),
     ("tracing_subscriber", &["src/telemetry.rs"]),
-    ("jiff", &["src/units.rs", "site-controller/src/catalog"]),
+    ("jiff", &["src/units.rs", "src/calendar.rs", "site-controller/src/catalog"]),
     ("xxhash_rust", &["agent/src/capture"]),
     ("xmltree", &["src/hypervisor/domain_xml", "site-controller/src/failover/replica_xml"]),
     (

@@ -1,7 +1,7 @@
 //! How each protected VM is doing, for whoever asks: `lifeboat-agent status`, and the site through reports.
 //! Promises: the RPO shown is the age of the newest point that the site has acknowledged, never of one under way.
 
-use crate::capture::memory::choose::MemoryStatus;
+use crate::{capture::memory::choose::MemoryStatus, protect::pace::Verdict};
 use lifeboat::{
     id::{PointId, VmId},
     units::{Seq, UnixMs},
@@ -26,6 +26,10 @@ pub struct VmStatus {
     #[serde(default)]
     pub memory_engine: Option<MemoryStatus>,
     pub interval_ms: u64,
+    /// Why points come later than the interval says, if they do.
+    pub pace: Option<Verdict>,
+    /// How hard pages are compressed now: a zstd level, 0 for not at all.
+    pub zstd_level: i32,
     pub durable: Option<DurablePoint>,
     /// Age of the newest durable point, milliseconds; filled in when asked.
     pub rpo_ms: Option<u64>,
@@ -95,6 +99,8 @@ impl VmStatus {
             memory: None,
             memory_engine: None,
             interval_ms,
+            pace: None,
+            zstd_level: 0,
             durable: None,
             rpo_ms: None,
             points_durable: 0,
@@ -108,10 +114,16 @@ impl VmStatus {
         self.memory_engine = Some(memory);
     }
 
+    /// Why it is in its state; or, where all is well but slow, why it is slow.
+    pub fn why(&self) -> Option<String> {
+        let slow = || self.pace.as_ref().map(Verdict::to_string);
+        self.reason.clone().or_else(slow)
+    }
+
     pub fn report(&self) -> VmReport {
         VmReport {
             state: self.state,
-            reason: self.reason.clone(),
+            reason: self.why(),
             interval_ms: self.interval_ms,
             memory: self.memory.clone(),
         }

@@ -6,10 +6,15 @@
 use crate::{
     capture::source::{CaptureError, Cut, Source},
     protect::{
-        link::{LinkEvent, Outbox, Shipment},
+        gauge::Gauge,
+        link::{LinkEvent, LinkGone, Outbox, Shipment},
+        pace::Stage,
         status::{Board, DurablePoint, VmStatus},
     },
-    ship::seal::{SealError, Sealer},
+    ship::{
+        budget::{Budget, Lanes},
+        seal::{SealError, Sealer},
+    },
 };
 use lifeboat::{
     clock::Clock,
@@ -18,7 +23,7 @@ use lifeboat::{
     id::{PointId, VmId},
     page::PageGroup,
     session::sender::{Action, Outcome, Sender, Standing},
-    units::{Generation, UnixMs},
+    units::{Compression, Generation, UnixMs},
     wire::message::{AgentMessage, Refusal, VmState},
 };
 use std::{sync::Arc, time::Duration};
@@ -31,9 +36,10 @@ use tokio::{
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub interval: Duration,
-    pub zstd_level: i32,
-    /// Groups compressed at once; 0 compresses in place.
-    pub seal_lanes: usize,
+    pub compression: Compression,
+    /// Groups compressed at once, and bytes on their way: shared by all VMs.
+    pub lanes: Lanes,
+    pub budget: Budget,
     /// A point whose link has been down for so long is put back, so that its views do not grow for ever.
     pub patience: Duration,
 }
@@ -75,7 +81,10 @@ impl<S: Source> Protection<S> {
         let status = VmStatus::new(self.vm, self.name.clone(), self.settings.interval.as_millis() as u64);
         let sender = Sender::new(self.vm, self.name.clone(), self.generation);
         let down_since = Some(Instant::now());
-        let actor = Actor { given: self, sender, outbox: None, ended: None, down_since, status, failures: 0 };
+        let Settings { interval, compression, budget, .. } = &self.settings;
+        let gauge = Gauge::new(*interval, *compression, budget);
+        let actor =
+            Actor { given: self, sender, outbox: None, ended: None, down_since, status, failures: 0, gauge };
         actor.run().await;
     }
 }
@@ -90,6 +99,7 @@ struct Actor<S> {
     status: VmStatus,
     /// Points in a row that did not make it.
     failures: u32,
+    gauge: Gauge,
 }
 
 impl<S: Source> Actor<S> {
@@ -127,6 +137,8 @@ impl<S: Source> Actor<S> {
     async fn point(&mut self, basis: Option<PointId>) -> Result<(), Setback> {
         let point = (self.given.new_point)();
         self.ended = None;
+        self.gauge.begin(basis.is_some());
+        self.gauge.enter(Stage::Capture);
         let mut cut = self.given.source.begin(point, basis).await?;
         self.status.set_memory(self.given.source.memory());
         if basis.is_none() {
@@ -137,11 +149,13 @@ impl<S: Source> Actor<S> {
         match self.carry(cut.as_mut()).await {
             Ok((meta, committed_at)) => {
                 fault::point("cut.before-settle");
+                self.gauge.enter(Stage::Capture);
                 cut.settle().await?;
                 self.succeeded(point, &meta, committed_at).await;
                 Ok(())
             }
             Err(setback) => {
+                self.gauge.lost();
                 let actions = self.sender.abort();
                 self.perform(actions).await;
                 if let Err(error) = cut.put_back().await {
@@ -155,11 +169,12 @@ impl<S: Source> Actor<S> {
 
     /// Carries a cut to the site, up to its acknowledgement.
     async fn carry(&mut self, cut: &mut dyn Cut) -> Result<(PointMeta, UnixMs), Setback> {
-        let mut sealer = Sealer::new(self.given.settings.zstd_level, self.given.settings.seal_lanes);
+        let mut sealer = Sealer::new(self.gauge.level(), self.given.settings.lanes.clone());
         while let Some(group) = cut.before().await? {
             self.ship(&mut sealer, group).await?;
         }
         self.flush(&mut sealer).await?;
+        self.gauge.cut();
         let mut meta = cut.barrier().await?;
         self.status.last_pause_us = Some(meta.stats.pause_us);
         while let Some(group) = cut.after().await? {
@@ -173,6 +188,8 @@ impl<S: Source> Actor<S> {
             if let Some(Outcome::Durable { committed_at, .. }) = self.outcome()? {
                 return Ok((meta, committed_at));
             }
+            let stage = if self.sender.held_bytes() > 0 { Stage::Link } else { Stage::Site };
+            self.gauge.enter(stage);
             self.step(None).await?;
         }
     }
@@ -181,27 +198,41 @@ impl<S: Source> Actor<S> {
         while sealer.is_full() {
             self.ship_next(sealer).await?;
         }
+        let level = self.gauge.level();
+        self.status.zstd_level = level;
+        sealer.set_level(level);
         sealer.put(group)?;
+        self.gauge.enter(Stage::Capture);
         Ok(())
     }
 
     async fn flush(&mut self, sealer: &mut Sealer) -> Result<(), Setback> {
         while self.ship_next(sealer).await? {}
+        self.gauge.enter(Stage::Capture);
         Ok(())
     }
 
     /// Hands the next sealed frame to the sender, once there is room; `false` when none is in work.
     async fn ship_next(&mut self, sealer: &mut Sealer) -> Result<bool, Setback> {
+        self.gauge.enter(Stage::Pack);
         let Some(frame) = sealer.take().await? else { return Ok(false) };
+        self.gauge.enter(Stage::Link);
         self.drain_events().await?;
-        while !self.sender.has_room() {
+        while !self.sender.has_room(self.gauge.may_hold()) || self.lane_is_full() {
             self.outcome()?;
             self.step(None).await?;
         }
         self.outcome()?;
+        self.gauge.shipped(frame.encoded_len());
         let actions = self.sender.push(frame);
+        self.gauge.holds(self.sender.held_bytes());
         self.perform(actions).await;
         Ok(true)
+    }
+
+    /// Whether the link would make us wait for a frame to leave: nothing else could be heard meanwhile.
+    fn lane_is_full(&self) -> bool {
+        self.outbox.as_ref().is_some_and(|outbox| outbox.frames.capacity() == 0 && !outbox.frames.is_closed())
     }
 
     /// The end of the open point, if it has come; losing it is an error.
@@ -219,11 +250,14 @@ impl<S: Source> Actor<S> {
             (Some(since), Some(_)) => Some(since + patience),
             _ => None,
         };
-        let wake = [until, out_of_patience].into_iter().flatten().min();
+        let show = self.gauge.look_again();
+        let wake = [until, out_of_patience, show].into_iter().flatten().min();
         // Arms receive and name; what follows decides.
+        let lane = self.outbox.as_ref().filter(|_| self.lane_is_full()).map(|outbox| &outbox.frames);
         let woken = tokio::select! {
             event = self.given.link.recv() => event.map_or(Woken::Stop, Woken::Event),
             () = sleep_until(wake) => Woken::Time,
+            () = room_in(lane) => Woken::Time,
             _ = self.given.stop.wait_for(|stop| *stop) => Woken::Stop,
         };
         match woken {
@@ -231,6 +265,7 @@ impl<S: Source> Actor<S> {
             Woken::Time if out_of_patience.is_some_and(|at| Instant::now() >= at) => {
                 return Err(Setback::LinkDown(patience));
             }
+            Woken::Time if show.is_some_and(|at| Instant::now() >= at) => self.show_pace().await,
             Woken::Time => {}
             Woken::Stop => return Err(Setback::Stopping),
         }
@@ -256,6 +291,8 @@ impl<S: Source> Actor<S> {
                 self.outbox = None;
                 self.down_since.get_or_insert_with(Instant::now);
                 self.sender.link_down();
+                self.gauge.link_down();
+                self.status.pace = None;
                 let state =
                     if self.status.durable.is_some() { VmState::Degraded } else { VmState::Connecting };
                 self.set_state(state, Some(format!("no link to the site: {why}"))).await;
@@ -264,7 +301,14 @@ impl<S: Source> Actor<S> {
             LinkEvent::Message(message) => self.sender.on_message(message),
         };
         self.perform(actions).await;
+        self.gauge.holds(self.sender.held_bytes());
         self.note_standing().await;
+    }
+
+    /// A point is late: says so before it is there.
+    async fn show_pace(&mut self) {
+        self.status.pace = self.gauge.verdict(self.sender.held_bytes());
+        self.publish().await;
     }
 
     /// Keeps status and the remembered generation in step with what the site says.
@@ -304,9 +348,11 @@ impl<S: Source> Actor<S> {
                     Ok(())
                 }
                 (Action::Tell(message), Some(outbox)) => outbox.tell(message).await,
-                (Action::Ship { point, frame }, Some(outbox)) => {
-                    outbox.ship(Shipment { vm: self.given.vm, point, frame }).await
-                }
+                (Action::Ship { point, frame }, Some(outbox)) => tokio::select! {
+                    sent = outbox.ship(Shipment { vm: self.given.vm, point, frame }) => sent,
+                    // A slow link must not keep the agent from stopping.
+                    _ = self.given.stop.wait_for(|stop| *stop) => Err(LinkGone),
+                },
                 // No link: the sender says it again when there is one.
                 (Action::Tell(_) | Action::Ship { .. }, None) => Ok(()),
             };
@@ -320,6 +366,8 @@ impl<S: Source> Actor<S> {
     async fn succeeded(&mut self, point: PointId, meta: &PointMeta, committed_at: UnixMs) {
         self.failures = 0;
         self.status.points_durable += 1;
+        self.gauge.durable();
+        self.status.pace = self.gauge.verdict(0);
         let latency_ms = self.given.clock.now().0.saturating_sub(meta.cut_at.0);
         tracing::info!(
             vm = %self.given.name, %point, latency_ms, pause_us = meta.stats.pause_us,
@@ -378,6 +426,14 @@ enum Woken {
     Event(LinkEvent),
     Time,
     Stop,
+}
+
+/// Waits until a lane has room or its link is gone; for ever without one.
+async fn room_in(lane: Option<&mpsc::Sender<Shipment>>) {
+    match lane {
+        Some(lane) => drop(lane.reserve().await),
+        None => std::future::pending().await,
+    }
 }
 
 async fn sleep_until(at: Option<Instant>) {

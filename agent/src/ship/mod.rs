@@ -1,5 +1,10 @@
-//! From changed pages to the wire: [`seal`] compresses, [`limit`] paces, [`uplink`] keeps the link and its streams.
+//! From changed pages to the wire: [`seal`] compresses, as hard as [`level`] says, [`budget`] bounds what all VMs hold,
+//! [`turns`] decides whose frame is next within [`limit`]s, [`uplink`] keeps the link and its streams.
 
+pub mod budget;
+pub mod level;
 pub mod limit;
 pub mod seal;
+pub mod spare;
+pub mod turns;
 pub mod uplink;

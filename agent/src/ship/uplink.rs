@@ -1,13 +1,16 @@
 //! The link to the site: dials, greets, routes messages to the VMs' actors, carries frames on several streams.
 //! Promises: dials again for ever, with back-off; every actor is told when the link comes and goes; nothing is queued
-//! without a bound. Implements what `protect::link` describes. Started by `daemon`.
+//! without a bound, and what is queued behind everybody's turn is no more than the link needs to be busy. Implements what `protect::link` describes. Started by `daemon`.
 
 use crate::{
     protect::{
         link::{LinkEvent, Outbox, Shipment},
         status::Board,
     },
-    ship::limit::Limiter,
+    ship::{
+        limit::Limits,
+        turns::{Door, Turns},
+    },
 };
 use lifeboat::{
     error,
@@ -33,12 +36,16 @@ use tokio::{
 pub const EVENTS_MAX: usize = 2 * FRAMES_HELD_MAX;
 /// Data streams of one link: a lost packet holds up only one of them.
 const DATA_STREAMS: usize = 4;
-/// Frames between the actors and the streams, at most 256 KiB each.
-const FRAMES_QUEUED: usize = 16;
 const CONTROL_QUEUED: usize = 256;
 const BACK_OFF_FIRST: Duration = Duration::from_millis(250);
 const BACK_OFF_MAX: Duration = Duration::from_secs(15);
 const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often the bytes in QUIC's hands are fitted to the path.
+const FIT_EVERY: Duration = Duration::from_millis(50);
+/// Congestion windows that QUIC is given to hold: one on its way, one to grow into.
+const FIT_WINDOWS: u64 = 2;
+/// Two of the largest frames: less would leave the link idle between them.
+const FIT_LEAST: u64 = 512 << 10;
 
 /// Where the site is and how to talk to it.
 pub struct Uplink {
@@ -47,7 +54,7 @@ pub struct Uplink {
     pub identity: AgentIdentity,
     pub settings: TransportSettings,
     pub host: String,
-    pub limiter: Arc<Limiter>,
+    pub limits: Arc<Limits>,
     pub routes: Routes,
     pub board: Board,
     pub stop: watch::Receiver<bool>,
@@ -60,7 +67,23 @@ pub struct Routes(Arc<Mutex<Table>>);
 #[derive(Default)]
 struct Table {
     actors: BTreeMap<VmId, mpsc::Sender<LinkEvent>>,
-    up: Option<(Outbox, u64, String)>,
+    up: Option<Up>,
+}
+
+/// A link that is up, as actors are told of it.
+#[derive(Clone)]
+struct Up {
+    control: mpsc::Sender<AgentMessage>,
+    door: Door,
+    window: u64,
+    site: String,
+}
+
+impl Up {
+    fn event(&self, vm: VmId) -> LinkEvent {
+        let outbox = Outbox { control: self.control.clone(), frames: self.door.lane(vm) };
+        LinkEvent::Up { outbox, window: self.window, site: self.site.clone() }
+    }
 }
 
 impl Routes {
@@ -68,9 +91,9 @@ impl Routes {
     pub fn join(&self, vm: VmId) -> mpsc::Receiver<LinkEvent> {
         let (events, inbox) = mpsc::channel(EVENTS_MAX);
         let mut table = self.table();
-        if let Some((outbox, window, site)) = table.up.clone() {
+        if let Some(up) = &table.up {
             // An empty channel has room for its first event.
-            let _ = events.try_send(LinkEvent::Up { outbox, window, site });
+            let _ = events.try_send(up.event(vm));
         }
         table.actors.insert(vm, events);
         inbox
@@ -88,19 +111,15 @@ impl Routes {
         self.table().actors.get(&vm).cloned()
     }
 
-    async fn set_up(&self, up: Option<(Outbox, u64, String)>, why: &str) {
+    async fn set_up(&self, up: Option<Up>, why: &str) {
         let actors: Vec<_> = {
             let mut table = self.table();
             table.up = up.clone();
-            table.actors.values().cloned().collect()
+            table.actors.iter().map(|(vm, actor)| (*vm, actor.clone())).collect()
         };
-        for actor in actors {
-            let event = match &up {
-                Some((outbox, window, site)) => {
-                    LinkEvent::Up { outbox: outbox.clone(), window: *window, site: site.clone() }
-                }
-                None => LinkEvent::Down { why: why.to_owned() },
-            };
+        for (vm, actor) in actors {
+            let event =
+                up.as_ref().map_or_else(|| LinkEvent::Down { why: why.to_owned() }, |up| up.event(vm));
             // An actor that has ended takes no more events.
             let _ = actor.send(event).await;
         }
@@ -152,9 +171,9 @@ impl Uplink {
         tracing::info!(%site, %release, address = %self.address, "linked to the site");
         self.board.set_link(format!("up: {site}"));
         let (control, control_queue) = mpsc::channel(CONTROL_QUEUED);
-        let (frames, frame_queue) = mpsc::channel(FRAMES_QUEUED);
-        self.routes.set_up(Some((Outbox { control, frames }, window, site)), "").await;
-        let ended = self.carry(&connection, send, recv, control_queue, frame_queue).await;
+        let (turns, door) = Turns::new(self.limits.clone());
+        self.routes.set_up(Some(Up { control, door, window, site }), "").await;
+        let ended = self.carry(&connection, send, recv, control_queue, turns).await;
         connection.close(RefusalCode::DONE, "the agent hangs up");
         ended
     }
@@ -166,15 +185,15 @@ impl Uplink {
         send: ControlSend,
         recv: ControlRecv,
         control: mpsc::Receiver<AgentMessage>,
-        frames: mpsc::Receiver<Shipment>,
+        turns: Turns,
     ) -> Result<(), TransportError> {
         let mut tasks = JoinSet::new();
         tasks.spawn(write_control(send, control));
         tasks.spawn(route(recv, self.routes.clone()));
-        let frames = Arc::new(AsyncMutex::new(frames));
+        tasks.spawn(fit(connection.clone(), self.settings.send_window.into()));
+        let turns = Arc::new(AsyncMutex::new(turns));
         for _ in 0..DATA_STREAMS {
-            let (connection, frames, limiter) = (connection.clone(), frames.clone(), self.limiter.clone());
-            tasks.spawn(write_frames(connection, frames, limiter));
+            tasks.spawn(write_frames(connection.clone(), turns.clone()));
         }
         // The first task that ends takes the link with it; dropping the set stops the others.
         match tasks.join_next().await {
@@ -195,17 +214,21 @@ async fn write_control(
     Ok(())
 }
 
-async fn write_frames(
-    connection: Connection,
-    queue: Arc<AsyncMutex<mpsc::Receiver<Shipment>>>,
-    limiter: Arc<Limiter>,
-) -> Result<(), TransportError> {
+async fn write_frames(connection: Connection, turns: Arc<AsyncMutex<Turns>>) -> Result<(), TransportError> {
     let mut stream = connection.open_data().await?;
     loop {
-        let shipment = queue.lock().await.recv().await;
-        let Some(Shipment { vm, point, frame }) = shipment else { return Ok(()) };
-        limiter.pay(frame.encoded_len()).await;
+        let Shipment { vm, point, frame } = turns.lock().await.next().await;
         stream.send(vm, point, &frame).await?;
+    }
+}
+
+/// Keeps what QUIC holds near to what the path has on its way: a frame that QUIC has taken can't be overtaken by another
+/// VM's any more, nor taken back.
+async fn fit(connection: Connection, most: u64) -> Result<(), TransportError> {
+    loop {
+        let window = connection.stats().congestion_window.saturating_mul(FIT_WINDOWS);
+        connection.set_send_window(window.clamp(FIT_LEAST, most.max(FIT_LEAST)));
+        tokio::time::sleep(FIT_EVERY).await;
     }
 }
 

@@ -124,16 +124,19 @@ fn bytes_on_their_way_stay_within_the_window_by_one_frame_at_most() {
     let mut sender = flowing(0);
     sender.window = 200;
     let mut pushed = 0;
-    while sender.has_room() {
+    while sender.has_room(u64::MAX) {
         sender.push(frame(pushed));
         pushed += 1;
     }
     assert!(pushed >= 2);
+    assert!(!sender.has_room(u64::MAX));
     assert!(sender.open.as_ref().unwrap().held_bytes < 200 + frame(0).encoded_len() as u64);
     sender.on_message(SiteMessage::Taken {
         vm: VM,
         point: POINT,
         frames: vec![FrameRange { first: 0, end: u32::MAX }],
     });
-    assert!(sender.has_room());
+    assert!(sender.has_room(u64::MAX));
+    sender.push(frame(pushed));
+    assert!(!sender.has_room(1), "less was granted than the window is");
 }

@@ -6,7 +6,7 @@ use crate::{
     rows::Rows,
 };
 use anyhow::{Context, Result};
-use lifeboat_agent::ship::seal::Sealer;
+use lifeboat_agent::ship::{budget::Lanes, seal::Sealer};
 
 pub async fn measure(corpus: &Corpus, rows: &mut Rows) -> Result<()> {
     let lanes = 2 * std::thread::available_parallelism().map_or(1, usize::from);
@@ -35,7 +35,7 @@ pub async fn measure(corpus: &Corpus, rows: &mut Rows) -> Result<()> {
 
 async fn seal(corpus: &Corpus, lanes: usize) -> Result<(Took, u64)> {
     let (watch, mut packed) = (Watch::start(), 0);
-    let mut sealer = Sealer::new(LEVEL, lanes);
+    let mut sealer = Sealer::new(LEVEL, Lanes::new(lanes));
     for group in corpus.groups(0) {
         while sealer.is_full() {
             packed += sealer.take().await?.map_or(0, |frame| frame.encoded_len() as u64);

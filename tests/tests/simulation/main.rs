@@ -5,6 +5,7 @@
 // All of it is test code: what can't fail here must fail the test.
 #![allow(clippy::unwrap_used)]
 
+mod fleet;
 mod lossy_link;
 mod model_guest;
 mod world;

@@ -8,12 +8,15 @@ use lifeboat::{
     clock::{Clock, ManualClock},
     format::manifest::ImageKind,
     id::{PointId, VmId},
-    units::{ByteSize, Generation, UnixMs},
+    units::{ByteSize, Compression, Generation, UnixMs},
 };
-use lifeboat_agent::protect::{
-    link::LinkEvent,
-    status::Board,
-    vm::{Protection, Settings},
+use lifeboat_agent::{
+    protect::{
+        link::LinkEvent,
+        status::Board,
+        vm::{Protection, Settings},
+    },
+    ship::budget::{Budget, Lanes},
 };
 use lifeboat_site_controller::{
     intake::slot::Slots,
@@ -165,8 +168,9 @@ impl World {
             source: self.guest.source(),
             settings: Settings {
                 interval: Duration::from_millis(300),
-                zstd_level: 1,
-                seal_lanes: 0,
+                compression: Compression::fixed(1),
+                lanes: Lanes::new(0),
+                budget: Budget::new(Budget::DEFAULT),
                 patience: Duration::from_secs(3),
             },
             generation: *self.generation.lock().unwrap(),
