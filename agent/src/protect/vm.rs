@@ -3,12 +3,15 @@
 //! the link is down, so that no view is held open for nobody. Called by the daemon (over QEMU and QUIC) and by the
 //! simulation (over a model guest and a lossy link).
 
+mod comparing;
+
 use crate::{
     capture::source::{CaptureError, Cut, Source},
     protect::{
         gauge::Gauge,
         link::{LinkEvent, LinkGone, Outbox, Shipment},
         pace::Stage,
+        resync::Resync,
         status::{Board, DurablePoint, VmStatus},
     },
     ship::{
@@ -24,7 +27,7 @@ use lifeboat::{
     page::PageGroup,
     session::sender::{Action, Outcome, Sender, Standing},
     units::{Compression, Generation, UnixMs},
-    wire::message::{AgentMessage, Refusal, VmState},
+    wire::message::{AgentMessage, Refusal, SiteMessage, VmState},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -83,8 +86,17 @@ impl<S: Source> Protection<S> {
         let down_since = Some(Instant::now());
         let Settings { interval, compression, budget, .. } = &self.settings;
         let gauge = Gauge::new(*interval, *compression, budget);
-        let actor =
-            Actor { given: self, sender, outbox: None, ended: None, down_since, status, failures: 0, gauge };
+        let actor = Actor {
+            given: self,
+            sender,
+            outbox: None,
+            ended: None,
+            down_since,
+            status,
+            failures: 0,
+            gauge,
+            resync: None,
+        };
         actor.run().await;
     }
 }
@@ -100,6 +112,8 @@ struct Actor<S> {
     /// Points in a row that did not make it.
     failures: u32,
     gauge: Gauge,
+    /// The open point, while it is compared with the site's newest one.
+    resync: Option<Resync>,
 }
 
 impl<S: Source> Actor<S> {
@@ -146,7 +160,9 @@ impl<S: Source> Actor<S> {
         }
         let actions = self.sender.begin(point, basis);
         self.perform(actions).await;
-        match self.carry(cut.as_mut()).await {
+        let carried = self.carry(cut.as_mut(), basis).await;
+        self.resync = None;
+        match carried {
             Ok((meta, committed_at)) => {
                 fault::point("cut.before-settle");
                 self.gauge.enter(Stage::Capture);
@@ -168,20 +184,27 @@ impl<S: Source> Actor<S> {
     }
 
     /// Carries a cut to the site, up to its acknowledgement.
-    async fn carry(&mut self, cut: &mut dyn Cut) -> Result<(PointMeta, UnixMs), Setback> {
+    async fn carry(
+        &mut self,
+        cut: &mut dyn Cut,
+        basis: Option<PointId>,
+    ) -> Result<(PointMeta, UnixMs), Setback> {
+        self.prepare_comparison(basis, &cut.images()).await?;
         let mut sealer = Sealer::new(self.gauge.level(), self.given.settings.lanes.clone());
         while let Some(group) = cut.before().await? {
-            self.ship(&mut sealer, group).await?;
+            self.take(&mut sealer, group).await?;
         }
+        self.close_comparison(&mut sealer).await?;
         self.flush(&mut sealer).await?;
         self.gauge.cut();
         let mut meta = cut.barrier().await?;
         self.status.last_pause_us = Some(meta.stats.pause_us);
         while let Some(group) = cut.after().await? {
-            self.ship(&mut sealer, group).await?;
+            self.take(&mut sealer, group).await?;
         }
-        self.flush(&mut sealer).await?;
         (meta.stats.memory_changed_bytes, meta.stats.disk_changed_bytes) = cut.changed();
+        self.finish_comparison(&mut sealer, &mut meta).await?;
+        self.flush(&mut sealer).await?;
         let actions = self.sender.end(meta.clone());
         self.perform(actions).await;
         loop {
@@ -293,9 +316,14 @@ impl<S: Source> Actor<S> {
                 self.sender.link_down();
                 self.gauge.link_down();
                 self.status.pace = None;
+                self.resync.iter_mut().for_each(Resync::link_down);
                 let state =
                     if self.status.durable.is_some() { VmState::Degraded } else { VmState::Connecting };
                 self.set_state(state, Some(format!("no link to the site: {why}"))).await;
+                Vec::new()
+            }
+            LinkEvent::Message(SiteMessage::Compared { answer, .. }) => {
+                self.resync.iter_mut().for_each(|resync| resync.on_answer(answer.clone()));
                 Vec::new()
             }
             LinkEvent::Message(message) => self.sender.on_message(message),
@@ -303,6 +331,7 @@ impl<S: Source> Actor<S> {
         self.perform(actions).await;
         self.gauge.holds(self.sender.held_bytes());
         self.note_standing().await;
+        self.ask().await;
     }
 
     /// A point is late: says so before it is there.
