@@ -159,6 +159,8 @@ pub enum VmState {
     Refused,
     /// The site was failed over; this copy is no longer the primary.
     Fenced,
+    /// Somebody else needs the guest's QEMU, or asked the agent to keep aside; `reason` says who.
+    Yielding,
 }
 
 impl VmState {
@@ -171,6 +173,7 @@ impl VmState {
             Self::NotRunning => "not-running",
             Self::Refused => "refused",
             Self::Fenced => "fenced",
+            Self::Yielding => "yielding",
         }
     }
 }

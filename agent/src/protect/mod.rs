@@ -3,5 +3,8 @@
 
 pub mod generations;
 pub mod link;
+pub mod lookout;
+pub mod neighbour;
 pub mod status;
+pub mod touched;
 pub mod vm;

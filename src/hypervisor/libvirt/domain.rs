@@ -188,7 +188,7 @@ impl Domain {
         })
     }
 
-    fn with<T>(
+    pub(super) fn with<T>(
         &self,
         what: &str,
         ask: impl FnOnce(&virt::domain::Domain) -> Result<T, Error>,

@@ -120,6 +120,10 @@ pub struct ModelSource {
 
 #[async_trait]
 impl Source for ModelSource {
+    async fn leave(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
     async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError> {
         let owed = self.guest.with(|machine| machine.recover(basis));
         let held =

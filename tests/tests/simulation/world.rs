@@ -12,6 +12,7 @@ use lifeboat::{
 };
 use lifeboat_agent::protect::{
     link::LinkEvent,
+    neighbour::Neighbour,
     status::Board,
     vm::{Protection, Settings},
 };
@@ -178,6 +179,7 @@ impl World {
                 PointId::from_bytes((u128::from(seed) << 64 | u128::from(*made)).to_be_bytes())
             }),
             on_generation: Box::new(move |_, generation| *remembered.lock().unwrap() = Some(generation)),
+            neighbour: Arc::new(Neighbour::open(VM, None)),
             board: Board::default(),
             stop: stopped,
         };
