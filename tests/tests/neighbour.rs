@@ -166,12 +166,12 @@ fn a_protected_guests_disks_can_be_changed_and_backed_up_and_protection_goes_on(
     fs::write(
         &backup,
         format!(
-            "<domainbackup mode='pull'><server transport='unix' socket='{IMAGES}/backup.sock'/><disks>\
+            "<domainbackup mode='pull'><server transport='unix' socket='/var/lib/libvirt/qemu/backup.sock'/><disks>\
              <disk name='vda' type='file'><scratch file='{IMAGES}/backup.scratch'/></disk></disks></domainbackup>"
         ),
     )?;
     bench.works(&["backup-begin", "web", &backup.to_string_lossy()])?;
-    bench.yields("backup")?;
+    bench.yields("block job (backup")?;
     let exports: Value =
         serde_json::from_str(&bench.guest.qmp(r#"{"execute":"query-block-exports"}"#)?).context("exports")?;
     ensure!(exports["return"].as_array().is_some_and(|all| all.len() == 1), "the backup's export: {exports}");

@@ -1,6 +1,6 @@
 //! The lookout: sees that somebody else needs a guest's QEMU, and tells the protection to step aside.
 //! libvirt announces no job before it begins. So there are QEMU's own events (a migration, which a save and a dump are as
-//! well, block jobs, unplugged devices) and, for what has none, a look every second at libvirt's job and QEMU's block jobs.
+//! well, block jobs, unplugged devices) and, for what has none, a look every second.
 //! A hook of libvirt's would not help: on the host that a guest leaves, it calls none before any of this.
 //! Called by the daemon, one task per VM.
 

@@ -128,6 +128,29 @@ impl Domain {
         Ok(state == Enum::Known(VirtState::Paused) && reason != unknown)
     }
 
+    /// The operation of libvirt's own for which the guest stands, in libvirt's words. Not asked of libvirt's job statistics:
+    /// libvirtd 9.0 was seen to crash when these were asked for while a backup was begun.
+    pub fn held_for(&self) -> Result<Option<&'static str>, HypervisorError> {
+        let (_, reason) = self.with("asking its state", virt::domain::Domain::state)?;
+        let Enum::Known(StateReason::Paused(Enum::Known(reason))) = reason else { return Ok(None) };
+        Ok(match reason {
+            DomainPausedReason::Save => Some("save"),
+            DomainPausedReason::Dump => Some("dump"),
+            DomainPausedReason::Migration
+            | DomainPausedReason::PostCopy
+            | DomainPausedReason::PostCopyFailed => Some("migration"),
+            DomainPausedReason::Snapshot | DomainPausedReason::FromSnapshot => Some("snapshot"),
+            DomainPausedReason::StartingUp => Some("start"),
+            DomainPausedReason::Unknown
+            | DomainPausedReason::User
+            | DomainPausedReason::IOError
+            | DomainPausedReason::Watchdog
+            | DomainPausedReason::ShuttingDown
+            | DomainPausedReason::Crashed
+            | DomainPausedReason::APIError => None,
+        })
+    }
+
     pub fn is_persistent(&self) -> Result<bool, HypervisorError> {
         self.with("asking whether it is persistent", virt::domain::Domain::is_persistent)
     }
@@ -188,7 +211,7 @@ impl Domain {
         })
     }
 
-    pub(super) fn with<T>(
+    fn with<T>(
         &self,
         what: &str,
         ask: impl FnOnce(&virt::domain::Domain) -> Result<T, Error>,

@@ -7,7 +7,6 @@ mod connection;
 mod domain;
 mod error;
 mod events;
-mod jobs;
 mod process;
 
 pub use connection::Hypervisor;
