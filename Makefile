@@ -5,7 +5,7 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 BUILT = $$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fault-injection
 
-.PHONY: demo bench test lint deny deb setup build
+.PHONY: demo bench soak test lint deny deb setup build
 
 # Two sites, a protected guest, a power cut, a failover: on one screen, and in target/demo/report.json.
 demo: setup
@@ -16,6 +16,10 @@ demo: setup
 bench: setup
 	cargo build --release --workspace --bins
 	cargo bench --workspace --bench bench
+
+# The agent killed and frozen at every step, 7 times each: more than 200 in all. LIFEBOAT_SOAK=N for another number.
+soak: setup build
+	LIFEBOAT_SOAK=$${LIFEBOAT_SOAK:-7} cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test watchdog -- --nocapture
 
 # Everything that proves something. TESTS='-E test(power)' and the like narrow it.
 test: setup build

@@ -1,19 +1,135 @@
-//! The agent's local API: `GET /v1/status`. Served by `daemon`, asked by `lifeboat-agent status`.
+//! The agent's local API: `GET /v1/status`, and `POST /v1/yield`, `/v1/resume`, `/v1/unprotect`. Served by `daemon`, asked
+//! by the commands of the same names. Promises: an answer to `yield` or `unprotect` means that nothing is held any more.
 
-use crate::protect::status::{AgentStatus, Board};
-use axum::{Json, Router, extract::State, routing::get};
-use lifeboat::{clock::Clock, units::UnixMs};
-use std::sync::Arc;
+use crate::protect::{
+    neighbour::{Asked, Neighbour, Neighbours, uptime},
+    status::{AgentStatus, Board},
+};
+use axum::{
+    Json, Router,
+    extract::State,
+    routing::{get, post},
+};
+use lifeboat::{clock::Clock, local_api::ApiError, units::UnixMs};
+use serde::{Deserialize, Serialize};
+use std::{sync::Arc, time::Duration};
 
-type Shared = (Board, Arc<dyn Clock>);
+type Shared = (Board, Arc<dyn Clock>, Neighbours);
 
-pub fn router(board: Board, clock: Arc<dyn Clock>) -> Router {
-    Router::new().route("/v1/status", get(status)).with_state((board, clock))
+/// Keep aside for a while.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct YieldRequest {
+    pub vm: String,
+    pub for_ms: u64,
+    /// Who asks, for status.
+    pub by: String,
 }
 
-async fn status(State((board, clock)): State<Shared>) -> Json<AgentStatus> {
+/// Go on; or end the protection.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct VmRequest {
+    pub vm: String,
+}
+
+/// What has been done, in words.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Done {
+    pub done: String,
+}
+
+pub fn router(board: Board, clock: Arc<dyn Clock>, neighbours: Neighbours) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/yield", post(keep_aside))
+        .route("/v1/resume", post(resume))
+        .route("/v1/unprotect", post(unprotect))
+        .with_state((board, clock, neighbours))
+}
+
+async fn status(State((board, clock, _)): State<Shared>) -> Json<AgentStatus> {
     Json(board.read(clock.now()))
 }
+
+async fn keep_aside(
+    State((_, clock, neighbours)): State<Shared>,
+    Json(request): Json<YieldRequest>,
+) -> Result<Json<Done>, ApiError> {
+    let neighbour = find(&neighbours, &request.vm)?;
+    if !(1..=YIELD_MAX_MS).contains(&request.for_ms) {
+        return Err(ApiError::bad_request("bad-time", "keep aside for how long? up to 30d: `10m`"));
+    }
+    let by: String = request.by.chars().filter(|c| !c.is_control()).take(BY_MAX).collect();
+    let until_uptime_ms = u64::try_from(uptime().as_millis()).unwrap_or(0).saturating_add(request.for_ms);
+    let until = UnixMs(clock.now().0.saturating_add(request.for_ms));
+    remembered(neighbour.ask(Some(Asked { until_uptime_ms, until, by })))?;
+    until_aside(&neighbour).await?;
+    let done = format!(
+        "{}: nothing is held in its QEMU, but for dirty bitmaps, until {until}; `lifeboat-agent resume {}` ends it",
+        request.vm, request.vm
+    );
+    Ok(Json(Done { done }))
+}
+
+async fn resume(
+    State((_, _, neighbours)): State<Shared>,
+    Json(request): Json<VmRequest>,
+) -> Result<Json<Done>, ApiError> {
+    let neighbour = find(&neighbours, &request.vm)?;
+    remembered(neighbour.ask(None))?;
+    let done = match neighbour.why() {
+        Some(why) => format!("{}: nobody asks for it any more, but it is still {why}", request.vm),
+        None => format!("{}: protection goes on", request.vm),
+    };
+    Ok(Json(Done { done }))
+}
+
+async fn unprotect(
+    State((_, _, neighbours)): State<Shared>,
+    Json(request): Json<VmRequest>,
+) -> Result<Json<Done>, ApiError> {
+    let neighbour = find(&neighbours, &request.vm)?;
+    neighbour.set_aside(false);
+    neighbour.leave();
+    until_aside(&neighbour).await?;
+    let done = format!(
+        "{}: no longer protected; nothing is left in its QEMU. Take it out of agent.toml, or the next start of the agent \
+         protects it again",
+        request.vm
+    );
+    Ok(Json(Done { done }))
+}
+
+fn find(neighbours: &Neighbours, vm: &str) -> Result<Arc<Neighbour>, ApiError> {
+    neighbours.find(vm).ok_or_else(|| {
+        let known = neighbours.names().join(", ");
+        ApiError::not_found("unknown-vm", format!("no VM `{}` is protected here", vm.escape_debug()))
+            .with_hint(format!("protected here: {known}"))
+    })
+}
+
+fn remembered(saved: std::io::Result<()>) -> Result<(), ApiError> {
+    saved.map_err(|error| ApiError::internal(format!("the wish could not be remembered: {error}")))
+}
+
+/// Waits until the protection holds nothing any more.
+async fn until_aside(neighbour: &Neighbour) -> Result<(), ApiError> {
+    let mut state = neighbour.watch();
+    let aside = tokio::time::timeout(ASIDE_WITHIN, state.wait_for(|state| state.aside)).await;
+    match aside {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(_)) | Err(_) => {
+            let message =
+                format!("the protection is not out of the way after {} s yet", ASIDE_WITHIN.as_secs());
+            Err(ApiError::conflict("not-yet", message)
+                .with_hint("it still goes there: look at `lifeboat-agent status`"))
+        }
+    }
+}
+
+/// A step of a cut that is under way is finished first.
+const ASIDE_WITHIN: Duration = Duration::from_secs(60);
+const YIELD_MAX_MS: u64 = 30 * 86_400_000;
+const BY_MAX: usize = 64;
 
 /// The status as text for people.
 pub fn show(status: &AgentStatus) -> String {

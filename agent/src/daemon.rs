@@ -2,11 +2,14 @@
 
 use crate::{
     admin,
-    capture::guest::{GuestSettings, GuestSource},
+    capture::guest::{self, GuestSettings, GuestSource},
     config::{AgentConfig, VmConfig},
     protect::{
         generations::Generations,
+        lookout,
+        neighbour::{Book, Neighbour, Neighbours},
         status::{Board, VmStatus},
+        touched::Touched,
         vm::{Protection, Settings},
     },
     ship::{
@@ -48,6 +51,9 @@ struct Rooms {
     hypervisor: Hypervisor,
     watchdog: Arc<Watchdog>,
     generations: Generations,
+    touched: Touched,
+    yields: Book,
+    neighbours: Neighbours,
     routes: Routes,
     board: Board,
     clock: Arc<dyn Clock>,
@@ -72,7 +78,7 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
     let (args, uri) = (watch_args.clone(), config.libvirt.clone());
     let hypervisor = tokio::task::spawn_blocking(move || -> anyhow::Result<Hypervisor> {
         // Before anything else: no guest stays paused because an agent before us died.
-        release_paused(&args);
+        release_paused(&args, false);
         Ok(Hypervisor::connect(&uri)?)
     })
     .await??;
@@ -84,6 +90,9 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
         hypervisor,
         watchdog: Arc::new(Watchdog::spawn(&watch_args)?),
         generations: Generations::open(config.state_dir.join("generations"))?,
+        touched: Touched::open(config.state_dir.join("touched"))?,
+        yields: Book::open(config.run_dir.join("yields"))?,
+        neighbours: Neighbours::default(),
         routes: Routes::default(),
         board: Board::default(),
         limits: Arc::new(Limits::new(plan(&config), clock.clone())),
@@ -105,10 +114,18 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
     };
     let socket = LocalListener::bind(&config.socket(), 0o660)?;
     let mut stopped = stop.clone();
-    let api =
-        tokio::spawn(socket.serve(admin::router(rooms.board.clone(), rooms.clock.clone()), async move {
+    let api = tokio::spawn(socket.serve(
+        admin::router(rooms.board.clone(), rooms.clock.clone(), rooms.neighbours.clone()),
+        async move {
             let _ = stopped.wait_for(|stop| *stop).await;
-        }));
+        },
+    ));
+    let configured: Vec<&str> = config.vms.iter().map(|vm| vm.name.as_str()).collect();
+    for orphan in
+        rooms.touched.no_longer_named(&configured).context("looking for VMs that are no longer protected")?
+    {
+        tokio::spawn(leave(rooms.clone(), orphan));
+    }
     let mut protections = JoinSet::new();
     for vm in config.vms.clone() {
         protections.spawn(protect(rooms.clone(), vm));
@@ -135,9 +152,9 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Resumes what an agent before us left paused; what can't be resumed is said, and tried again by the watchdog's next use.
-pub fn release_paused(args: &WatchdogArgs) {
-    for (vm, released) in watchdog::release_paused(&Markers::new(args.marker_dir.clone()), &args.uri) {
+/// Resumes what an agent before us left paused; what can't be resumed is said. See [`watchdog::release_paused`].
+pub fn release_paused(args: &WatchdogArgs, wait: bool) {
+    for (vm, released) in watchdog::release_paused(&Markers::new(args.marker_dir.clone()), &args.uri, wait) {
         match released {
             Ok(done) => tracing::warn!(%vm, ?done, "found a pause that an agent did not end"),
             Err(error) => tracing::error!(%vm, %error, "a guest that an agent paused could not be resumed"),
@@ -193,6 +210,15 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
             return;
         }
     };
+    // Remembered first: whatever is left in its QEMU from here on is taken away even by an agent that knows it no more.
+    if let Err(error) = rooms.touched.add(id, &vm.name) {
+        refuse(&rooms, id, &vm, &format!("it could not be noted that this VM is protected here: {error}"));
+        return;
+    }
+    let neighbour = Arc::new(Neighbour::open(id, Some(rooms.yields.clone())));
+    rooms.neighbours.insert(domain.name(), neighbour.clone());
+    let seeing = lookout::watch(rooms.hypervisor.clone(), id, neighbour.clone(), rooms.stop.clone());
+    let seeing = tokio::spawn(seeing);
     let state = &rooms.config.state_dir;
     let settings = GuestSettings {
         vm: id,
@@ -236,10 +262,38 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
             }
         }),
         board: rooms.board.clone(),
+        neighbour,
         stop: rooms.stop.clone(),
     };
     protection.run().await;
+    seeing.abort();
     rooms.routes.leave(id);
+}
+
+/// Takes everything of ours out of a VM that is no longer configured, as soon as libvirt lets us.
+async fn leave(rooms: Rooms, vm: VmId) {
+    let mut stop = rooms.stop.clone();
+    loop {
+        let (hypervisor, scratch) = (rooms.hypervisor.clone(), rooms.config.state_dir.join("scratch"));
+        let left = tokio::task::spawn_blocking(move || guest::leave(&hypervisor, vm, scratch)).await;
+        match left {
+            Ok(Ok(ran)) => {
+                tracing::info!(%vm, ran, "this VM is no longer protected; nothing of ours is left in it");
+                if let Err(error) = rooms.touched.remove(vm) {
+                    tracing::warn!(%vm, %error, "its record could not be removed");
+                }
+                return;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(%vm, %error, "a VM that is no longer protected can't be left yet")
+            }
+            Err(panic) => tracing::error!(%vm, %panic, "leaving a VM failed"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
+            _ = stop.wait_for(|stop| *stop) => return,
+        }
+    }
 }
 
 /// Looks for the VM until libvirt knows it, or the daemon stops.
@@ -276,6 +330,16 @@ fn refuse(rooms: &Rooms, id: VmId, vm: &VmConfig, reason: &str) {
 fn make_dir(dir: &Path, mode: u32) -> anyhow::Result<()> {
     let made = fs::DirBuilder::new().recursive(true).mode(mode).create(dir);
     made.with_context(|| format!("creating {}", dir.display()))
+}
+
+/// Takes everything of ours out of a VM's QEMU while no agent runs; `false` if the VM does not run.
+pub fn leave_now(config: &AgentConfig, name: &str) -> anyhow::Result<bool> {
+    let hypervisor = Hypervisor::connect(&config.libvirt)?;
+    let vm = hypervisor.domain(name)?.uuid();
+    let ran = guest::leave(&hypervisor, vm, config.state_dir.join("scratch"))?;
+    let touched = Touched::open(config.state_dir.join("touched")).and_then(|touched| touched.remove(vm));
+    touched.context("removing the VM's record")?;
+    Ok(ran)
 }
 
 pub fn host_name() -> String {

@@ -3,15 +3,16 @@
 use clap::{Parser, Subcommand};
 use lifeboat::{
     config::ConfigError,
-    local_api::Client,
+    local_api::{Client, ClientError},
     telemetry,
     transport::{
         enrol::{self, EnrolmentToken},
         pki::{AgentName, PkiError},
     },
+    units::Span,
 };
 use lifeboat_agent::{
-    admin,
+    admin::{self, Done, VmRequest, YieldRequest},
     config::{self, AgentConfig},
     daemon,
     protect::status::AgentStatus,
@@ -58,6 +59,26 @@ enum Command {
         /// Print JSON.
         #[arg(long)]
         json: bool,
+    },
+    /// Keep away from a VM for a while: nothing of its QEMU is used, so that others can.
+    ///
+    /// Returns when nothing is held any more. Dirty bitmaps stay, so that protection goes on with what changed.
+    Yield {
+        /// Name or UUID.
+        vm: String,
+        /// How long: `10m`, `2h`.
+        #[arg(long = "for", value_name = "TIME", default_value = "1h")]
+        time: Span,
+    },
+    /// End a `yield` early.
+    Resume {
+        /// Name or UUID.
+        vm: String,
+    },
+    /// End a VM's protection until the agent's next start, and leave nothing of ours in its QEMU.
+    Unprotect {
+        /// Name or UUID.
+        vm: String,
     },
     /// Get this host's certificate from a site, with a token that the site printed.
     Enrol {
@@ -125,6 +146,21 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             }
             Ok(())
         }
+        Command::Yield { vm, time } => {
+            let for_ms = u64::try_from(time.0.as_millis()).unwrap_or(u64::MAX);
+            tell(&runtime, &config, "/v1/yield", &YieldRequest { vm, for_ms, by: caller() })
+        }
+        Command::Resume { vm } => tell(&runtime, &config, "/v1/resume", &VmRequest { vm }),
+        Command::Unprotect { vm } => {
+            match tell(&runtime, &config, "/v1/unprotect", &VmRequest { vm: vm.clone() }) {
+                Err(error) if matches!(error.downcast_ref(), Some(ClientError::NotRunning { .. })) => {
+                    let ran = daemon::leave_now(&config, &vm)?;
+                    println!("{vm}: {}", if ran { "nothing is left in its QEMU" } else { "it does not run" });
+                    Ok(())
+                }
+                other => other,
+            }
+        }
         Command::Enrol { site, name, token } => {
             let name = match name {
                 Some(name) => name,
@@ -153,12 +189,30 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::ReleasePaused => {
             telemetry::init("info")?;
-            daemon::release_paused(&WatchdogArgs {
-                uri: config.libvirt.clone(),
-                marker_dir: config.marker_dir(),
-            });
+            let args = WatchdogArgs { uri: config.libvirt.clone(), marker_dir: config.marker_dir() };
+            daemon::release_paused(&args, true);
             Ok(())
         }
         Command::Watchdog(_) => Ok(()),
     }
+}
+
+/// Asks the daemon for something and says what it did.
+fn tell(
+    runtime: &tokio::runtime::Runtime,
+    config: &AgentConfig,
+    path: &str,
+    request: &impl serde::Serialize,
+) -> anyhow::Result<()> {
+    let client = Client::new(config.socket(), "lifeboat-agent");
+    let done: Done = runtime.block_on(client.post(path, request))?;
+    println!("{}", done.done);
+    Ok(())
+}
+
+/// Who gives this command, for status.
+fn caller() -> String {
+    let names = ["SUDO_USER", "USER", "LOGNAME"].map(std::env::var);
+    let name = names.into_iter().flatten().find(|name| !name.is_empty());
+    name.unwrap_or_else(|| format!("user {}", nix::unistd::getuid()))
 }

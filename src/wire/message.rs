@@ -169,6 +169,8 @@ pub enum VmState {
     Fenced,
     /// What the site holds is being compared with the guest, so that only differences travel.
     Comparing,
+    /// Somebody else needs the guest's QEMU, or asked the agent to keep aside; `reason` says who.
+    Yielding,
 }
 
 impl VmState {
@@ -182,6 +184,7 @@ impl VmState {
             Self::Refused => "refused",
             Self::Fenced => "fenced",
             Self::Comparing => "comparing",
+            Self::Yielding => "yielding",
         }
     }
 }

@@ -7,6 +7,7 @@ mod barrier;
 mod blobs;
 mod cut;
 mod images;
+mod leave;
 mod look;
 
 use crate::{
@@ -117,16 +118,11 @@ impl GuestSource {
         };
         Self { memory, state: Arc::new(Mutex::new(state)) }
     }
-
-    /// Leaves nothing behind in the guest's QEMU: protection has ended.
-    pub async fn unprotect(self) -> Result<(), CaptureError> {
-        let mut state = self.state.lock().await;
-        match &mut state.disks {
-            Some(attached) => attached.disks.detach().await.map_err(failed),
-            None => Ok(()),
-        }
-    }
 }
+
+/// Takes away whatever an agent, this one or one before it, left in the QEMU of a guest that is no longer protected.
+/// `false` if it does not run: then nothing of ours can be left. Blocks.
+pub use leave::leave;
 
 #[async_trait]
 impl Source for GuestSource {
@@ -139,6 +135,15 @@ impl Source for GuestSource {
 
     fn memory(&self) -> MemoryStatus {
         self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    async fn leave(&mut self) -> Result<(), CaptureError> {
+        let state = self.state.clone().lock_owned().await;
+        let left = blocking(state, |state| {
+            (state.disks, state.device_state) = (None, None);
+            leave(&state.hypervisor, state.settings.vm, state.settings.scratch_dir.clone())
+        });
+        left.await.1.map(drop)
     }
 }
 

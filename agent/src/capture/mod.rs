@@ -6,5 +6,6 @@ pub mod disk;
 pub mod guest;
 pub mod memory;
 pub mod nbd;
+pub mod others;
 pub mod quiesce;
 pub mod source;

@@ -23,6 +23,8 @@ pub trait Source: Send {
     async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError>;
     /// How memory is captured and why so; known after the first `begin`.
     fn memory(&self) -> MemoryStatus;
+    /// Leaves nothing behind in the guest: protection has ended. No cut is open.
+    async fn leave(&mut self) -> Result<(), CaptureError>;
 }
 
 /// One point being cut. Dropping it puts back what can be put back without waiting; call `put_back` to be sure.
@@ -54,6 +56,9 @@ pub enum CaptureError {
     /// The guest is not running (shut off, or gone); wait for it.
     #[error("{0}")]
     NotRunning(String),
+    /// Somebody else is at work on the guest, or has what a cut needs; wait for them.
+    #[error("yielding to {0}")]
+    Busy(String),
     /// It did not work this time; the guest is unharmed and everything is still owed.
     #[error("{0}")]
     Failed(String),

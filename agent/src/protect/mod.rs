@@ -5,7 +5,10 @@
 pub mod gauge;
 pub mod generations;
 pub mod link;
+pub mod lookout;
+pub mod neighbour;
 pub mod pace;
 pub mod resync;
 pub mod status;
+pub mod touched;
 pub mod vm;

@@ -10,6 +10,7 @@ use crate::{
     protect::{
         gauge::Gauge,
         link::{LinkEvent, LinkGone, Outbox, Shipment},
+        neighbour::{self, Neighbour},
         pace::Stage,
         resync::Resync,
         status::{Board, DurablePoint, VmStatus},
@@ -60,6 +61,8 @@ pub struct Protection<S> {
     /// Told each time the site names a generation, to be remembered across restarts.
     pub on_generation: Box<dyn FnMut(VmId, Generation) + Send>,
     pub board: Board,
+    /// Says when to keep aside.
+    pub neighbour: Arc<Neighbour>,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -68,6 +71,8 @@ pub struct Protection<S> {
 enum Setback {
     #[error("the agent is stopping")]
     Stopping,
+    #[error("{0}")]
+    Aside(String),
     #[error(transparent)]
     Capture(#[from] CaptureError),
     #[error(transparent)]
@@ -86,6 +91,7 @@ impl<S: Source> Protection<S> {
         let down_since = Some(Instant::now());
         let Settings { interval, compression, budget, .. } = &self.settings;
         let gauge = Gauge::new(*interval, *compression, budget);
+        let wishes = self.neighbour.watch();
         let actor = Actor {
             given: self,
             sender,
@@ -93,6 +99,7 @@ impl<S: Source> Protection<S> {
             ended: None,
             down_since,
             status,
+            wishes,
             failures: 0,
             gauge,
             resync: None,
@@ -109,6 +116,7 @@ struct Actor<S> {
     ended: Option<Outcome>,
     down_since: Option<Instant>,
     status: VmStatus,
+    wishes: watch::Receiver<neighbour::State>,
     /// Points in a row that did not make it.
     failures: u32,
     gauge: Gauge,
@@ -120,7 +128,15 @@ impl<S: Source> Actor<S> {
     async fn run(mut self) {
         self.publish().await;
         let mut due = Instant::now();
-        while let Ok(basis) = self.until_due(due).await {
+        loop {
+            let basis = match self.until_due(due).await {
+                Ok(basis) => basis,
+                Err(Setback::Stopping) => break,
+                Err(setback) => {
+                    due = self.set_back(setback).await;
+                    continue;
+                }
+            };
             let started = Instant::now();
             due = match self.point(basis).await {
                 Ok(()) => started + self.given.settings.interval,
@@ -134,6 +150,7 @@ impl<S: Source> Actor<S> {
     /// Waits until the next point is due and the site is ready for it; returns the newest point that the site holds.
     async fn until_due(&mut self, due: Instant) -> Result<Option<PointId>, Setback> {
         loop {
+            self.keep_aside().await?;
             let open = match self.sender.standing() {
                 Standing::Open { latest, .. } => Some(latest.map(|latest| latest.point)),
                 Standing::Unknown | Standing::Refused(_) => None,
@@ -145,6 +162,43 @@ impl<S: Source> Actor<S> {
             let until = open.map(|_| due);
             self.step(until).await?;
         }
+    }
+
+    /// Keeps aside for as long as somebody wishes it, holding nothing of the guest's.
+    async fn keep_aside(&mut self) -> Result<(), Setback> {
+        let mut kept = false;
+        while let Some(why) = self.given.neighbour.why() {
+            let wishes = self.given.neighbour.state();
+            if wishes.leave
+                && !wishes.aside
+                && let Err(error) = self.given.source.leave().await
+            {
+                self.set_state(
+                    VmState::Yielding,
+                    Some(format!("{why}; not everything is undone yet: {error}")),
+                )
+                .await;
+                self.step(Some(Instant::now() + LEAVE_AGAIN)).await?;
+                continue;
+            }
+            self.given.neighbour.set_aside(true);
+            kept = true;
+            if self.status.state != VmState::Yielding || self.status.reason.as_ref() != Some(&why) {
+                tracing::info!(vm = %self.given.name, %why, "keeping aside");
+                self.set_state(VmState::Yielding, Some(why)).await;
+            }
+            self.step(None).await?;
+        }
+        if kept {
+            self.given.neighbour.set_aside(false);
+            let state = match (&self.outbox, self.status.durable) {
+                (None, _) => VmState::Connecting,
+                (Some(_), None) => VmState::Seeding,
+                (Some(_), Some(_)) => VmState::Protected,
+            };
+            self.set_state(state, None).await;
+        }
+        Ok(())
     }
 
     /// Cuts one point and sees it through.
@@ -282,6 +336,7 @@ impl<S: Source> Actor<S> {
             () = sleep_until(wake) => Woken::Time,
             () = room_in(lane) => Woken::Time,
             _ = self.given.stop.wait_for(|stop| *stop) => Woken::Stop,
+            changed = self.wishes.changed() => changed.map_or(Woken::Stop, |()| Woken::Wish),
         };
         match woken {
             Woken::Event(event) => self.on_event(event).await,
@@ -290,6 +345,7 @@ impl<S: Source> Actor<S> {
             }
             Woken::Time if show.is_some_and(|at| Instant::now() >= at) => self.show_pace().await,
             Woken::Time => {}
+            Woken::Wish => self.check_wishes()?,
             Woken::Stop => return Err(Setback::Stopping),
         }
         Ok(())
@@ -300,7 +356,16 @@ impl<S: Source> Actor<S> {
         while let Ok(event) = self.given.link.try_recv() {
             self.on_event(event).await;
         }
+        self.check_wishes()?;
         if *self.given.stop.borrow() { Err(Setback::Stopping) } else { Ok(()) }
+    }
+
+    /// An open point is given up as soon as somebody wishes us out of the way.
+    fn check_wishes(&self) -> Result<(), Setback> {
+        match (self.sender.open_point(), self.given.neighbour.why()) {
+            (Some(_), Some(why)) => Err(Setback::Aside(why)),
+            _ => Ok(()),
+        }
     }
 
     async fn on_event(&mut self, event: LinkEvent) {
@@ -412,26 +477,37 @@ impl<S: Source> Actor<S> {
         let state = match &setback {
             Setback::Capture(CaptureError::Unsupported(_)) => VmState::Refused,
             Setback::Capture(CaptureError::NotRunning(_)) => VmState::NotRunning,
+            Setback::Aside(_) | Setback::Capture(CaptureError::Busy(_)) => VmState::Yielding,
             Setback::Refused(Refusal::Fenced { .. }) => VmState::Fenced,
             Setback::Stopping | Setback::Capture(CaptureError::Failed(_)) | Setback::Seal(_) => {
                 VmState::Degraded
             }
             Setback::Refused(_) | Setback::LinkDown(_) => VmState::Degraded,
         };
-        let reason = setback.to_string();
+        let mut reason = setback.to_string();
+        if state == VmState::NotRunning && self.given.neighbour.state().away {
+            reason = format!("it was migrated to another host ({reason}); protect it there");
+        }
         if self.status.state != state || self.status.reason.as_deref() != Some(reason.as_str()) {
             tracing::warn!(vm = %self.given.name, state = state.as_str(), %reason, "no point was made");
         }
         self.set_state(state, Some(reason)).await;
-        let actions = self.sender.refresh();
-        self.perform(actions).await;
+        // Where no point was begun the site has nothing to say; a guest that does not run here may well run elsewhere, and
+        // be its agent's there to ask about.
+        if !matches!(setback, Setback::Capture(CaptureError::NotRunning(_) | CaptureError::Busy(_))) {
+            let actions = self.sender.refresh();
+            self.perform(actions).await;
+        }
         let base = self.given.settings.interval.max(Duration::from_millis(200));
         let wait = match setback {
             // What the delta was made over has changed: the answer to `refresh` says what to start from.
             Setback::Refused(Refusal::WrongParent { .. } | Refusal::UnknownPoint) if self.failures < 3 => {
                 Duration::ZERO
             }
-            Setback::Capture(CaptureError::NotRunning(_)) => base,
+            Setback::Capture(CaptureError::NotRunning(_) | CaptureError::Busy(_)) => {
+                return Instant::now() + base;
+            }
+            Setback::Aside(_) => return Instant::now(),
             _ => (base * 2u32.pow(self.failures.min(5))).min(Duration::from_secs(60)),
         };
         self.failures = self.failures.saturating_add(1);
@@ -451,9 +527,13 @@ impl<S: Source> Actor<S> {
     }
 }
 
+/// How long after a failure leaving a guest is tried again.
+const LEAVE_AGAIN: Duration = Duration::from_secs(2);
+
 enum Woken {
     Event(LinkEvent),
     Time,
+    Wish,
     Stop,
 }
 

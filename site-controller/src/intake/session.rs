@@ -158,7 +158,7 @@ impl Intake {
                 }
             }
             AgentMessage::Begin { vm, generation, point, parent } => {
-                self.slots.slot(vm).begin(generation, point, parent).await;
+                self.slots.slot(vm).begin(generation, point, parent, replies.clone()).await;
             }
             AgentMessage::End { vm, point, frames, meta } => {
                 // A commit takes as long as the disk takes; other VMs' messages must not wait for it.

@@ -69,7 +69,9 @@ impl Slot {
             let mut inner = slot.inner.lock().await;
             inner.name = name;
             let answer = inner.receiver.watch(slot.held().await, generation);
-            if let SiteMessage::Vm { .. } = answer {
+            // A VM that moves between hosts has several agents that look at it; what is open belongs to who began it.
+            let taken = inner.replies.as_ref().is_some_and(|replies| !replies.is_closed());
+            if let (SiteMessage::Vm { .. }, false) = (&answer, taken) {
                 inner.replies = Some(replies.clone());
             }
             // A closed channel is a session that has just ended.
@@ -78,9 +80,16 @@ impl Slot {
         .await;
     }
 
-    pub async fn begin(self: &Arc<Self>, generation: Generation, point: PointId, parent: Option<PointId>) {
+    pub async fn begin(
+        self: &Arc<Self>,
+        generation: Generation,
+        point: PointId,
+        parent: Option<PointId>,
+        replies: Replies,
+    ) {
         self.apart(async move |slot| {
             let mut inner = slot.inner.lock().await;
+            inner.replies = Some(replies);
             let todo = inner.receiver.begin(slot.held().await, generation, point, parent);
             slot.perform(&mut inner, todo).await;
         })

@@ -37,11 +37,15 @@ pub(super) struct Link {
     /// Tells handles of an earlier connection from those of this one.
     pub number: u64,
     callbacks: Vec<i32>,
+    monitor_callback: Option<i32>,
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
         events::deregister(&self.connect, &self.callbacks);
+        if let Some(number) = self.monitor_callback {
+            events::deregister_monitor(&self.connect, number);
+        }
     }
 }
 
@@ -165,11 +169,12 @@ impl Hypervisor {
         // Local connections of some drivers have no keep-alive; they can't hang either.
         let _ = connect.set_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1);
         let callbacks = events::register(&connect, &self.inner.events).map_err(lost)?;
+        let monitor_callback = events::register_monitor(&connect, &self.inner.events);
         let number = self.inner.links_made.fetch_add(1, Ordering::SeqCst);
         if number > 0 {
             let _ = self.inner.events.send(DomainEvent { vm: None, happened: Happened::EventsMissed });
         }
-        let link = Arc::new(Link { connect, number, callbacks });
+        let link = Arc::new(Link { connect, number, callbacks, monitor_callback });
         *slot = Some(link.clone());
         Ok(link)
     }

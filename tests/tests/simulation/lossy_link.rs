@@ -43,7 +43,7 @@ impl LossyLink {
                         slot.watch(name, generation, to_site.clone()).await;
                     }
                     AgentMessage::Begin { generation, point, parent, .. } => {
-                        slot.begin(generation, point, parent).await;
+                        slot.begin(generation, point, parent, to_site.clone()).await;
                     }
                     AgentMessage::End { point, frames, meta, .. } => {
                         tokio::spawn(async move { slot.end(point, frames, meta).await });

@@ -126,6 +126,10 @@ pub struct ModelSource {
 
 #[async_trait]
 impl Source for ModelSource {
+    async fn leave(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
     async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError> {
         let (owed, restarts) = self.guest.with(|machine| (machine.recover(basis), machine.restarts));
         let held =

@@ -13,6 +13,7 @@ use lifeboat::{
 use lifeboat_agent::{
     protect::{
         link::LinkEvent,
+        neighbour::Neighbour,
         status::Board,
         vm::{Protection, Settings},
     },
@@ -184,6 +185,7 @@ impl World {
                 PointId::from_bytes((u128::from(seed) << 64 | u128::from(*made)).to_be_bytes())
             }),
             on_generation: Box::new(move |_, generation| *remembered.lock().unwrap() = Some(generation)),
+            neighbour: Arc::new(Neighbour::open(VM, None)),
             board: Board::default(),
             stop: stopped,
         };

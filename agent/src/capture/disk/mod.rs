@@ -180,6 +180,11 @@ impl Disks {
         done
     }
 
+    /// As `detach`, for who can't wait for a future.
+    pub fn leave(self) -> Result<(), DiskError> {
+        lock(&self.core).detach()
+    }
+
     /// Bytes of the pages told since `recover`.
     pub fn changed_bytes(&self) -> u64 {
         self.changed_bytes

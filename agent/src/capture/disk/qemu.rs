@@ -136,6 +136,26 @@ impl Qemu {
         node.map(str::to_owned).ok_or_else(|| unexpected(COMMAND, "a filter filters nothing"))
     }
 
+    /// All nodes below filter `name` but its scratch, nearest first.
+    pub fn chain(&self, name: &str) -> Result<Vec<String>, DiskError> {
+        const COMMAND: &str = "x-debug-query-block-graph";
+        let graph = self.run(COMMAND, json!({}))?;
+        let (nodes, edges) = (list(COMMAND, &graph["nodes"])?, list(COMMAND, &graph["edges"])?);
+        let named =
+            |id: &Value| nodes.iter().find(|node| node["id"] == *id)?["name"].as_str().map(str::to_owned);
+        let top = nodes.iter().find(|node| node["type"] == "block-driver" && node["name"] == name);
+        let mut ids: Vec<&Value> = top.map(|node| &node["id"]).into_iter().collect();
+        let mut at = 0;
+        while let Some(id) = ids.get(at).copied() {
+            let below =
+                edges.iter().filter(|edge| edge["parent"] == *id && (at > 0 || edge["name"] == "file"));
+            let new: Vec<_> = below.map(|edge| &edge["child"]).filter(|child| !ids.contains(child)).collect();
+            ids.extend(new);
+            at += 1;
+        }
+        Ok(ids.into_iter().skip(1).filter_map(named).collect())
+    }
+
     pub fn set_drive(&self, qom_path: &str, node: &str) -> Result<(), DiskError> {
         self.run("qom-set", json!({ "path": qom_path, "property": "drive", "value": node })).map(|_| ())
     }

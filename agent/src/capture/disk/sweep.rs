@@ -27,10 +27,30 @@ pub(super) fn sweep(qemu: &Qemu) -> Result<(), DiskError> {
         }
     }
     unsplice(qemu)?;
+    let orphans = orphans(qemu, names.iter().filter(filters))?;
     for name in names.iter().filter(filters) {
         qemu.delete_node(name)?;
     }
+    for orphan in &orphans {
+        // Refused if somebody uses it after all: then it is none.
+        refusable(qemu.run("blockdev-del", json!({ "node-name": orphan })))?;
+    }
     remove_fdsets(qemu)
+}
+
+/// libvirt's nodes below a filter of ours whose disk was unplugged: libvirt wanted to take them away then, and could not
+/// because of us. Left there, they would keep the image locked.
+fn orphans<'a>(qemu: &Qemu, filters: impl Iterator<Item = &'a String>) -> Result<Vec<String>, DiskError> {
+    let devices = qemu.devices()?;
+    let mut orphans = Vec::new();
+    for filter in filters {
+        let chain = qemu.chain(filter)?;
+        let used = chain.iter().any(|node| devices.iter().any(|device| device.node == *node));
+        if !used {
+            orphans.extend(chain.into_iter().filter(|node| node.starts_with(LIBVIRTS)));
+        }
+    }
+    Ok(orphans)
 }
 
 fn ours(qemu: &Qemu) -> Result<Vec<String>, DiskError> {
@@ -97,3 +117,5 @@ fn refusable(answer: Result<serde_json::Value, DiskError>) -> Result<bool, DiskE
 }
 
 const SCRATCH: &str = "lifeboat-buf-";
+/// How libvirt calls the nodes that it makes.
+const LIBVIRTS: &str = "libvirt-";

@@ -2,7 +2,7 @@
 //! Promises: disks are marked in one transaction; whatever fails, the pause ends, and nothing of the point counts.
 
 use super::{State, blobs::Blob, failed, images, look};
-use crate::capture::{quiesce::QuiesceError, source::CaptureError};
+use crate::capture::{others, quiesce::QuiesceError, source::CaptureError};
 use bytes::Bytes;
 use lifeboat::{
     fault,
@@ -46,8 +46,22 @@ pub fn cut(state: &mut State, begun: &Begun, point: PointId) -> Result<Barrier, 
         attached.disks.prepare(point).map_err(failed)?;
     }
     fault::point("cut.disks-prepared");
+    // Only now: a block job that begins after this puts itself below our filters, one that was there before would be
+    // passed by. And a pause in the middle of a save or a migration is none of our business.
+    if let Some(others) = others::somebody(&begun.domain) {
+        return Err(CaptureError::Busy(others));
+    }
     let instant = if memory { with_memory(state, begun)? } else { disks_only(state, begun)? };
     fault::point("cut.resumed");
+    if let Some(others) = others::somebody(&begun.domain) {
+        // libvirt notes whether a guest ran when such a job began, and may have found it standing still.
+        tracing::warn!(
+            domain = begun.domain.name(),
+            %others,
+            "something began while the guest was being cut; if it comes back paused, resume it"
+        );
+        return Err(CaptureError::Busy(others));
+    }
     if memory && state.take_resets() {
         return Err(failed("the guest was reset while it was being cut"));
     }

@@ -81,7 +81,7 @@ impl GuestCut {
                 Phase::Cut { blobs, first_disk } => {
                     let (blobs, first_disk) = (std::mem::take(blobs), *first_disk);
                     if let Some(disks) = self.disks()? {
-                        disks.open_views().await.map_err(failed)?;
+                        disks.open_views().await.map_err(super::look::disk_error)?;
                     }
                     fault::point("cut.views-open");
                     self.phase = Phase::Disks { blobs, first_disk };

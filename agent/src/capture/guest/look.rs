@@ -4,10 +4,11 @@ use super::{AttachedDisks, State, failed, images};
 use crate::capture::{
     disk::{DiskError, DiskTarget, Disks},
     memory::{
-        RamImage, Target,
+        MemoryError, RamImage, Target,
         choose::{ChooseError, Look},
         device_state::DeviceState,
     },
+    others,
     source::CaptureError,
 };
 use lifeboat::{
@@ -40,6 +41,9 @@ pub fn begin(state: &mut State, basis: Option<PointId>) -> Result<Begun, Capture
     let running = domain.state().map_err(domain_error)?;
     if !running.is_active() {
         return Err(CaptureError::NotRunning(format!("domain `{}` is {running}", domain.name())));
+    }
+    if let Some(others) = others::somebody(&domain) {
+        return Err(CaptureError::Busy(others));
     }
     let spec = read_spec(&domain)?;
     if !spec.disk_obstacles.is_empty() {
@@ -82,7 +86,7 @@ fn begin_memory(
         Err(ChooseError::Unfit(why)) => {
             return Err(unsupported(spec, &format!("{why}; {INSTEAD}")));
         }
-        Err(ChooseError::Memory(error)) => return Err(failed(error)),
+        Err(ChooseError::Memory(error)) => return Err(memory_error(error)),
     };
     let room = state.device_state.take().filter(|(known, _)| *known == process);
     let room = match room {
@@ -122,8 +126,19 @@ fn attach_disks(
     recovered
 }
 
-fn disk_error(error: DiskError) -> CaptureError {
-    if error.is_permanent() { CaptureError::Unsupported(error.to_string()) } else { failed(error) }
+pub fn disk_error(error: DiskError) -> CaptureError {
+    match error {
+        DiskError::Busy => CaptureError::Busy(error.to_string()),
+        _ if error.is_permanent() => CaptureError::Unsupported(error.to_string()),
+        _ => failed(error),
+    }
+}
+
+fn memory_error(error: MemoryError) -> CaptureError {
+    match error {
+        MemoryError::Busy { .. } => CaptureError::Busy(error.to_string()),
+        _ => failed(error),
+    }
 }
 
 /// What protection must do about an error of libvirt's.

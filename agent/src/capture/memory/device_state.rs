@@ -74,7 +74,7 @@ impl DeviceState {
     }
 }
 
-fn remove_left_over(monitor: &dyn Monitor) -> Result<(), MemoryError> {
+pub(super) fn remove_left_over(monitor: &dyn Monitor) -> Result<(), MemoryError> {
     let sets = monitor.execute("query-fdsets", json!({}))?;
     for set in sets.as_array().into_iter().flatten() {
         let fds = set["fds"].as_array().map_or(&[][..], Vec::as_slice);

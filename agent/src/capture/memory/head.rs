@@ -77,6 +77,15 @@ pub fn read(target: &Target) -> Result<Head, MemoryError> {
     Ok(head)
 }
 
+/// Takes away what a killed agent left of its reading. A migration that is under way is left alone: one of ours ends by
+/// itself when nobody reads it.
+pub(super) fn leave(monitor: &dyn Monitor) -> Result<(), MemoryError> {
+    Brake::release_left_over(monitor)?;
+    // Refused where it is not there.
+    let _ = monitor.execute("closefd", json!({ "fdname": FD_NAME }));
+    Ok(())
+}
+
 fn read_braked(monitor: &dyn Monitor) -> Result<Head, MemoryError> {
     let io = |step| move |errno: nix::Error| MemoryError::Io { step, source: errno.into() };
     let (ours, theirs) = pipe2(OFlag::O_CLOEXEC).map_err(io("making a pipe"))?;

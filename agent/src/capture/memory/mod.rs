@@ -29,6 +29,12 @@ use lifeboat::{
 };
 use std::{io, sync::Arc};
 
+/// Takes away what an agent left in a guest's QEMU that is no longer protected.
+pub fn leave(monitor: &dyn Monitor) -> Result<(), MemoryError> {
+    head::leave(monitor)?;
+    device_state::remove_left_over(monitor)
+}
+
 /// One running guest, as far as an engine needs it.
 #[derive(Clone)]
 pub struct Target {

@@ -56,11 +56,7 @@ impl Parameters {
 
 impl Brake {
     pub fn set(monitor: &dyn Monitor) -> Result<Self, MemoryError> {
-        let left_over = find_left_over(monitor)?;
-        if let Some((node, saved)) = &left_over {
-            let brake = Self { node: node.clone(), saved: *saved, turned_off: Vec::new() };
-            brake.release(monitor)?;
-        }
+        Self::release_left_over(monitor)?;
         let saved = current_parameters(monitor)?;
         let turned_off = unwanted_capabilities(monitor)?;
         let node = saved.node_name();
@@ -71,6 +67,14 @@ impl Brake {
                 let _ = brake.release(monitor);
                 Err(error)
             }
+        }
+    }
+
+    /// Undoes what a killed predecessor had set.
+    pub fn release_left_over(monitor: &dyn Monitor) -> Result<(), MemoryError> {
+        match find_left_over(monitor)? {
+            Some((node, saved)) => Self { node, saved, turned_off: Vec::new() }.release(monitor),
+            None => Ok(()),
         }
     }
 

@@ -1,0 +1,43 @@
+//! Others at work on a guest: an operation of libvirt's that stopped it, a migration that is not ours (saves and dumps
+//! are migrations too), a block job (backups are some); we have no block jobs.
+//! Promises: asks only, and nothing that costs more than a look; where nobody can be asked it says that nobody is at work,
+//! and each step of a cut finds out by itself what stands in its way. Whatever of ours migrates keeps a node in QEMU
+//! whose name begins with [`OWN`] for as long. Called by `capture::guest` around a cut, and by `protect::lookout` all the time.
+
+use lifeboat::hypervisor::{libvirt::Domain, monitor::Monitor};
+use serde_json::{Value, json};
+
+/// What libvirt, or somebody through libvirt, is doing with a domain.
+pub fn somebody(domain: &Domain) -> Option<String> {
+    if let Ok(Some(operation)) = domain.held_for() {
+        return Some(format!("libvirt's {operation} of this VM"));
+    }
+    let monitor = domain.monitor();
+    block_job(&monitor).or_else(|| migration(&monitor))
+}
+
+fn block_job(monitor: &dyn Monitor) -> Option<String> {
+    let jobs = monitor.execute("query-block-jobs", json!({})).ok()?;
+    let job = jobs.as_array()?.first()?;
+    let text = |key: &str| job.get(key).and_then(Value::as_str).unwrap_or("?").to_owned();
+    Some(format!("a block job ({} of {})", text("type"), text("device")))
+}
+
+fn migration(monitor: &dyn Monitor) -> Option<String> {
+    let under_way = || {
+        let answer = monitor.execute("query-migrate", json!({})).ok()?;
+        let status = answer.get("status")?.as_str()?.to_owned();
+        (!matches!(status.as_str(), "none" | "completed" | "cancelled" | "failed")).then_some(status)
+    };
+    under_way()?;
+    let nodes = monitor.execute("query-named-block-nodes", json!({ "flat": true })).ok()?;
+    let mut names = nodes.as_array()?.iter().filter_map(|node| node.get("node-name")?.as_str());
+    if names.any(|name| OWN.iter().any(|own| name.starts_with(own))) {
+        return None;
+    }
+    // Ours may have ended between the two questions.
+    Some(format!("a migration, save or dump of this VM ({})", under_way()?))
+}
+
+/// How the nodes begin that mark a migration of ours.
+const OWN: [&str; 2] = ["lbrake-", "lifeboat-migrates"];
