@@ -6,7 +6,9 @@
 
 use crate::{
     restore::RestoreError,
-    store::{Folds, Layer, Objects, Pin, PointRef, Store, StoreError, list_folds, read_index_at, read_layer},
+    store::{
+        Folds, Layer, Objects, Pin, PointRef, Store, StoreError, list_folds, paths, read_index_at, read_layer,
+    },
 };
 use lifeboat::{
     extent::overlay::{Overlay, Piece},
@@ -70,9 +72,9 @@ impl Plan {
     /// Plans one point of `vm`, and pins it: as long as the plan lives, nothing that it needs is removed.
     pub async fn of(store: &Store, vm: VmId, seq: Seq) -> Result<Self, RestoreError> {
         let pin = store.pin(vm, seq).await;
-        let folds = pin.as_ref().map(|pin| pin.folds().clone()).unwrap_or_default();
-        let plan = Self::load_along(store.objects().as_ref(), vm, seq, &folds).await?;
-        Ok(Self { pin, ..plan })
+        let pin = pin.ok_or_else(|| StoreError::Missing { path: paths::manifest(vm, seq) })?;
+        let plan = Self::load_along(store.objects().as_ref(), vm, seq, pin.folds()).await?;
+        Ok(Self { pin: Some(pin), ..plan })
     }
 
     /// Plans one point of a store that nobody changes meanwhile. Reads along its layers as far as its images need.
