@@ -298,10 +298,10 @@ fn plans_for_days_of_points_keep_paths_short_and_passes_bounded() {
     let policy = Policy::parse(&["all for 10m", "hourly for 24h", "daily for 30d"]).unwrap();
     let mut journal = Journal::default();
     let mut deepest = 0;
-    for seq in 1..=40_000u64 {
+    for seq in 1..=20_000u64 {
         let point = lifeboat::id::PointId::from_bytes([0; 16]);
         let base = journal.points.last().map(|point| point.seq);
-        // A point each 5 s; a day in minutes would not show hours, so this runs for more than two days.
+        // A point each 5 s; a day in minutes would not show hours, so this runs for more than one.
         journal.points.push(JournalPoint {
             seq: Seq(seq),
             point,
@@ -312,7 +312,7 @@ fn plans_for_days_of_points_keep_paths_short_and_passes_bounded() {
             whole: true,
             pinned: false,
         });
-        if seq % 16 != 0 {
+        if seq % 32 != 0 {
             continue;
         }
         for round in 0.. {

@@ -389,14 +389,12 @@ impl History {
     fn advance(&mut self, layer: &Layer) {
         let manifest = &layer.manifest;
         let images: Images = manifest.meta.images.iter().map(|image| (key(image), None)).collect();
-        // Nearly always the same as those of the point before.
         let same = self.head.as_ref().filter(|head| *head.link.images == images);
         let images = same.map_or_else(|| Arc::new(images), |head| head.link.images.clone());
         let Manifest { seq, point, generation, committed_at, .. } = *manifest;
         let link = Link { seq, point, manifest: layer.digest, images };
+        (self.top, self.name) = (seq, manifest.vm_name.clone());
         let cut_at = manifest.meta.cut_at;
-        self.top = seq;
-        self.name.clone_from(&manifest.vm_name);
         self.head = Some(Head { point, seq, cut_at, committed_at, generation, link });
         self.tree.0.insert(seq, Node::of(layer, true));
     }

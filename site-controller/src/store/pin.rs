@@ -40,10 +40,8 @@ impl Pins {
     fn take(&mut self, most: usize) -> Vec<(u64, String)> {
         let oldest = self.live.keys().next().copied().unwrap_or(u64::MAX);
         let mut taken = Vec::new();
-        while taken.len() < most
-            && let Some(entry) = self.trash.pop_front_if(|(at, _)| *at <= oldest)
-        {
-            taken.push(entry);
+        while taken.len() < most && self.trash.front().is_some_and(|(at, _)| *at <= oldest) {
+            taken.extend(self.trash.pop_front());
         }
         taken
     }
