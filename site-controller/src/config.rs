@@ -1,12 +1,15 @@
 //! `site.toml`: what the operator wrote, then what the daemon may rely on. [`SiteConfig::load`] is the only check.
 
+use crate::store::retain::Policy;
 use lifeboat::{
     config::{self, ConfigError, UnknownKey},
+    id::VmId,
     transport::{Congestion, TransportSettings},
     units::ByteSize,
 };
 use serde::Deserialize;
 use std::{
+    collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
 };
@@ -23,6 +26,24 @@ struct RawSite {
     libvirt: Option<String>,
     reserve: Option<ByteSize>,
     congestion: Option<Congestion>,
+    keep: Option<Vec<String>>,
+    #[serde(default)]
+    vm: Vec<RawVm>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawVm {
+    name: Option<String>,
+    id: Option<VmId>,
+    keep: Vec<String>,
+}
+
+/// Which points are kept, of which VM.
+#[derive(Clone, Debug, Default)]
+pub struct Keep {
+    default: Policy,
+    by_id: BTreeMap<VmId, Policy>,
+    by_name: BTreeMap<String, Policy>,
 }
 
 /// The site as configured.
@@ -41,6 +62,45 @@ pub struct SiteConfig {
     /// Free space below which the store takes no more points.
     pub reserve: ByteSize,
     pub transport: TransportSettings,
+    pub keep: Keep,
+}
+
+impl Keep {
+    /// The same for all VMs.
+    pub fn all(default: Policy) -> Self {
+        Self { default, ..Self::default() }
+    }
+
+    /// What holds for a VM: its id counts more than its name.
+    pub fn of(&self, vm: VmId, name: &str) -> &Policy {
+        self.by_id.get(&vm).or_else(|| self.by_name.get(name)).unwrap_or(&self.default)
+    }
+
+    fn read(file: &Path, keep: Option<Vec<String>>, vms: Vec<RawVm>) -> Result<Self, ConfigError> {
+        let policy = |key: &str, rules: &[String]| {
+            Policy::parse(rules)
+                .map_err(|error| config::invalid(file, key, format!("{rules:?}"), error.to_string()))
+        };
+        let mut read = Self::default();
+        if let Some(rules) = keep {
+            read.default = policy("keep", &rules)?;
+        }
+        for vm in vms {
+            let policy = policy("vm.keep", &vm.keep)?;
+            let (who, before) = match (vm.id, vm.name) {
+                (Some(id), None) => (id.to_string(), read.by_id.insert(id, policy)),
+                (None, Some(name)) => (name.clone(), read.by_name.insert(name, policy)),
+                (Some(_), Some(_)) | (None, None) => {
+                    let why = "name each `[[vm]]` by its `name` or by its `id`, not both";
+                    return Err(config::invalid(file, "vm", "", why));
+                }
+            };
+            if before.is_some() {
+                return Err(config::invalid(file, "vm", who, "two `[[vm]]` are for this VM; write one"));
+            }
+        }
+        Ok(read)
+    }
 }
 
 impl SiteConfig {
@@ -66,6 +126,7 @@ impl SiteConfig {
             libvirt: raw.libvirt.unwrap_or_else(|| "qemu:///system".into()),
             reserve: raw.reserve.unwrap_or(ByteSize(1 << 30)),
             transport,
+            keep: Keep::read(file, raw.keep, raw.vm)?,
         };
         for (key, dir) in
             [("data_dir", &site.data_dir), ("replica_dir", &site.replica_dir), ("run_dir", &site.run_dir)]
@@ -107,10 +168,27 @@ mod tests {
             ("data_dir = \"relative\"", "data_dir"),
             ("reserve = \"lots\"", "reserve"),
             ("name = \"\"", "name"),
+            ("keep = []", "keep"),
+            ("keep = [\"some\"]", "hourly for 24h"),
+            ("[[vm]]\nname = \"web\"\nkeep = [\"daily for 1h\"]", "vm.keep"),
+            ("[[vm]]\nkeep = [\"all\"]", "`id`"),
+            ("[[vm]]\nname = \"web\"\nkeep = [\"all\"]\n[[vm]]\nname = \"web\"\nkeep = [\"all\"]", "two"),
         ] {
             let error = load(text).unwrap_err().to_string();
             assert!(error.contains(key) && error.contains("site.toml"), "{error}");
         }
+        let id = "00000000-0000-0000-0000-000000000001";
+        let text = format!(
+            "keep = [\"all\"]\n[[vm]]\nid = \"{id}\"\nkeep = [\"daily for 7d\"]\n[[vm]]\nname = \"db\"\nkeep = [\"hourly\"]"
+        );
+        let keep = load(&text).unwrap().0.keep;
+        let [all, daily, hourly] =
+            ["all", "daily for 7d", "hourly"].map(|rule| Policy::parse(&[rule]).unwrap());
+        let (one, other) = (id.parse().unwrap(), VmId::from_bytes([9; 16]));
+        assert_eq!(
+            [keep.of(other, "web"), keep.of(one, "db"), keep.of(other, "db")],
+            [&all, &daily, &hourly]
+        );
         assert_eq!(load("resreve = \"1GiB\"").unwrap().1[0].key, "resreve");
     }
 }

@@ -11,6 +11,7 @@ use crate::{
         session::Intake,
         slot::Slots,
     },
+    retention::keeper::Keeper,
     store::{LocalObjects, Objects, RandomIds, Store, StoreOptions},
 };
 use anyhow::Context;
@@ -56,6 +57,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let comparisons = Comparisons::new(store.clone(), config.data_dir.clone());
     let intake = Arc::new(Intake::new(config.name.clone(), slots, comparisons, clock.clone()));
     let journal = Journal::open(config.data_dir.join("failovers"))?;
+    let keeper = Arc::new(Keeper::new(store.clone(), config.keep.clone(), journal.clone()));
     let libvirt = config.libvirt.clone();
     let hypervisor = tokio::task::spawn_blocking(move || Hypervisor::connect(&libvirt)).await?;
     let hypervisor = hypervisor.context("libvirt is needed to start replicas")?;
@@ -76,9 +78,12 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let certificate_expires = identity.expires();
     let enrolment = Arc::new(Enrolment { identity, tokens, clock });
     let socket = LocalListener::bind(&config.socket(), 0o660)?;
-    let site = Arc::new(Site { config, runbook, certificate_expires, refused, findings });
-
     let (order, stop) = watch::channel(false);
+    let keeping = tokio::spawn(keeper.clone().run(stop.clone()));
+    let stopping = stop.clone();
+    let site =
+        Arc::new(Site { config, runbook, keeper, stop: stopping, certificate_expires, refused, findings });
+
     let listener = tokio::spawn(listen(endpoint, intake, enrolment, stop.clone()));
     let mut stopped = stop.clone();
     let api = tokio::spawn(socket.serve(routes::router(site), async move {
@@ -91,6 +96,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
     let _ = order.send(true);
     listener.await?;
+    keeping.await?;
     api.await??;
     Ok(())
 }

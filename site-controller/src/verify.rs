@@ -3,14 +3,14 @@
 //! pack is in memory. What arrives while it runs may be left out. Called by the API and the CLI.
 
 use crate::store::{
-    ChainWalk, Finding, ImageKey, Listing, Objects, PointRef, StoreError, list_objects, paths,
-    read_generation, read_index, read_manifest,
+    ChainWalk, Finding, ImageKey, Layer, Listing, Objects, PointRef, StoreError, list_objects, paths,
+    read_generation, read_index_at, read_layer, read_pruned,
 };
 use lifeboat::{
     chunk::digest::Digester,
     format::{
         frame,
-        manifest::{Image, Manifest},
+        manifest::Image,
         pack::{IndexEntry, PackRef, encode_index, pack_header},
     },
     id::VmId,
@@ -51,7 +51,7 @@ pub async fn verify(
 ) -> Result<VerifyReport, StoreError> {
     let (mut vms, foreign) = list_objects(objects.as_ref()).await?;
     vms.retain(|id, _| vm.is_none_or(|vm| vm == *id));
-    let total_bytes = vms.values().flat_map(|vm| vm.manifests.values().chain(vm.packs.values())).sum();
+    let total_bytes = vms.values().map(Listing::bytes).sum();
     let mut report = VerifyReport { vms: vms.len() as u64, ..Default::default() };
     if vm.is_none() {
         report.findings.extend(foreign.into_iter().map(|object| {
@@ -60,8 +60,24 @@ pub async fn verify(
         }));
     }
     for (vm, listing) in vms {
-        let mut walk =
-            Walk { objects, vm, listing: &listing, chain: ChainWalk::default(), taint: Taint::default() };
+        let pruned = match read_pruned(objects.as_ref(), vm, &listing).await {
+            Ok(pruned) => pruned,
+            Err(error) => {
+                let object = paths::pruned(vm, listing.pruned.last().copied().unwrap_or_default());
+                let what = error.what();
+                report.findings.push(Finding {
+                    vm: Some(vm),
+                    point: None,
+                    object,
+                    what,
+                    affects: Vec::new(),
+                });
+                None
+            }
+        };
+        report.objects += u64::from(!listing.pruned.is_empty());
+        let chain = ChainWalk::over(pruned);
+        let mut walk = Walk { objects, vm, listing: &listing, chain, taint: Taint::default() };
         for generation in &listing.generations {
             report.objects += 1;
             if let Err(error) = read_generation(objects.as_ref(), vm, *generation).await {
@@ -94,10 +110,12 @@ struct Walk<'a> {
     taint: Taint,
 }
 
-/// Which findings the images of the newest point so far run through.
+/// Which findings the images of the points so far run through.
 #[derive(Default)]
 struct Taint {
-    images: BTreeMap<ImageKey, Vec<usize>>,
+    points: BTreeMap<Seq, BTreeMap<ImageKey, Vec<usize>>>,
+    /// The point before, unless it is unknown what it was.
+    last: Option<Seq>,
     /// Findings that everything not complete in itself inherits.
     gap: Vec<usize>,
 }
@@ -121,34 +139,47 @@ impl Walk<'_> {
         mut progress: impl FnMut(u64),
     ) -> Result<(), StoreError> {
         let object = paths::manifest(self.vm, seq);
-        let (manifest, digest, _) = match read_manifest(self.objects.as_ref(), self.vm, seq).await {
-            Ok(read) => read,
+        let fold = self.listing.folds.get(&seq).and_then(|folds| folds.last().copied());
+        let mut read = read_layer(self.objects.as_ref(), self.vm, seq, fold).await;
+        let mut own: Vec<(usize, Harmed)> = Vec::new();
+        if let (Err(error), Some(no)) = (&read, fold) {
+            // Whose fault it is: without the fold, the manifest alone.
+            let without = read_layer(self.objects.as_ref(), self.vm, seq, None).await;
+            if without.is_ok() {
+                own.push((report.findings.len(), Harmed::All));
+                report.findings.push(self.finding(None, paths::fold(self.vm, seq, no), error.what()));
+            }
+            read = without;
+        }
+        let layer = match read {
+            Ok(layer) => layer,
             Err(error) => {
                 self.chain.unreadable(seq);
-                self.taint = Taint { images: BTreeMap::new(), gap: vec![report.findings.len()] };
+                (self.taint.last, self.taint.gap) = (None, vec![report.findings.len()]);
                 report.findings.push(self.finding(None, object, error.what()));
                 return Ok(());
             }
         };
         report.points += 1;
-        let at = PointRef { seq, point: manifest.point };
-        let mut own: Vec<(usize, Harmed)> = Vec::new();
-        for pack in &manifest.packs {
+        report.objects += u64::from(layer.fold.is_some());
+        let at = PointRef { seq, point: layer.manifest.point };
+        let packs = if own.is_empty() { layer.manifest.packs.as_slice() } else { &[] };
+        for pack in packs {
             report.objects += 1;
-            let damage = self.pack(pack, |read| {
+            let damage = self.pack(&layer, pack, |read| {
                 report.bytes += read;
                 progress(report.bytes);
             });
             for PackDamage { what, harmed } in damage.await? {
                 own.push((report.findings.len(), harmed));
-                report.findings.push(self.finding(Some(at), paths::pack(self.vm, pack.id), what));
+                report.findings.push(self.finding(Some(at), layer.pack_path(pack.id), what));
             }
         }
-        if let Some(what) = self.chain.follow(&manifest, digest, |_| None).loose {
-            self.taint = Taint { images: BTreeMap::new(), gap: vec![report.findings.len()] };
+        if let Some(what) = self.chain.follow(&layer, |_| None).loose {
+            (self.taint.last, self.taint.gap) = (None, vec![report.findings.len()]);
             report.findings.push(self.finding(Some(at), object, what));
         }
-        for finding in self.taint.carry(&manifest, &own) {
+        for finding in self.taint.carry(&layer, &own) {
             report.findings[finding].affects.push(at);
         }
         progress(report.bytes);
@@ -159,20 +190,26 @@ impl Walk<'_> {
         Finding { vm: Some(self.vm), point, object, what, affects: Vec::new() }
     }
 
-    async fn pack(&self, pack: &PackRef, mut read: impl FnMut(u64)) -> Result<Vec<PackDamage>, StoreError> {
+    async fn pack(
+        &self,
+        layer: &Layer,
+        pack: &PackRef,
+        mut read: impl FnMut(u64),
+    ) -> Result<Vec<PackDamage>, StoreError> {
         let all = |what: String| Ok(vec![PackDamage { what, harmed: Harmed::All }]);
-        match self.listing.packs.get(&pack.id) {
+        let there = if layer.fold.is_some() { &self.listing.fold_packs } else { &self.listing.packs };
+        match there.get(&pack.id) {
             None => return all("missing".into()),
             Some(len) if *len != pack.len => {
                 return all(format!("{len} bytes long instead of {}", pack.len));
             }
             Some(_) => {}
         }
-        let entries = match read_index(self.objects.as_ref(), self.vm, pack).await {
+        let path = layer.pack_path(pack.id);
+        let entries = match read_index_at(self.objects.as_ref(), &path, pack).await {
             Ok(entries) => entries,
             Err(error) => return all(error.what()),
         };
-        let path = paths::pack(self.vm, pack.id);
         let mut check = PackCheck::default();
         let header = pack_header();
         match self.objects.get_range(&path, 0..header.len() as u64).await {
@@ -262,11 +299,17 @@ impl PackCheck {
 
 impl Taint {
     /// Goes on to the next point; returns the findings that it runs through.
-    fn carry(&mut self, manifest: &Manifest, own: &[(usize, Harmed)]) -> BTreeSet<usize> {
+    fn carry(&mut self, layer: &Layer, own: &[(usize, Harmed)]) -> BTreeSet<usize> {
+        let manifest = &layer.manifest;
+        let below = match (layer.fold, layer.base) {
+            (None, _) => self.last,
+            (Some(_), base) => base.map(|base| base.seq),
+        };
+        let below = below.and_then(|below| self.points.get(&below));
         let mut images = BTreeMap::new();
         for image in &manifest.meta.images {
             let key = (image.kind, image.name.clone());
-            let mut findings = match (image.full, self.images.get(&key)) {
+            let mut findings = match (image.full, below.and_then(|below| below.get(&key))) {
                 (true, _) => Vec::new(),
                 (false, Some(inherited)) => inherited.clone(),
                 (false, None) => self.gap.clone(),
@@ -274,9 +317,11 @@ impl Taint {
             findings.extend(own.iter().filter(|(_, harmed)| harmed.concerns(image)).map(|(at, _)| *at));
             images.insert(key, findings);
         }
-        self.images = images;
         self.gap.clear();
-        self.images.values().flatten().copied().collect()
+        self.last = Some(manifest.seq);
+        let findings = images.values().flatten().copied().collect();
+        self.points.insert(manifest.seq, images);
+        findings
     }
 }
 

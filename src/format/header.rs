@@ -14,6 +14,8 @@ pub enum Kind {
     Manifest = 1,
     Pack = 2,
     Generation = 3,
+    Fold = 4,
+    Pruned = 5,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

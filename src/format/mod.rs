@@ -1,7 +1,10 @@
 //! Bytes that outlive a process: frames, packs and manifests, each with its version and its checks.
 //! Promises: pure (no I/O); decoding is bounded and never panics; docs/on-disk-format.md shows the tables.
 
+pub mod fold;
 pub mod frame;
 pub mod header;
 pub mod manifest;
 pub mod pack;
+pub mod pruned;
+pub mod record;

@@ -72,6 +72,7 @@ const SITE: &[&[&str]] = &[
     &["catalog", "restore", "verify", "setup"],
     &["intake"],
     &["failover"],
+    &["retention"],
     &["api"],
     &["console"],
     &["daemon"],

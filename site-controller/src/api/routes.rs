@@ -1,7 +1,8 @@
 //! Answers to the requests of [`super::types`].
 
-use super::types::{
-    FailoverPreview, FailoverRequest, PointList, SiteStatus, VerifyLine, VerifyRequest, VmRow,
+use super::{
+    journal::{kept, prune, prune_preview},
+    types::{FailoverPreview, FailoverRequest, PointList, SiteStatus, VerifyLine, VerifyRequest, VmRow},
 };
 use crate::{
     catalog::{CatalogError, VmSummary},
@@ -12,7 +13,8 @@ use crate::{
         progress::{Progress, Watcher},
         runbook::{FailoverError, LATEST, Request, Runbook},
     },
-    store::StoreError,
+    retention::keeper::Keeper,
+    store::{Pin, StoreError},
     verify,
 };
 use axum::{
@@ -27,7 +29,7 @@ use lifeboat::{
     units::UnixMs,
 };
 use std::sync::Arc;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 /// Lines of progress that may wait for a slow watcher; more are left out.
 const LINES_QUEUED: usize = 64;
@@ -36,6 +38,9 @@ const LINES_QUEUED: usize = 64;
 pub struct Site {
     pub config: SiteConfig,
     pub runbook: Arc<Runbook>,
+    pub keeper: Arc<Keeper>,
+    /// The daemon is stopping.
+    pub stop: watch::Receiver<bool>,
     pub certificate_expires: UnixMs,
     /// Connections turned away since the start.
     pub refused: Box<dyn Fn() -> u64 + Send + Sync>,
@@ -46,6 +51,7 @@ pub fn router(site: Arc<Site>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/vms/{vm}/points", get(points))
+        .route("/v1/vms/{vm}/prune", get(prune_preview).post(prune))
         .route("/v1/failovers/preview", post(preview))
         .route("/v1/failovers", post(fail_over))
         .route("/v1/verify", post(run_verify))
@@ -57,7 +63,7 @@ async fn status(State(site): State<Arc<Site>>) -> Result<Json<SiteStatus>, ApiEr
     let now = runbook.clock.now();
     let mut vms = Vec::new();
     for vm in runbook.catalog.vms().await.map_err(catalog_error)? {
-        vms.push(row(runbook, vm, now)?);
+        vms.push(row(runbook, vm, now).await?);
     }
     // VMs that an agent watches, but that have no point yet.
     for (vm, seen) in runbook.intake.board.all() {
@@ -71,6 +77,9 @@ async fn status(State(site): State<Arc<Site>>) -> Result<Json<SiteStatus>, ApiEr
                 damaged_points: 0,
                 stored_bytes: 0,
                 latest: None,
+                oldest: None,
+                layers: 0,
+                frozen: None,
                 rpo_ms: None,
                 agent: Some(seen),
                 failover: None,
@@ -91,9 +100,10 @@ async fn status(State(site): State<Arc<Site>>) -> Result<Json<SiteStatus>, ApiEr
     }))
 }
 
-fn row(runbook: &Runbook, summary: VmSummary, now: UnixMs) -> Result<VmRow, ApiError> {
+async fn row(runbook: &Runbook, summary: VmSummary, now: UnixMs) -> Result<VmRow, ApiError> {
     let failover = runbook.journal.load(summary.vm).map_err(|error| ApiError::internal(error.to_string()))?;
     let agent = runbook.intake.board.seen(summary.vm);
+    let journal = runbook.store.journal(summary.vm).await;
     Ok(VmRow {
         vm: summary.vm,
         name: summary.name,
@@ -103,6 +113,9 @@ fn row(runbook: &Runbook, summary: VmSummary, now: UnixMs) -> Result<VmRow, ApiE
         stored_bytes: summary.stored_bytes,
         rpo_ms: summary.latest.as_ref().map(|latest| now.0.saturating_sub(latest.cut_at.0)),
         latest: summary.latest,
+        oldest: journal.points.first().map(|oldest| oldest.cut_at),
+        layers: journal.points.iter().map(|point| point.layers).max().unwrap_or_default(),
+        frozen: journal.frozen,
         agent,
         failover,
     })
@@ -112,7 +125,8 @@ async fn points(State(site): State<Arc<Site>>, Path(vm): Path<String>) -> Result
     let catalog = &site.runbook.catalog;
     let summary = catalog.find_vm(&vm).await.map_err(catalog_error)?;
     let points = catalog.points(summary.vm).await.map_err(catalog_error)?;
-    Ok(Json(PointList { vm: summary.vm, name: summary.name, points }))
+    let kept = kept(&site, summary.vm, &points).await;
+    Ok(Json(PointList { vm: summary.vm, name: summary.name, points, kept }))
 }
 
 async fn preview(
@@ -183,6 +197,9 @@ async fn run_verify(
             let line = VerifyLine::Progress { done_bytes: at.done_bytes, total_bytes: at.total_bytes };
             let _ = progress.try_send(Ok(line));
         };
+        // Whatever there is now stays while it is read.
+        let vms = vm.map_or_else(|| runbook.store.vms(), |vm| vec![vm]);
+        let _held: Vec<Pin> = vms.into_iter().map(|vm| runbook.store.hold(vm)).collect();
         let verified = tokio::select! {
             verified = verify::verify(runbook.store.objects(), vm, tell) => verified,
             // The watcher is gone: nobody waits for the report.
@@ -194,7 +211,7 @@ async fn run_verify(
     Ok(ndjson(queue))
 }
 
-fn catalog_error(error: CatalogError) -> ApiError {
+pub(super) fn catalog_error(error: CatalogError) -> ApiError {
     match error {
         CatalogError::Store(error) => store_error(error),
         other => ApiError::not_found("not-found", other.to_string()),

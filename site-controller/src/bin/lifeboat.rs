@@ -4,7 +4,10 @@ use anyhow::Context;
 use clap::{Parser, Subcommand};
 use lifeboat::local_api::{Client, ClientError};
 use lifeboat_site_controller::{
-    api::types::{FailoverPreview, FailoverRequest, PointList, SiteStatus, VerifyLine, VerifyRequest},
+    api::types::{
+        FailoverPreview, FailoverRequest, PointList, PrunePreview, PruneReport, SiteStatus, VerifyLine,
+        VerifyRequest,
+    },
     console::{tables, watch::Display},
     failover::{
         progress::{FailoverReport, Progress},
@@ -30,6 +33,7 @@ EXAMPLES
   lifeboat failover web --emergency
   lifeboat failover web --emergency --point '5m ago' --yes
   lifeboat verify web --json
+  lifeboat prune web --dry-run
 
 EXIT CODES
   0  done    1  not done; the reason is on stderr    2  wrong usage    3  verify found damage"
@@ -71,6 +75,19 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Take away at once the points of a VM that no rule keeps (`keep` in site.toml), and fold what is left.
+    ///
+    /// The controller does this by itself, in its own time. What is taken away can't be brought back.
+    Prune {
+        /// Name or UUID.
+        vm: String,
+        /// Only show what would go.
+        #[arg(long)]
+        dry_run: bool,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Read and hash everything again that is stored, and say what is damaged.
     Verify {
         /// Name or UUID; all VMs where it is left out.
@@ -108,10 +125,23 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let request = FailoverRequest { vm, point };
             if !yes {
                 let preview: FailoverPreview = client.post("/v1/failovers/preview", &request).await?;
-                confirm(&preview)?;
+                confirm(&tables::preview(&preview), &preview.name)?;
             }
             let report = fail_over(&client, request, json).await?;
             print(json, &report, tables::failover)?;
+        }
+        Command::Prune { vm, dry_run, yes } => {
+            let path = format!("/v1/vms/{}/prune", path_segment(&vm));
+            if dry_run || !yes {
+                let preview: PrunePreview = client.get(&path).await?;
+                if dry_run {
+                    print(json, &preview, tables::prune_preview)?;
+                    return Ok(ExitCode::SUCCESS);
+                }
+                confirm(&tables::prune_preview(&preview), &preview.name)?;
+            }
+            let report: PruneReport = client.post(&path, &()).await?;
+            print(json, &report, tables::prune)?;
         }
         Command::Verify { vm } => {
             let report = verify(&client, VerifyRequest { vm }, json).await?;
@@ -133,8 +163,8 @@ fn print<T: Serialize>(json: bool, value: &T, show: impl Fn(&T) -> String) -> an
     }
 }
 
-fn confirm(preview: &FailoverPreview) -> anyhow::Result<()> {
-    eprint!("{}", tables::preview(preview));
+fn confirm(preview: &str, name: &str) -> anyhow::Result<()> {
+    eprint!("{preview}");
     anyhow::ensure!(
         io::stdin().is_terminal(),
         "not confirmed: there is no terminal to ask on; give --yes if you are sure"
@@ -142,7 +172,7 @@ fn confirm(preview: &FailoverPreview) -> anyhow::Result<()> {
     eprint!("Type the VM's name to go on: ");
     let mut line = String::new();
     io::stdin().read_line(&mut line)?;
-    anyhow::ensure!(line.trim() == preview.name, "not confirmed; nothing was changed");
+    anyhow::ensure!(line.trim() == name, "not confirmed; nothing was changed");
     Ok(())
 }
 

@@ -132,6 +132,28 @@ impl SummaryIndex for SledIndex {
         });
     }
 
+    fn forget(&self, vm: VmId, seqs: &[Seq]) {
+        self.with(|state| {
+            let gone = match state {
+                State::Unknown => Ok(()),
+                State::Memory(memory) => {
+                    memory.forget(vm, seqs);
+                    Ok(())
+                }
+                State::Sled(db) => guarded(|| {
+                    for seq in seqs {
+                        db.remove(key(vm, *seq))?;
+                    }
+                    Ok(())
+                }),
+            };
+            if let Err(error) = gone {
+                tracing::warn!(%error, "the index is rebuilt when it is next asked");
+                *state = State::Unknown;
+            }
+        });
+    }
+
     fn points(&self, vm: Option<VmId>) -> Option<Vec<PointSummary>> {
         self.with(|state| {
             let read = match state {

@@ -1,12 +1,15 @@
 //! Status and points as text for people. Pure: values in, text out.
 
 use crate::{
-    api::types::{FailoverPreview, PointList, SiteStatus, VmRow},
+    api::types::{FailoverPreview, Kept, PointList, PrunePreview, PruneReport, SiteStatus, VmRow},
     catalog::{PointState, PointSummary},
     failover::{journal::Phase, progress::FailoverReport},
     verify::VerifyReport,
 };
-use lifeboat::{units::ByteSize, wire::message::VmState};
+use lifeboat::{
+    units::{ByteSize, UnixMs},
+    wire::message::VmState,
+};
 use std::fmt::Write;
 
 /// Columns of text, each as wide as its widest cell.
@@ -60,11 +63,15 @@ pub fn status(status: &SiteStatus) -> String {
         );
         return out;
     }
-    let rows: Vec<Vec<String>> = status.vms.iter().map(vm_row).collect();
-    out + &table(&["VM", "STATE", "RPO", "POINTS", "STORED", "MEMORY", "AGENT", "REASON"], &rows)
+    let rows: Vec<Vec<String>> = status.vms.iter().map(|row| vm_row(row, status.now)).collect();
+    for (row, why) in status.vms.iter().filter_map(|row| Some((row, row.frozen.as_ref()?))) {
+        let _ = writeln!(out, "WARNING: {}'s journal is neither pruned nor folded: {why}", row.name);
+    }
+    let header = ["VM", "STATE", "RPO", "POINTS", "OLDEST", "STORED", "MEMORY", "AGENT", "REASON"];
+    out + &table(&header, &rows)
 }
 
-fn vm_row(row: &VmRow) -> Vec<String> {
+fn vm_row(row: &VmRow, now: UnixMs) -> Vec<String> {
     let (state, reason) = state_of(row);
     let memory = match &row.latest {
         Some(latest) if !latest.has_memory => "off: boots cold".to_owned(),
@@ -83,7 +90,9 @@ fn vm_row(row: &VmRow) -> Vec<String> {
     // After a failover the source's points are history: their age says nothing of what could be lost.
     let protected = row.failover.is_none();
     let rpo = row.rpo_ms.filter(|_| protected).map_or_else(|| "-".to_owned(), span);
-    vec![row.name.clone(), state, rpo, points, ByteSize(row.stored_bytes).to_string(), memory, agent, reason]
+    let oldest = row.oldest.map_or_else(|| "-".to_owned(), |at| span(now.0.saturating_sub(at.0)));
+    let stored = ByteSize(row.stored_bytes).to_string();
+    vec![row.name.clone(), state, rpo, points, oldest, stored, memory, agent, reason]
 }
 
 fn state_of(row: &VmRow) -> (String, String) {
@@ -106,11 +115,51 @@ pub fn points(list: &PointList) -> String {
     if list.points.is_empty() {
         return format!("{} has no points yet.\n", list.name);
     }
-    let rows: Vec<Vec<String>> = list.points.iter().map(point_row).collect();
-    table(&["SEQ", "ID", "CUT AT (UTC)", "KIND", "PAUSE", "MEMORY", "DISK", "WIRE", "STATE"], &rows)
+    let rows = list.points.iter().enumerate().map(|(at, point)| point_row(point, list.kept.get(at)));
+    let rows: Vec<Vec<String>> = rows.collect();
+    let header = ["SEQ", "ID", "CUT AT (UTC)", "KIND", "PAUSE", "MEMORY", "DISK", "WIRE", "KEPT", "STATE"];
+    table(&header, &rows)
 }
 
-fn point_row(point: &PointSummary) -> Vec<String> {
+/// What pruning would take away.
+pub fn prune_preview(preview: &PrunePreview) -> String {
+    let mut out = String::new();
+    let going = &preview.going;
+    match (&preview.frozen, going.first().zip(going.last())) {
+        (Some(why), _) => {
+            let _ = writeln!(out, "Nothing of {} can be pruned: {why}", preview.name);
+        }
+        (None, None) => {
+            let _ = writeln!(out, "No point of {} can go now; {} are kept", preview.name, preview.kept);
+        }
+        (None, Some((first, last))) => {
+            let (count, kept) = (going.len(), preview.kept);
+            let _ = writeln!(out, "{count} points of {} go, for good; {kept} are kept", preview.name);
+            let _ = writeln!(
+                out,
+                "  from point {} ({}), cut at {}",
+                first.seq,
+                first.point.short(),
+                first.cut_at
+            );
+            let _ = writeln!(out, "  to point {} ({}), cut at {}", last.seq, last.point.short(), last.cut_at);
+        }
+    }
+    if preview.bases > 0 {
+        let _ = writeln!(out, "  {} more that no rule keeps go once nothing lies over them", preview.bases);
+    }
+    out
+}
+
+pub fn prune(report: &PruneReport) -> String {
+    let (before, after) = (ByteSize(report.stored_bytes_before), ByteSize(report.stored_bytes));
+    format!(
+        "{}: {} points were taken away, {} folded; stored: {before}, now {after}\n",
+        report.name, report.pruned, report.folds
+    )
+}
+
+fn point_row(point: &PointSummary, kept: Option<&Kept>) -> Vec<String> {
     let state = match &point.state {
         PointState::Ok => "ok".to_owned(),
         PointState::Damaged(why) => format!("damaged: {why}"),
@@ -124,6 +173,7 @@ fn point_row(point: &PointSummary) -> Vec<String> {
         ByteSize(point.memory_changed_bytes).to_string(),
         ByteSize(point.disk_changed_bytes).to_string(),
         ByteSize(point.wire_bytes).to_string(),
+        kept.map_or_else(String::new, |kept| kept.why.clone()),
         state,
     ]
 }

@@ -366,7 +366,8 @@ impl Runbook {
     }
 
     async fn reader(&self, record: &Record) -> Result<Reader, FailoverError> {
-        let plan = Plan::load(self.store.objects().as_ref(), record.vm, record.seq).await?;
+        // Pinned, until the journal names the point.
+        let plan = Plan::of(&self.store, record.vm, record.seq).await?;
         Ok(Reader::new(self.store.objects().clone(), Arc::new(plan)))
     }
 

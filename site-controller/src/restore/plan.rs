@@ -1,11 +1,14 @@
 //! From a recovery point to ordered reads: for each image, which pages of which frames of which packs.
+//! A point's layers are its own and those below it, each a point's packs or the fold that took their place.
 //! Promises: the newest point wins, and within one point the frame with the higher seq; what no frame holds is zero; what
 //! a shrunken image lost does not come back when it grows. Memory grows with frames and runs, not with the images' size.
 //! [`Layers`] is pure; [`Plan::load`] feeds it manifests and indices, each checked against its digest.
 
 use crate::{
     restore::RestoreError,
-    store::{Objects, PointRef, StoreError, paths, read_index, read_manifest},
+    store::{
+        Folds, Layer, Objects, Pin, PointRef, Store, StoreError, list_folds, paths, read_index_at, read_layer,
+    },
 };
 use lifeboat::{
     extent::overlay::{Overlay, Piece},
@@ -27,6 +30,8 @@ pub struct Plan {
     pub(super) packs: Vec<PlannedPack>,
     pub(super) frames: Vec<PlannedFrame>,
     images: Vec<ImagePlan>,
+    /// Keeps all that is planned where it is.
+    pin: Option<Pin>,
 }
 
 /// One image of the point.
@@ -64,30 +69,48 @@ pub(super) struct Use {
 }
 
 impl Plan {
-    /// Plans one point of `vm`. Reads back along its chain as far as its images need.
+    /// Plans one point of `vm`, and pins it: as long as the plan lives, nothing that it needs is removed.
+    pub async fn of(store: &Store, vm: VmId, seq: Seq) -> Result<Self, RestoreError> {
+        let pin = store.pin(vm, seq).await;
+        let pin = pin.ok_or_else(|| StoreError::Missing { path: paths::manifest(vm, seq) })?;
+        let plan = Self::load_along(store.objects().as_ref(), vm, seq, pin.folds()).await?;
+        Ok(Self { pin: Some(pin), ..plan })
+    }
+
+    /// Plans one point of a store that nobody changes meanwhile. Reads along its layers as far as its images need.
     pub async fn load(objects: &dyn Objects, vm: VmId, seq: Seq) -> Result<Self, RestoreError> {
-        let (mut manifest, _, _) = read_manifest(objects, vm, seq).await?;
-        let wanted = PointRef { seq, point: manifest.point };
+        let folds = list_folds(objects, vm).await?;
+        Self::load_along(objects, vm, seq, &folds).await
+    }
+
+    async fn load_along(
+        objects: &dyn Objects,
+        vm: VmId,
+        seq: Seq,
+        folds: &Folds,
+    ) -> Result<Self, RestoreError> {
+        let read = async |seq| read_layer(objects, vm, seq, folds.get(&seq).copied()).await;
+        let mut layer = read(seq).await?;
+        let wanted = PointRef { seq, point: layer.manifest.point };
         let broken = |what: String| RestoreError::Broken { point: wanted, what };
-        let mut layers = Layers::new(&manifest);
+        let mut layers = Layers::new(&layer.manifest);
         loop {
-            let mut entries = Vec::with_capacity(manifest.packs.len());
-            for pack in &manifest.packs {
-                let index = read_index(objects, vm, pack).await.map_err(|error| explain(wanted, error))?;
-                entries.push((pack.id, index));
-            }
-            layers.add(&manifest, entries).map_err(broken)?;
+            layers.add_layer(objects, &layer, wanted).await?;
             if layers.is_complete() {
                 return Ok(layers.finish());
             }
-            let previous = manifest.previous.ok_or_else(|| broken("its history has no beginning".into()))?;
-            let before = manifest.seq.0.checked_sub(1).map_or(Seq(0), Seq);
-            let read = read_manifest(objects, vm, before).await.map_err(|error| explain(wanted, error))?;
-            if read.1 != previous.manifest || read.0.point != previous.point {
-                return Err(broken(format!("point {before} is not the one it was built on")));
+            let base = layer.base.ok_or_else(|| broken("its history has no beginning".into()))?;
+            let below = read(base.seq).await.map_err(|error| explain(wanted, error))?;
+            if below.digest != base.manifest || below.manifest.point != base.point {
+                return Err(broken(format!("point {} is not the one it was built on", base.seq)));
             }
-            manifest = read.0;
+            layer = below;
         }
+    }
+
+    /// Whether the plan keeps its objects from being removed.
+    pub fn is_pinned(&self) -> bool {
+        self.pin.is_some()
     }
 
     pub fn images(&self) -> &[ImagePlan] {
@@ -165,11 +188,27 @@ impl Layers {
         Self { images: images.collect(), newest: newest.clone(), packs: Vec::new(), frames: Vec::new() }
     }
 
+    /// Reads the indices of the next older layer and lays it under those before it. `wanted` is for errors.
+    pub async fn add_layer(
+        &mut self,
+        objects: &dyn Objects,
+        layer: &Layer,
+        wanted: PointRef,
+    ) -> Result<(), RestoreError> {
+        let mut indices = Vec::with_capacity(layer.manifest.packs.len());
+        for pack in &layer.manifest.packs {
+            let path = layer.pack_path(pack.id);
+            let index = read_index_at(objects, &path, pack).await.map_err(|error| explain(wanted, error))?;
+            indices.push((pack.id, path, index));
+        }
+        self.add(&layer.manifest, indices).map_err(|what| RestoreError::Broken { point: wanted, what })
+    }
+
     /// Lays the next older point under those before it. Says why if an image can't be continued there.
     pub fn add(
         &mut self,
         manifest: &Manifest,
-        indices: Vec<(PackId, Vec<IndexEntry>)>,
+        indices: Vec<(PackId, String, Vec<IndexEntry>)>,
     ) -> Result<(), String> {
         let seq = manifest.seq;
         let mut by_number = BTreeMap::new();
@@ -186,8 +225,7 @@ impl Layers {
         }
         let first_pack = self.packs.len();
         let mut entries: Vec<(u32, IndexEntry)> = Vec::new();
-        for (at, (id, index)) in indices.into_iter().enumerate() {
-            let path = paths::pack(manifest.vm, id);
+        for (at, (id, path, index)) in indices.into_iter().enumerate() {
             self.packs.push(PlannedPack { id, path, point: PointRef { seq, point: manifest.point } });
             let pack = u32::try_from(first_pack + at).map_err(|_| "too many packs".to_owned())?;
             entries.extend(index.into_iter().map(|entry| (pack, entry)));
@@ -227,6 +265,21 @@ impl Layers {
         self.images.iter().all(|image| image.complete)
     }
 
+    /// Of each image, in the order of the manifest: whether it is complete, and the ranges of pages that are zero by what
+    /// the layers say, and not only because none of them speaks of them.
+    pub fn zeroes(&mut self) -> Vec<(bool, Vec<(u64, u64)>)> {
+        let zeroes = self.newest.meta.images.iter().zip(&mut self.images).map(|(image, layered)| {
+            // What the image lost by shrinking does not come back from below.
+            let pages = pages_for(image.bytes);
+            if layered.limit < pages {
+                layered.pages.lay_under(layered.limit, pages, &Source::Zero);
+            }
+            let zero = layered.pages.iter().filter(|(_, _, source)| **source == Source::Zero);
+            (layered.complete, zero.map(|(first, end, _)| (first, end)).collect())
+        });
+        zeroes.collect()
+    }
+
     pub fn finish(self) -> Plan {
         let frames = self.frames;
         let images = self.newest.meta.images.iter().zip(self.images).map(|(image, layered)| {
@@ -239,7 +292,7 @@ impl Layers {
             ImagePlan { image: image.clone(), live_bytes: pages * PAGE as u64, uses }
         });
         let images = images.collect();
-        Plan { images, manifest: self.newest, packs: self.packs, frames }
+        Plan { images, manifest: self.newest, packs: self.packs, frames, pin: None }
     }
 }
 

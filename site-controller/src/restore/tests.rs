@@ -70,20 +70,20 @@ struct Write {
 }
 
 #[derive(Clone, Debug)]
-struct Layer {
+pub(crate) struct Layer {
     full: bool,
     pages: u64,
     writes: Vec<Write>,
 }
 
-fn layers() -> impl Strategy<Value = Vec<Layer>> {
+pub(crate) fn layers() -> impl Strategy<Value = Vec<Layer>> {
     let write = (0u64..90, 1u64..30, 0u8..4).prop_map(|(first, count, fill)| Write { first, count, fill });
     let layer = (prop::bool::weighted(0.15), 60u64..100, prop::collection::vec(write, 0..12))
         .prop_map(|(full, pages, writes)| Layer { full, pages, writes });
     prop::collection::vec(layer, 1..7)
 }
 
-async fn commit_layer(store: &Store, no: u64, layer: &Layer) -> Seq {
+pub(crate) async fn commit_layer(store: &Store, no: u64, layer: &Layer) -> Seq {
     let parent = store.latest(VM).await.map(|head| head.point);
     let full = layer.full || parent.is_none();
     let mut id = [0; 16];
@@ -119,7 +119,7 @@ async fn commit_layer(store: &Store, no: u64, layer: &Layer) -> Seq {
 }
 
 /// What the pages of the model hold after each layer.
-fn naive(layers: &[Layer]) -> Vec<Vec<u8>> {
+pub(crate) fn naive(layers: &[Layer]) -> Vec<Vec<u8>> {
     let (mut pages, mut after): (Vec<u8>, _) = (Vec::new(), Vec::new());
     for (no, layer) in layers.iter().enumerate() {
         if layer.full {

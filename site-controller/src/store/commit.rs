@@ -4,12 +4,14 @@
 //! VM's lock; a point that is not committed leaves nothing. Called by intake. Frames may come from several tasks at once.
 
 use crate::store::{
-    chain::{Link, key},
+    chain::{Images, Link, key},
     error::StoreError,
+    layer::Layer,
     pack::PackWriter,
     paths,
     site::{Head, History, Shared, Slot, apart},
     summary::{PointState, PointSummary},
+    tree::Node,
 };
 use lifeboat::{
     chunk::digest::Digest,
@@ -211,7 +213,7 @@ impl Open {
             Some(pack) => pack,
             None => {
                 let id = self.shared.ids.next();
-                PackWriter::start(self.shared.objects.as_ref(), self.vm, id).await?
+                PackWriter::start(self.shared.objects.as_ref(), &paths::pack(self.vm, id), id).await?
             }
         };
         pack.push(&frame).await?;
@@ -267,12 +269,13 @@ impl Open {
         // Only now may anybody be told.
         intake.stage = Stage::Closed;
         intake.done.clear();
-        history.advance(&manifest, digest);
         let summary = PointSummary::of(&manifest, file_len, PointState::Ok);
+        history.advance(&Layer::own(manifest, digest, file_len));
+        let (seq, committed_at) = (summary.seq, summary.committed_at);
         let index = self.shared.index.clone();
         drop(tokio::task::spawn_blocking(move || index.put(&summary)).await);
         self.release();
-        Ok(Committed { seq: manifest.seq, manifest: digest, committed_at: manifest.committed_at })
+        Ok(Committed { seq, manifest: digest, committed_at })
     }
 
     fn manifest(&self, history: &History, meta: PointMeta, intake: &Intake) -> Result<Manifest, PointError> {
@@ -383,14 +386,17 @@ impl History {
         }
     }
 
-    fn advance(&mut self, manifest: &Manifest, digest: Digest) {
-        let images = manifest.meta.images.iter().map(|image| (key(image), None)).collect();
-        let (seq, point) = (manifest.seq, manifest.point);
-        let link = Link { seq, point, manifest: digest, images };
-        let (cut_at, committed_at) = (manifest.meta.cut_at, manifest.committed_at);
-        self.top = seq;
-        let generation = manifest.generation;
+    fn advance(&mut self, layer: &Layer) {
+        let manifest = &layer.manifest;
+        let images: Images = manifest.meta.images.iter().map(|image| (key(image), None)).collect();
+        let same = self.head.as_ref().filter(|head| *head.link.images == images);
+        let images = same.map_or_else(|| Arc::new(images), |head| head.link.images.clone());
+        let Manifest { seq, point, generation, committed_at, .. } = *manifest;
+        let link = Link { seq, point, manifest: layer.digest, images };
+        (self.top, self.name) = (seq, manifest.vm_name.clone());
+        let cut_at = manifest.meta.cut_at;
         self.head = Some(Head { point, seq, cut_at, committed_at, generation, link });
+        self.tree.0.insert(seq, Node::of(layer, true));
     }
 }
 
@@ -489,6 +495,6 @@ async fn settle_doubt(shared: &Shared, vm: VmId, history: &mut History) -> Resul
 const FRAMES_MAX: usize = 1 << 26;
 /// How far a frame's number may be ahead of the frames that are there.
 const AHEAD_MAX: usize = 2 * FRAMES_HELD_MAX;
-/// Frames with fewer bytes of pages are verified where they are.
+/// Frames smaller than this are verified where they are.
 const APART_FROM: usize = 64 << 10;
 const NAME_MAX: usize = 255;

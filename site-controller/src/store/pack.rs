@@ -33,8 +33,8 @@ pub struct PackWriter {
 }
 
 impl PackWriter {
-    pub async fn start(objects: &dyn Objects, vm: VmId, id: PackId) -> Result<Self, StoreError> {
-        let upload = objects.create(&paths::pack(vm, id)).await?;
+    pub async fn start(objects: &dyn Objects, path: &str, id: PackId) -> Result<Self, StoreError> {
+        let upload = objects.create(path).await?;
         let (part, digester, index) = (BytesMut::new(), Digester::default(), BytesMut::new());
         let mut writer = Self { id, upload, part, digester, len: 0, index, frames: 0 };
         writer.put(&pack_header()).await?;
@@ -105,21 +105,29 @@ impl PackWriter {
     }
 }
 
-/// Reads and checks the index of a pack.
+/// Reads and checks the index of a pack of a point.
 pub async fn read_index(
     objects: &dyn Objects,
     vm: VmId,
     pack: &PackRef,
 ) -> Result<Vec<IndexEntry>, StoreError> {
-    let path = paths::pack(vm, pack.id);
-    let damaged = |what: &str| StoreError::damaged(&path, what);
+    read_index_at(objects, &paths::pack(vm, pack.id), pack).await
+}
+
+/// Reads and checks the index of the pack that lies at `path`.
+pub async fn read_index_at(
+    objects: &dyn Objects,
+    path: &str,
+    pack: &PackRef,
+) -> Result<Vec<IndexEntry>, StoreError> {
+    let damaged = |what: &str| StoreError::damaged(path, what);
     let len = pack.index_len().filter(|len| *len <= INDEX_MAX);
     len.ok_or_else(|| damaged("its manifest gives its index an impossible length"))?;
-    let bytes = objects.get_range(&path, pack.index_offset..pack.len).await?;
+    let bytes = objects.get_range(path, pack.index_offset..pack.len).await?;
     if Digest::of(&bytes) != pack.index_digest {
         return Err(damaged("its index does not match its digest"));
     }
-    let entries = decode_index(&bytes).map_err(|error| StoreError::damaged(&path, error))?;
+    let entries = decode_index(&bytes).map_err(|error| StoreError::damaged(path, error))?;
     if entries.len() != pack.frames as usize || !is_gapless(&entries, pack.index_offset) {
         return Err(damaged("its index does not account for every byte"));
     }

@@ -5,6 +5,10 @@
 //! * `vms/<vm>/packs/<pack>.pack`: frames. Named by no manifest: an orphan of a point that was never committed.
 //! * `vms/<vm>/generations/<n:016>`: created once each time the generation rises; the highest *name* counts, so that no
 //!   damage to a record's bytes can ever lower it.
+//! * `vms/<vm>/folds/<seq:016>-<no:08>.fold`: what stands in for a point's packs; the highest number of a point counts.
+//!   `vms/<vm>/folds/<pack>.pack`: the frames of folds. In a folder of their own, which a release that knows no folds
+//!   takes for foreign and leaves alone.
+//! * `vms/<vm>/pruned/<no:016>`: which points were taken away on purpose; the highest number counts.
 //! * `quarantine/<vm>/…`: what reopening set aside.
 
 use lifeboat::{
@@ -28,6 +32,22 @@ pub fn generation(vm: VmId, generation: Generation) -> String {
     format!("{VMS}/{vm}/generations/{:016}", generation.0)
 }
 
+pub fn folds_of(vm: VmId) -> String {
+    format!("{VMS}/{vm}/folds")
+}
+
+pub fn fold(vm: VmId, seq: Seq, no: u32) -> String {
+    format!("{VMS}/{vm}/folds/{:016}-{no:08}.fold", seq.0)
+}
+
+pub fn fold_pack(vm: VmId, id: PackId) -> String {
+    format!("{VMS}/{vm}/folds/{id}.pack")
+}
+
+pub fn pruned(vm: VmId, no: u64) -> String {
+    format!("{VMS}/{vm}/pruned/{no:016}")
+}
+
 pub fn of_vm(vm: VmId) -> String {
     format!("{VMS}/{vm}")
 }
@@ -40,12 +60,20 @@ pub fn quarantined_manifest(vm: VmId, seq: Seq, at: UnixMs) -> String {
     format!("{QUARANTINE}/{vm}/{:016}-{}.manifest", seq.0, at.0)
 }
 
+/// Where a torn record is set aside; `name` is its last segment.
+pub fn quarantined_record(vm: VmId, name: &str, at: UnixMs) -> String {
+    format!("{QUARANTINE}/{vm}/{}-{name}", at.0)
+}
+
 /// What a path names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Named {
     Manifest(VmId, Seq),
     Pack(VmId, PackId),
     Generation(VmId, Generation),
+    Fold(VmId, Seq, u32),
+    FoldPack(VmId, PackId),
+    Pruned(VmId, u64),
     /// Nothing that this release puts there.
     Foreign,
 }
@@ -64,6 +92,15 @@ pub fn parse(path: &str) -> Named {
         match room {
             "points" => Some(Named::Manifest(vm, Seq(number(name.strip_suffix(".manifest")?)?))),
             "packs" => Some(Named::Pack(vm, name.strip_suffix(".pack")?.parse().ok()?)),
+            "folds" => match name.strip_suffix(".fold") {
+                Some(name) => {
+                    let (seq, no) = name.split_once('-')?;
+                    let small: u32 = no.parse().ok().filter(|small| format!("{small:08}") == no)?;
+                    Some(Named::Fold(vm, Seq(number(seq)?), small))
+                }
+                None => Some(Named::FoldPack(vm, name.strip_suffix(".pack")?.parse().ok()?)),
+            },
+            "pruned" => Some(Named::Pruned(vm, number(name)?)),
             "generations" => Some(Named::Generation(vm, Generation(number(name)?))),
             _ => None,
         }
@@ -96,6 +133,10 @@ mod tests {
         assert_eq!(parse(&manifest(vm, Seq(42))), Named::Manifest(vm, Seq(42)));
         assert_eq!(parse(&pack(vm, id)), Named::Pack(vm, id));
         assert_eq!(parse(&generation(vm, Generation(3))), Named::Generation(vm, Generation(3)));
+        assert_eq!(parse(&fold(vm, Seq(42), 7)), Named::Fold(vm, Seq(42), 7));
+        assert_eq!(parse(&fold_pack(vm, id)), Named::FoldPack(vm, id));
+        assert_eq!(parse(&pruned(vm, 3)), Named::Pruned(vm, 3));
+        assert_eq!(parse(&format!("{}/0000000000000042-7.fold", folds_of(vm))), Named::Foreign);
         let foreign =
             ["vms", "vms/x/points/1", "a", "", "vms//points", &format!("{}/points/1.manifest", of_vm(vm))];
         for path in foreign {

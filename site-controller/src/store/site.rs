@@ -9,14 +9,19 @@ use crate::store::{
     ids::PackIds,
     objects::Objects,
     paths,
+    pin::Pins,
     reopen::{self, ReopenReport},
     summary::{PointSummary, SummaryIndex},
+    tree::Tree,
 };
 use bytes::Bytes;
 use lifeboat::{
     chunk::digest::Digest,
     clock::Clock,
-    format::header::{FileHeader, Kind},
+    format::{
+        header::{FileHeader, Kind},
+        pruned::PrunedRecord,
+    },
     id::{PackId, PointId, VmId},
     units::{ByteSize, Generation, Seq, UnixMs},
 };
@@ -62,6 +67,7 @@ pub(super) struct Shared {
 pub(super) struct Slot {
     pub history: Arc<tokio::sync::Mutex<History>>,
     pub admission: Mutex<Admission>,
+    pub pins: Mutex<Pins>,
 }
 
 #[derive(Debug, Default)]
@@ -81,11 +87,28 @@ pub(super) struct History {
     /// A manifest whose writing failed and whose removal failed too: it may be there. Nothing may be built on top before
     /// that is settled.
     pub doubt: Option<(Seq, Vec<PackId>)>,
+    /// Every point, and what it lies over.
+    pub tree: Tree,
+    /// The newest record of what was pruned.
+    pub pruned: Option<PrunedRecord>,
+    /// Why nothing may be folded or pruned until the next start, if so.
+    pub frozen: Option<String>,
+    /// The VM's name, as its newest point has it.
+    pub name: String,
 }
 
 impl Default for History {
     fn default() -> Self {
-        Self { generation: Generation::FIRST, top: Seq(0), head: None, doubt: None }
+        Self {
+            generation: Generation::FIRST,
+            top: Seq(0),
+            head: None,
+            doubt: None,
+            tree: Tree::default(),
+            pruned: None,
+            frozen: None,
+            name: String::new(),
+        }
     }
 }
 
@@ -120,7 +143,7 @@ impl Store {
         let (vms, report) = reopen::reopen(objects.as_ref(), clock.now(), index.clone()).await?;
         let slots = vms.into_iter().map(|(vm, history)| {
             let history = Arc::new(tokio::sync::Mutex::new(history));
-            (vm, Arc::new(Slot { history, admission: Mutex::default() }))
+            (vm, Arc::new(Slot { history, ..Slot::default() }))
         });
         let verifying = Semaphore::new(std::thread::available_parallelism().map_or(2, Into::into));
         let vms = Mutex::new(slots.collect());
@@ -195,6 +218,12 @@ impl Store {
         let points = truth.iter().filter(|summary| vm.is_none_or(|vm| summary.vm == vm)).cloned().collect();
         drop(tokio::task::spawn_blocking(move || index.reconcile(&truth)).await);
         Ok(points)
+    }
+
+    /// Whether a point of any VM is being received.
+    pub fn is_receiving(&self) -> bool {
+        let vms = self.shared.vms.lock().unwrap_or_else(PoisonError::into_inner);
+        vms.values().any(|slot| slot.admission.lock().unwrap_or_else(PoisonError::into_inner).open.is_some())
     }
 
     /// VMs that have a history or a generation here.

@@ -77,6 +77,8 @@ pub trait SummaryIndex: Send + Sync + Debug {
     /// Makes the index hold exactly `truth`; returns how many entries were wrong or missing.
     fn reconcile(&self, truth: &[PointSummary]) -> u64;
     fn put(&self, summary: &PointSummary);
+    /// Points of one VM that are gone.
+    fn forget(&self, vm: VmId, seqs: &[Seq]);
     /// The points of one VM by seq, or of all VMs by VM and seq; `None` if the index can't be trusted any more.
     fn points(&self, vm: Option<VmId>) -> Option<Vec<PointSummary>>;
 }
@@ -94,6 +96,12 @@ impl SummaryIndex for MemoryIndex {
     fn put(&self, summary: &PointSummary) {
         let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         held.insert((summary.vm, summary.seq), summary.clone());
+    }
+    fn forget(&self, vm: VmId, seqs: &[Seq]) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for seq in seqs {
+            held.remove(&(vm, *seq));
+        }
     }
     fn points(&self, vm: Option<VmId>) -> Option<Vec<PointSummary>> {
         let held = self.0.lock().unwrap_or_else(PoisonError::into_inner);

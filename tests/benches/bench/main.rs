@@ -1,10 +1,11 @@
 //! `make bench`: what a point costs, from the cut to the restore, beside what the machine could do at best.
 //! Prints a table for people and writes `<target>/bench/report.json`. Asserts nothing: a number is for reading.
-//! `cargo bench --bench bench -- store` (or pipeline, transport, guest) measures that part alone.
+//! `cargo bench --bench bench -- store` (or pipeline, journal, transport, guest) measures that part alone.
 //! Reading order: [`guest`] measures the products around a real guest, the others one part each, in this process.
 
 mod corpus;
 mod guest;
+mod journal;
 mod measure;
 mod pipeline;
 mod rows;
@@ -40,6 +41,10 @@ fn main() -> Result<()> {
     if wanted("store") {
         runtime.block_on(store::measure(&corpus, scratch.path(), &mut rows))?;
         say(began, "ingest and restore are measured");
+    }
+    if wanted("journal") {
+        runtime.block_on(journal::measure(scratch.path(), &mut rows))?;
+        say(began, "1,800 points are taken in, folded and restored");
     }
     if wanted("transport") {
         runtime.block_on(transport::measure(scratch.path(), &mut rows))?;

@@ -1,0 +1,120 @@
+//! Pins: whoever reads points says so, and nothing that was there when it began is removed before it has ended.
+//! What pruning and folding replace goes to the VM's trash; a pin protects all that came into the trash after it.
+//! Promises: dropping a pin is enough, also in a panic. Called by restore, verify and the rooms that change the store.
+
+use crate::store::{
+    error::StoreError,
+    layer::Folds,
+    site::{Slot, Store},
+};
+use lifeboat::{id::VmId, units::Seq};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, MutexGuard, PoisonError},
+};
+
+#[derive(Debug, Default)]
+pub(super) struct Pins {
+    next: u64,
+    live: BTreeMap<u64, Option<Seq>>,
+    /// With the number that the next pin had when it came here.
+    trash: VecDeque<(u64, String)>,
+}
+
+impl Pins {
+    pub fn throw_away(&mut self, paths: impl IntoIterator<Item = String>) {
+        let next = self.next;
+        self.trash.extend(paths.into_iter().map(|path| (next, path)));
+    }
+
+    /// Whether somebody reads this very point.
+    pub fn holds(&self, seq: Seq) -> bool {
+        self.live.values().any(|held| *held == Some(seq))
+    }
+
+    pub fn trash_len(&self) -> usize {
+        self.trash.len()
+    }
+
+    /// Trash that nobody can be reading, oldest first.
+    fn take(&mut self, most: usize) -> Vec<(u64, String)> {
+        let oldest = self.live.keys().next().copied().unwrap_or(u64::MAX);
+        let mut taken = Vec::new();
+        while taken.len() < most && self.trash.front().is_some_and(|(at, _)| *at <= oldest) {
+            taken.extend(self.trash.pop_front());
+        }
+        taken
+    }
+}
+
+/// Somebody reads points of a VM.
+#[derive(Debug)]
+pub struct Pin {
+    slot: Arc<Slot>,
+    id: u64,
+    folds: Folds,
+}
+
+impl Pin {
+    pub(super) fn new(slot: &Arc<Slot>, seq: Option<Seq>, folds: Folds) -> Self {
+        let mut pins = slot.pins();
+        let id = pins.next;
+        pins.next += 1;
+        pins.live.insert(id, seq);
+        drop(pins);
+        Self { slot: slot.clone(), id, folds }
+    }
+
+    /// The folds along the path of the point that is read.
+    pub fn folds(&self) -> &Folds {
+        &self.folds
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        self.slot.pins().live.remove(&self.id);
+    }
+}
+
+impl Slot {
+    pub(super) fn pins(&self) -> MutexGuard<'_, Pins> {
+        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Store {
+    /// Pins one point, so that it can be read in peace; none if it is not there (any more).
+    pub async fn pin(&self, vm: VmId, seq: Seq) -> Option<Pin> {
+        let slot = self.shared.slot(vm);
+        let history = slot.history.clone().lock_owned().await;
+        let path = history.tree.path(seq);
+        let folds = history.tree.folds(&path);
+        // Under the lock: whoever takes the point away sees the pin, or the pin does not see the point.
+        (!path.is_empty()).then(|| Pin::new(&slot, Some(seq), folds))
+    }
+
+    /// Pins all that a VM has now, for whoever reads the store itself.
+    pub fn hold(&self, vm: VmId) -> Pin {
+        Pin::new(&self.shared.slot(vm), None, Folds::new())
+    }
+
+    /// Removes trash that nobody reads, at most `most` objects; returns how many. What can't be removed stays for the
+    /// next time, and after a restart is an orphan.
+    pub async fn sweep(&self, vm: VmId, most: usize) -> Result<usize, StoreError> {
+        let slot = self.shared.slot(vm);
+        let mut taken = VecDeque::from(slot.pins().take(most));
+        let mut removed = 0;
+        while let Some((_, path)) = taken.front() {
+            lifeboat::fault::point("sweep.remove");
+            if let Err(error) = self.shared.objects.delete(path).await {
+                let mut pins = slot.pins();
+                taken.into_iter().rev().for_each(|entry| pins.trash.push_front(entry));
+                return Err(error);
+            }
+            taken.pop_front();
+            removed += 1;
+        }
+        Ok(removed)
+    }
+}
