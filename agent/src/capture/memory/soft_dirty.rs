@@ -24,6 +24,7 @@ use super::{
     layout::Place,
     process_memory,
 };
+use fitness::Merging;
 use flags::{Entry, KernelFlags, PageFlags};
 use lifeboat::{
     hypervisor::{domain_xml::DomainSpec, libvirt::QemuProcess},
@@ -45,7 +46,9 @@ const MANY: u64 = 16 << 10;
 const EARLY_PAUSES_MAX: u32 = 4;
 /// Pages read by one call of `before`.
 const AT_ONCE: u64 = 1024;
+/// Witnesses at the most, and as many as are looked for as soon as the guest runs again.
 const WITNESSES: usize = 32;
+const WITNESSES_AFTER: usize = 8;
 
 /// See the module.
 pub struct SoftDirty {
@@ -67,6 +70,8 @@ struct Tracked {
     owed: HashMap<String, (Watch, PageSet)>,
     /// Addresses of pages that were seen flagged since.
     witnesses: Vec<u64>,
+    /// Whether KSM may merge its pages, once that was found out.
+    mergeable: Option<bool>,
 }
 
 /// One cut being made.
@@ -81,6 +86,7 @@ struct Round {
     flagged: u64,
     flagged_before: u64,
     changed: u64,
+    merging: Merging,
     drained: bool,
     watched_after: bool,
     /// Of the pause.
@@ -200,7 +206,7 @@ impl SoftDirty {
 
 impl Tracked {
     fn of(process: QemuProcess, flags: Box<dyn PageFlags>) -> Self {
-        Self { process, flags, cleared: false, owed: HashMap::new(), witnesses: Vec::new() }
+        Self { process, flags, cleared: false, owed: HashMap::new(), witnesses: Vec::new(), mergeable: None }
     }
 
     /// Whether flags that were seen are still there. Only clearing takes them away, and only we should do that.
@@ -215,6 +221,17 @@ impl Tracked {
             }
         }
         Ok(())
+    }
+
+    fn may_be_merged(&mut self, merging: Merging) -> Result<bool, MemoryError> {
+        if !merging.at_work {
+            return Ok(merging.merged);
+        }
+        let mergeable = match self.mergeable {
+            Some(known) => known,
+            None => *self.mergeable.insert(fitness::is_mergeable(self.process)?),
+        };
+        Ok(merging.merged || mergeable)
     }
 
     /// The flags tell nothing of the time before now.
@@ -247,7 +264,9 @@ impl MemoryEngine for SoftDirty {
             None => Tracked::of(process, (self.open)(process)?),
         };
         let tracked = self.tracked.insert(tracked);
-        let plain = fitness::told_by_flags(process)?;
+        let merging = Merging::of(process)?;
+        let plain =
+            if tracked.may_be_merged(merging)? { Vec::new() } else { fitness::told_by_flags(process)? };
         let (mut sheets, mut images) = (Vec::new(), Vec::new());
         for (at, placed) in known.layout.blocks.iter().enumerate() {
             let watch = match placed.place {
@@ -271,6 +290,7 @@ impl MemoryEngine for SoftDirty {
             flagged: 0,
             flagged_before: u64::MAX,
             changed: 0,
+            merging,
             drained: false,
             watched_after: false,
             #[cfg(test)]
@@ -354,7 +374,7 @@ impl MemoryEngine for SoftDirty {
             "memory drained"
         );
         if round.sheets.iter().any(|sheet| matches!(sheet.watch, Watch::Flags { .. })) {
-            fitness::check_merging(tracked.process)?;
+            round.merging.check_since(tracked.process)?;
         }
         known.check_alive()
     }
@@ -368,6 +388,9 @@ impl MemoryEngine for SoftDirty {
             // The guest runs again: the first flags it sets are witnesses.
             let mut entries = Vec::new();
             for part in round.sheets.iter_mut().flat_map(Sheet::parts) {
+                if tracked.witnesses.len() >= WITNESSES_AFTER {
+                    break;
+                }
                 part.see(&*tracked.flags, false, &mut entries)?;
                 tracked.add_witness(&part, &entries);
             }

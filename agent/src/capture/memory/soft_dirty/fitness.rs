@@ -46,7 +46,8 @@ fn obstacle(target: &Target, spec: &DomainSpec) -> Result<Option<String>, Memory
     if let Some(why) = written_by_devices(target.process)? {
         return Ok(Some(why.to_owned()));
     }
-    if is_merged(target.process)? {
+    let merging = Merging::of(target.process)?;
+    if merging.merged || merging.at_work && is_mergeable(target.process)? {
         return Ok(Some(MERGED.into()));
     }
     Ok(runs_guests(&*target.monitor).then(|| NESTED.to_owned()))
@@ -79,39 +80,46 @@ fn is_plain(mapping: &Mapping) -> bool {
     mapping.readable && mapping.writable && !mapping.shared && mapping.of.is_empty()
 }
 
-/// Ranges of the process of which the flags tell every write. None while its pages may be merged.
+/// Ranges of the process of which the flags tell every write.
 pub fn told_by_flags(process: QemuProcess) -> Result<Vec<(u64, u64)>, MemoryError> {
-    if is_merged(process)? {
-        return Ok(Vec::new());
-    }
     Ok(process_memory::joined(process_memory::mappings(process)?.into_iter().filter(is_plain)))
 }
 
-/// Refuses what was read by flags if pages may have been merged meanwhile.
-pub fn check_merging(process: QemuProcess) -> Result<(), MemoryError> {
-    if is_merged(process)? {
-        Err(MemoryError::Changed {
-            what: "the host began to merge equal pages (KSM), which loses flags".into(),
-        })
-    } else {
+/// Whether the kernel merges equal pages of this process with others' (KSM): a merged page loses its flag.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Merging {
+    /// It is at work on this host.
+    pub at_work: bool,
+    /// Pages of this process are merged now.
+    pub merged: bool,
+}
+
+impl Merging {
+    /// Quickly told.
+    pub fn of(process: QemuProcess) -> Result<Self, MemoryError> {
+        let number = |path: String| match fs::read_to_string(path) {
+            Ok(text) => Ok(text.trim().parse::<u64>().unwrap_or(u64::MAX)),
+            // A kernel without KSM, or one that does not count per process.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+            Err(error) => Err(MemoryError::io("reading what the kernel merges")(error)),
+        };
+        let merged = number(format!("/proc/{}/ksm_merging_pages", process.pid))? > 0;
+        Ok(Self { at_work: number(KSM_RUN.into())? == 1, merged })
+    }
+
+    /// Refuses what was read by flags since `self` was told, if pages may have been merged meanwhile.
+    pub fn check_since(self, process: QemuProcess) -> Result<(), MemoryError> {
+        let now = Self::of(process)?;
+        if now.merged || now.at_work && !self.at_work {
+            let what = "the host began to merge equal pages (KSM), which loses flags";
+            return Err(MemoryError::Changed { what: what.into() });
+        }
         Ok(())
     }
 }
 
-/// Whether the kernel merges pages of this process: a merged page loses its flag.
-fn is_merged(process: QemuProcess) -> Result<bool, MemoryError> {
-    let number = |path: String| match fs::read_to_string(path) {
-        Ok(text) => Ok(text.trim().parse::<u64>().unwrap_or(u64::MAX)),
-        // A kernel without KSM, or one that does not count per process.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
-        Err(error) => Err(MemoryError::io("reading what the kernel merges")(error)),
-    };
-    if number(format!("/proc/{}/ksm_merging_pages", process.pid))? > 0 {
-        return Ok(true);
-    }
-    if number(KSM_RUN.into())? != 1 {
-        return Ok(false);
-    }
+/// Whether the kernel may merge pages of this process once it is at it. Takes long: it walks the process's pages.
+pub fn is_mergeable(process: QemuProcess) -> Result<bool, MemoryError> {
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", process.pid))
         .map_err(MemoryError::io("reading the memory map of QEMU's process"))?;
     Ok(mergeable(&smaps))
