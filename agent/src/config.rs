@@ -164,10 +164,10 @@ fn vm_config(file: &Path, vm: RawVm, defaults: &RawProtection) -> Result<VmConfi
         let given = format!("{interval:?}");
         return Err(config::invalid(file, "interval", given, "write a time between 200ms and 24h: `5s`"));
     }
-    let max_pause = span(vm.max_pause, defaults.max_pause, Duration::from_secs(2));
+    let max_pause = span(vm.max_pause, defaults.max_pause, Duration::from_secs(1));
     if !PAUSES.contains(&max_pause) {
         let given = format!("{max_pause:?}");
-        return Err(config::invalid(file, "max_pause", given, "write a time between 10ms and 60s: `2s`"));
+        return Err(config::invalid(file, "max_pause", given, "write a time between 10ms and 60s: `1s`"));
     }
     let memory = match vm.memory.or(defaults.memory).unwrap_or(RawMemory::Auto) {
         RawMemory::Auto => MemoryMode::Auto,
@@ -216,7 +216,7 @@ mod tests {
         for (text, words) in [
             ("[site]\naddress = \"dr\"", ["site.address", "dr.example.com:7443"]),
             ("[[vm]]\nname = \"a\"\ninterval = \"1ms\"", ["interval", "5s"]),
-            ("[[vm]]\nname = \"a\"\nmax_pause = \"2h\"", ["max_pause", "2s"]),
+            ("[[vm]]\nname = \"a\"\nmax_pause = \"2h\"", ["max_pause", "1s"]),
             ("[[vm]]\nname = \"a\"\n[[vm]]\nname = \"a\"", ["vm.name", "of its own"]),
             ("state_dir = \"here\"", ["state_dir", "absolute"]),
             ("[[vm]]\nname = \"a\"\nmemory = \"maybe\"", ["memory", "off"]),

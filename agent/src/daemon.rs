@@ -67,7 +67,7 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     let (args, uri) = (watch_args.clone(), config.libvirt.clone());
     let hypervisor = tokio::task::spawn_blocking(move || -> anyhow::Result<Hypervisor> {
         // Before anything else: no guest stays paused because an agent before us died.
-        release_paused(&args);
+        release_paused(&args, false);
         Ok(Hypervisor::connect(&uri)?)
     })
     .await??;
@@ -125,9 +125,9 @@ pub async fn run(config: AgentConfig) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Resumes what an agent before us left paused; what can't be resumed is said, and tried again by the watchdog's next use.
-pub fn release_paused(args: &WatchdogArgs) {
-    for (vm, released) in watchdog::release_paused(&Markers::new(args.marker_dir.clone()), &args.uri) {
+/// Resumes what an agent before us left paused; what can't be resumed is said. See [`watchdog::release_paused`].
+pub fn release_paused(args: &WatchdogArgs, wait: bool) {
+    for (vm, released) in watchdog::release_paused(&Markers::new(args.marker_dir.clone()), &args.uri, wait) {
         match released {
             Ok(done) => tracing::warn!(%vm, ?done, "found a pause that an agent did not end"),
             Err(error) => tracing::error!(%vm, %error, "a guest that an agent paused could not be resumed"),

@@ -153,10 +153,8 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::ReleasePaused => {
             telemetry::init("info")?;
-            daemon::release_paused(&WatchdogArgs {
-                uri: config.libvirt.clone(),
-                marker_dir: config.marker_dir(),
-            });
+            let args = WatchdogArgs { uri: config.libvirt.clone(), marker_dir: config.marker_dir() };
+            daemon::release_paused(&args, true);
             Ok(())
         }
         Command::Watchdog(_) => Ok(()),

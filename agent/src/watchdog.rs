@@ -1,9 +1,11 @@
 //! The watchdog: a process of its own that resumes a guest which the agent paused and did not resume in time.
 //! Promises: it outlives the agent's death (the socket's end tells it) and its freezing (the deadline does); it only ever
-//! resumes a guest that was announced as about to be paused; it tries until libvirt has done it or the guest is gone.
+//! resumes a guest that was announced as about to be paused, and never one that libvirt knows a reason to hold; it tries
+//! until libvirt has done it or the guest is gone, and looks again while a `stop` may still be on its way.
 //! Called by `capture::quiesce`; run by `lifeboat-agent watchdog`, which the agent starts itself.
 
 mod client;
+mod letting_go;
 mod markers;
 mod release;
 mod server;
@@ -17,6 +19,7 @@ pub use server::serve;
 
 use lifeboat::{hypervisor::libvirt::HypervisorError, hypervisor::monitor::MonitorError, id::VmId};
 use nix::sys::{
+    mman::{MlockAllFlags, mlockall},
     prctl,
     signal::{SigHandler, Signal, signal},
 };
@@ -80,6 +83,8 @@ pub fn run(args: WatchdogArgs) -> Result<(), WatchdogError> {
     let _ = prctl::set_name(c"lifeboat-wdog");
     // The agent offers itself to the kernel when memory runs out; its watchdog must not go along.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-500");
+    // Nor must it wait for a disk to be read back into memory. Where that is not allowed it works all the same.
+    let _ = mlockall(MlockAllFlags::MCL_CURRENT | MlockAllFlags::MCL_FUTURE);
     let socket = io::stdin().as_fd().try_clone_to_owned();
     let socket = socket.map_err(|source| WatchdogError::Io { step: "taking its socket", source })?;
     serve(socket, Arc::new(LibvirtRelease::new(args.uri)), Markers::new(args.marker_dir))

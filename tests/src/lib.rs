@@ -18,6 +18,7 @@ pub mod product;
 mod rig;
 mod site;
 mod spec;
+pub mod stillness;
 mod wait;
 
 pub use accel::Accel;

@@ -75,7 +75,11 @@ impl Pauser {
         paused.stopped = Some(Instant::now());
         self.arm(vm)?;
         fault::point("cut.marked-pausing");
-        paused.stopped = Some(Instant::now());
+        // A `stop` that comes late is undone late: somebody froze us, and the watchdog is about to fire or has fired.
+        let armed = paused.stopped.replace(Instant::now());
+        if armed.is_some_and(|armed| armed.elapsed() > self.limit / 4) {
+            return Err(QuiesceError::Broken { why: "the agent did not get to run in time".into() });
+        }
         if let Err(error) = paused.monitor.execute("stop", json!({})) {
             // Where the answer is lost, the stop may yet come: the watchdog stays armed and undoes it then.
             if matches!(error, MonitorError::Unreachable { .. }) {

@@ -75,8 +75,9 @@ impl Watchdog {
     }
 
     /// Announces a pause that will last no longer than `limit`. Only after this has returned may the guest be stopped.
+    /// The watchdog acts when four fifths of `limit` are over: what is left is for libvirt and QEMU to answer in.
     pub fn arm(&self, vm: VmId, limit: Duration) -> Result<(), WatchdogError> {
-        let deadline_ms = u64::try_from(limit.as_millis()).unwrap_or(u64::MAX);
+        let deadline_ms = u64::try_from((limit * 4 / 5).as_millis()).unwrap_or(u64::MAX);
         match self.ask(&Request::Arm { vm, deadline_ms }, true)? {
             Answer::Armed => Ok(()),
             Answer::StillReleasing => Err(WatchdogError::StillReleasing { vm }),

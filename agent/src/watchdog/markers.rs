@@ -15,9 +15,15 @@ impl Markers {
         Self { dir }
     }
 
+    /// Marks a pause that is about to begin. No two pauses have the same mark.
     pub fn set(&self, vm: VmId) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
-        fs::write(self.path(vm), std::process::id().to_string())
+        fs::write(self.path(vm), format!("{} {}", std::process::id(), uuid::Uuid::new_v4()))
+    }
+
+    /// The mark of the pause that is under way, if one is.
+    pub fn read(&self, vm: VmId) -> Option<String> {
+        fs::read_to_string(self.path(vm)).ok()
     }
 
     pub fn clear(&self, vm: VmId) -> io::Result<()> {

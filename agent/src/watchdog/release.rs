@@ -1,6 +1,9 @@
 //! Letting a guest go: resumes it if, and only if, it stands paused.
 
-use super::{Markers, WatchdogError};
+use super::{
+    Markers, WatchdogError,
+    letting_go::{Pace, Task},
+};
 use lifeboat::{
     hypervisor::{
         libvirt::{Hypervisor, HypervisorError},
@@ -9,7 +12,7 @@ use lifeboat::{
     id::VmId,
 };
 use serde_json::{Value, json};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// What was found and done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +61,8 @@ impl Release for LibvirtRelease {
             return Ok(Released::Gone);
         }
         let monitor = domain.monitor();
-        if status(&monitor)? != "paused" {
+        // A pause that libvirt has a reason for is an operator's, a save's or a migration's: never ours.
+        if status(&monitor)? != "paused" || domain.is_held_by_libvirt()? {
             return Ok(Released::NotPaused);
         }
         monitor.execute("cont", json!({}))?;
@@ -77,8 +81,13 @@ pub fn status(monitor: &dyn Monitor) -> Result<String, MonitorError> {
 }
 
 /// Resumes every guest whose marker a dead agent left behind. Returns what was done for each; a marker stays where it
-/// did not work. For the agent's start, and for systemd's `ExecStopPost=`.
-pub fn release_paused(markers: &Markers, uri: &str) -> Vec<(VmId, Result<Released, WatchdogError>)> {
+/// did not work. For the agent's start, and for systemd's `ExecStopPost=`. With `wait` it returns only when nothing that
+/// the dead agent had sent can be on its way; otherwise a thread sees to that.
+pub fn release_paused(
+    markers: &Markers,
+    uri: &str,
+    wait: bool,
+) -> Vec<(VmId, Result<Released, WatchdogError>)> {
     let left = match markers.list() {
         Ok(left) if left.is_empty() => return Vec::new(),
         Ok(left) => left,
@@ -87,11 +96,24 @@ pub fn release_paused(markers: &Markers, uri: &str) -> Vec<(VmId, Result<Release
             return Vec::new();
         }
     };
-    let releaser = LibvirtRelease::new(uri.to_owned());
+    let releaser = Arc::new(LibvirtRelease::new(uri.to_owned()));
+    let pace = if wait { Pace::short() } else { Pace::usual() };
+    let task = |vm: VmId| {
+        let (releaser, markers, mark) = (releaser.clone(), markers.clone(), markers.read(vm));
+        Task { vm, releaser, markers, mark, pace }
+    };
     let release = |vm: VmId| {
         let released = releaser.release(vm)?;
         markers.clear(vm).map_err(|source| WatchdogError::Io { step: "removing a marker", source })?;
         Ok(released)
     };
-    left.into_iter().map(|vm| (vm, release(vm))).collect()
+    let tasks: Vec<Task> = left.iter().copied().map(task).collect();
+    let done: Vec<_> = left.into_iter().map(|vm| (vm, release(vm))).collect();
+    let lingering: Vec<_> =
+        tasks.into_iter().map(|task| std::thread::spawn(move || task.linger())).collect();
+    if wait {
+        // Each ends by itself; one that panicked has nothing more to say.
+        lingering.into_iter().for_each(|thread| drop(thread.join()));
+    }
+    done
 }

@@ -1,7 +1,11 @@
 //! The watchdog's side: one loop over the socket and the deadlines, and one thread per guest that is being let go.
-//! Promises: a hung libvirt holds up neither other guests nor the answers to the agent.
+//! Promises: a hung libvirt holds up neither other guests nor the answers to the agent; however the loop ends, every
+//! guest that was announced is let go.
 
-use super::{Answer, MESSAGE_MAX, Markers, Release, Released, Request, WatchdogError};
+use super::{
+    Answer, MESSAGE_MAX, Markers, Release, Request, WatchdogError,
+    letting_go::{End, Pace, Releasing, Task},
+};
 use lifeboat::id::VmId;
 use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
@@ -10,134 +14,142 @@ use nix::{
 use std::{
     collections::HashMap,
     os::fd::{AsFd, AsRawFd, OwnedFd},
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-/// How long between two tries to let a guest go.
-const AGAIN: Duration = Duration::from_millis(250);
-
 enum Guard {
-    Armed { deadline: Instant },
+    /// `Instant` does not count the time in which the host sleeps, and neither does the guest.
+    Armed {
+        deadline: Instant,
+        mark: Option<String>,
+    },
     Releasing(Releasing),
 }
 
-/// A thread that lets one guest go, again and again while the agent may still be pausing it.
-struct Releasing {
-    /// Dropped to say that one success more is enough.
-    agent_lives: Option<mpsc::Sender<()>>,
-    thread: JoinHandle<()>,
+/// One agent's guests.
+struct Guards {
+    releaser: Arc<dyn Release>,
+    markers: Markers,
+    pace: Pace,
+    guards: HashMap<VmId, Guard>,
+    ending: HashMap<VmId, JoinHandle<()>>,
 }
 
 /// Serves one agent until its socket ends and no guest is left paused.
 pub fn serve(socket: OwnedFd, releaser: Arc<dyn Release>, markers: Markers) -> Result<(), WatchdogError> {
-    let io = |step| move |errno: nix::Error| WatchdogError::Io { step, source: errno.into() };
-    let mut guards: HashMap<VmId, Guard> = HashMap::new();
-    let mut ending: HashMap<VmId, JoinHandle<()>> = HashMap::new();
-    loop {
-        let now = Instant::now();
-        let mut next = None;
-        for (vm, guard) in &mut guards {
-            match guard {
-                Guard::Armed { deadline } if *deadline <= now => {
-                    *guard = Guard::Releasing(start_release(*vm, &releaser, &markers, true));
-                }
-                Guard::Armed { deadline } => {
-                    next = Some(next.map_or(*deadline, |other| (*deadline).min(other)))
-                }
-                Guard::Releasing(_) => {}
-            }
-        }
-        // Rounded up, so that a deadline is past when the wait ends.
-        let wait = next.map(|next| next.saturating_duration_since(now) + Duration::from_millis(1));
-        let wait =
-            wait.map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
-        match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], wait) {
-            Ok(0) | Err(nix::Error::EINTR) => continue,
-            Ok(_) => {}
-            Err(errno) => return Err(io("waiting")(errno)),
-        }
-        let mut message = [0; MESSAGE_MAX];
-        let len = match recv(socket.as_raw_fd(), &mut message, MsgFlags::empty()) {
-            Ok(0) | Err(nix::Error::ECONNRESET) => break,
-            Err(nix::Error::EINTR) => continue,
-            received => received.map_err(io("receiving"))?,
-        };
-        let Ok(request) = serde_json::from_slice::<Request>(&message[..len]) else { break };
-        let answer = answer(request, &mut guards, &mut ending);
-        let Ok(answer) = serde_json::to_vec(&answer) else { break };
-        if send(socket.as_raw_fd(), &answer, MsgFlags::MSG_NOSIGNAL).is_err() {
-            break;
-        }
-    }
-    // The agent is gone: whatever it had paused is let go, for as long as that takes.
-    for (vm, guard) in guards {
-        let releasing = match guard {
-            Guard::Armed { .. } => start_release(vm, &releaser, &markers, false),
-            Guard::Releasing(releasing) => releasing,
-        };
-        drop(releasing.agent_lives);
-        let _ = releasing.thread.join();
-    }
-    ending.into_values().for_each(|thread| drop(thread.join()));
-    Ok(())
+    serve_at(Pace::usual(), socket, releaser, markers)
 }
 
-fn answer(
-    request: Request,
-    guards: &mut HashMap<VmId, Guard>,
-    ending: &mut HashMap<VmId, JoinHandle<()>>,
-) -> Answer {
-    ending.retain(|_, thread| !thread.is_finished());
-    match request {
-        Request::Arm { vm, .. }
-            if ending.contains_key(&vm) || matches!(guards.get(&vm), Some(Guard::Releasing(_))) =>
-        {
-            Answer::StillReleasing
-        }
-        Request::Arm { vm, deadline_ms } => {
-            let deadline = Instant::now() + Duration::from_millis(deadline_ms.min(3_600_000));
-            guards.insert(vm, Guard::Armed { deadline });
-            Answer::Armed
-        }
-        Request::Disarm { vm } => match guards.remove(&vm) {
-            Some(Guard::Releasing(releasing)) => {
-                drop(releasing.agent_lives);
-                ending.insert(vm, releasing.thread);
-                Answer::Disarmed { fired: true }
-            }
-            Some(Guard::Armed { .. }) => Answer::Disarmed { fired: false },
-            // Nothing was armed, so nothing vouches for the pause.
-            None => Answer::Disarmed { fired: true },
-        },
-    }
+pub(super) fn serve_at(
+    pace: Pace,
+    socket: OwnedFd,
+    releaser: Arc<dyn Release>,
+    markers: Markers,
+) -> Result<(), WatchdogError> {
+    let (guards, ending) = (HashMap::new(), HashMap::new());
+    let mut guards = Guards { releaser, markers, pace, guards, ending };
+    let served = guards.serve(&socket);
+    // Told at once, so that an agent that is not gone after all does not rely on us any more.
+    drop(socket);
+    guards.let_all_go();
+    served
 }
 
-fn start_release(vm: VmId, releaser: &Arc<dyn Release>, markers: &Markers, agent_lives: bool) -> Releasing {
-    let (sender, lives) = mpsc::channel::<()>();
-    let (releaser, markers) = (releaser.clone(), markers.clone());
-    let thread = std::thread::spawn(move || {
+impl Guards {
+    fn serve(&mut self, socket: &OwnedFd) -> Result<(), WatchdogError> {
+        let io = |step| move |errno: nix::Error| WatchdogError::Io { step, source: errno.into() };
         loop {
-            // While the agent may yet send the `stop` it was late with, one success is not the end.
-            let agent_gone = matches!(lives.try_recv(), Err(mpsc::TryRecvError::Disconnected));
-            match releaser.release(vm) {
-                Ok(Released::Resumed) => tracing::warn!(%vm, "the agent left it paused; resumed it"),
-                Ok(Released::NotPaused | Released::Gone) => {}
-                Err(error) => {
-                    tracing::error!(%vm, %error, "could not resume it; trying again");
-                    std::thread::sleep(AGAIN);
-                    continue;
-                }
+            let next = self.fire(Instant::now());
+            // Rounded up, so that a deadline is past when the wait ends.
+            let wait =
+                next.map(|next| next.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+            let wait =
+                wait.map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
+            match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], wait) {
+                Ok(0) | Err(nix::Error::EINTR) => continue,
+                Ok(_) => {}
+                Err(errno) => return Err(io("waiting")(errno)),
             }
-            if agent_gone {
-                if let Err(error) = markers.clear(vm) {
-                    tracing::warn!(%vm, %error, "its marker could not be removed");
-                }
-                return;
+            let mut message = [0; MESSAGE_MAX];
+            let len = match recv(socket.as_raw_fd(), &mut message, MsgFlags::empty()) {
+                Ok(0) | Err(nix::Error::ECONNRESET) => return Ok(()),
+                Err(nix::Error::EINTR) => continue,
+                received => received.map_err(io("receiving"))?,
+            };
+            // What makes no sense is no agent of ours: as good as gone.
+            let Ok(request) = serde_json::from_slice::<Request>(&message[..len]) else { return Ok(()) };
+            let Ok(answer) = serde_json::to_vec(&self.answer(request)) else { return Ok(()) };
+            if send(socket.as_raw_fd(), &answer, MsgFlags::MSG_NOSIGNAL).is_err() {
+                return Ok(());
             }
-            let _ = lives.recv_timeout(AGAIN);
         }
-    });
-    Releasing { agent_lives: agent_lives.then_some(sender), thread }
+    }
+
+    /// Begins to let go every guest whose deadline has passed; returns the next deadline.
+    fn fire(&mut self, now: Instant) -> Option<Instant> {
+        let due = |guard: &Guard| matches!(guard, Guard::Armed { deadline, .. } if *deadline <= now);
+        let late: Vec<VmId> = self.guards.iter().filter(|(_, guard)| due(guard)).map(|(vm, _)| *vm).collect();
+        for vm in late {
+            if let Some(Guard::Armed { mark, .. }) = self.guards.remove(&vm) {
+                let releasing = self.start(vm, mark);
+                self.guards.insert(vm, Guard::Releasing(releasing));
+            }
+        }
+        let deadlines = self.guards.values().filter_map(|guard| match guard {
+            Guard::Armed { deadline, .. } => Some(*deadline),
+            Guard::Releasing(_) => None,
+        });
+        deadlines.min()
+    }
+
+    fn start(&self, vm: VmId, mark: Option<String>) -> Releasing {
+        let (releaser, markers) = (self.releaser.clone(), self.markers.clone());
+        Releasing::start(Task { vm, releaser, markers, mark, pace: self.pace })
+    }
+
+    fn answer(&mut self, request: Request) -> Answer {
+        self.ending.retain(|_, thread| !thread.is_finished());
+        match request {
+            Request::Arm { vm, .. }
+                if self.ending.contains_key(&vm)
+                    || matches!(self.guards.get(&vm), Some(Guard::Releasing(_))) =>
+            {
+                Answer::StillReleasing
+            }
+            Request::Arm { vm, deadline_ms } => {
+                let deadline = Instant::now() + Duration::from_millis(deadline_ms.min(DEADLINE_MAX_MS));
+                let mark = self.markers.read(vm);
+                self.guards.insert(vm, Guard::Armed { deadline, mark });
+                Answer::Armed
+            }
+            Request::Disarm { vm } => match self.guards.remove(&vm) {
+                Some(Guard::Releasing(releasing)) => {
+                    self.ending.insert(vm, releasing.end(End::Disarmed));
+                    Answer::Disarmed { fired: true }
+                }
+                Some(Guard::Armed { .. }) => Answer::Disarmed { fired: false },
+                // Nothing was armed, so nothing vouches for the pause.
+                None => Answer::Disarmed { fired: true },
+            },
+        }
+    }
+
+    /// The agent is gone: whatever it had paused is let go, all at once, for as long as that takes.
+    fn let_all_go(mut self) {
+        let guards: Vec<_> = self.guards.drain().collect();
+        let releasing = guards.into_iter().map(|(vm, guard)| match guard {
+            Guard::Armed { mark, .. } => self.start(vm, mark),
+            Guard::Releasing(releasing) => releasing,
+        });
+        let ending: Vec<_> = releasing.map(|releasing| releasing.end(End::Gone)).collect();
+        for thread in ending.into_iter().chain(self.ending.into_values()) {
+            // A thread that panicked has nothing more to say.
+            let _ = thread.join();
+        }
+    }
 }
+
+/// An hour: no pause that anybody may ask for is longer.
+const DEADLINE_MAX_MS: u64 = 3_600_000;

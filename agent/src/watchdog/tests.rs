@@ -43,7 +43,7 @@ impl Rig {
         let watchdog = Watchdog::start_with(move || {
             let (ours, theirs) = client::pair()?;
             let (guest, markers, servers) = parts.clone();
-            let server = std::thread::spawn(move || serve(theirs, guest, markers).unwrap());
+            let server = std::thread::spawn(move || server::serve_at(PACE, theirs, guest, markers).unwrap());
             servers.lock().unwrap().push(server);
             Ok(ours)
         });
@@ -69,6 +69,10 @@ impl Rig {
 }
 
 const VM: VmId = VmId::from_bytes([7; 16]);
+const OTHER: VmId = VmId::from_bytes([8; 16]);
+/// Lingers long enough for a test to act in between, and is over soon.
+const PACE: letting_go::Pace =
+    letting_go::Pace { again: Duration::from_millis(20), linger: Duration::from_millis(400) };
 const LONG: Duration = Duration::from_secs(600);
 
 #[test]
@@ -121,4 +125,70 @@ fn a_dead_watchdog_is_replaced_before_the_next_pause() {
     rig.pause(LONG);
     assert_eq!(rig.servers.lock().unwrap().len(), 2);
     assert!(!rig.watchdog.disarm(VM).unwrap().fired);
+}
+
+/// Goal: a `stop` that the agent had sent before it died, and that libvirt carries out later, is undone. Method: the guest
+/// is paused once more after it was let go. A pause that the next agent has begun meanwhile is that agent's.
+#[test]
+fn a_stop_that_arrives_after_the_agents_death_is_undone_and_the_next_agents_pause_is_not() {
+    let rig = Rig::new();
+    rig.pause(LONG);
+    let Rig { guest, watchdog, servers, markers, _dir } = rig;
+    drop(watchdog);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let until_running = |guest: &FakeGuest| {
+        while guest.paused.load(Ordering::SeqCst) {
+            assert!(Instant::now() < deadline, "it stays paused");
+            std::thread::yield_now();
+        }
+    };
+    until_running(&guest);
+    while markers.read(VM).is_some() {
+        assert!(Instant::now() < deadline, "the marker stays");
+    }
+    guest.paused.store(true, Ordering::SeqCst);
+    until_running(&guest);
+    markers.set(VM).unwrap();
+    let next = markers.read(VM);
+    guest.paused.store(true, Ordering::SeqCst);
+    servers.lock().unwrap().drain(..).for_each(|server| server.join().unwrap());
+    assert!(guest.paused.load(Ordering::SeqCst), "the next agent's pause was ended");
+    assert_eq!(markers.read(VM), next);
+}
+
+/// Goal: one guest that can't be let go keeps no other waiting. Method: the agent dies with two guests paused; for the
+/// first libvirt does not answer.
+#[test]
+fn guests_are_let_go_side_by_side() {
+    struct OneHangs(std::sync::mpsc::Sender<VmId>, std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+    impl Release for OneHangs {
+        fn release(&self, vm: VmId) -> Result<Released, WatchdogError> {
+            if vm == VM {
+                let _ = self.1.lock().unwrap().recv();
+            }
+            let _ = self.0.send(vm);
+            Ok(Released::Resumed)
+        }
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (released, told) = std::sync::mpsc::channel();
+    let (go_on, held) = std::sync::mpsc::channel();
+    let releaser = Arc::new(OneHangs(released, std::sync::Mutex::new(held)));
+    let markers = Markers::new(dir.path().into());
+    let server: Arc<std::sync::Mutex<Option<JoinHandle<()>>>> = Arc::default();
+    let slot = server.clone();
+    let watchdog = Watchdog::start_with(move || {
+        let (ours, theirs) = client::pair()?;
+        let (releaser, markers) = (releaser.clone(), markers.clone());
+        let run = move || server::serve_at(PACE, theirs, releaser, markers).unwrap();
+        *slot.lock().unwrap() = Some(std::thread::spawn(run));
+        Ok(ours)
+    });
+    let watchdog = watchdog.unwrap();
+    watchdog.arm(VM, LONG).unwrap();
+    watchdog.arm(OTHER, LONG).unwrap();
+    drop(watchdog);
+    assert_eq!(told.recv_timeout(Duration::from_secs(10)).unwrap(), OTHER);
+    drop(go_on);
+    server.lock().unwrap().take().unwrap().join().unwrap();
 }

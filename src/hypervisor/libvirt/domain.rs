@@ -17,7 +17,12 @@ use std::{
     ptr,
     sync::{Arc, Mutex},
 };
-use virt::{domain::DomainState as VirtState, error::Error, sys};
+use virt::{
+    domain::{DomainPausedReason, DomainState as VirtState, DomainStateReason as StateReason},
+    enumutil::Enum,
+    error::Error,
+    sys,
+};
 
 /// Whether a domain runs, as libvirt sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,14 +111,22 @@ impl Domain {
     pub fn state(&self) -> Result<DomainState, HypervisorError> {
         let (state, _reason) = self.with("asking its state", virt::domain::Domain::state)?;
         Ok(match state {
-            virt::enumutil::Enum::Known(VirtState::Running | VirtState::Blocked) => DomainState::Running,
-            virt::enumutil::Enum::Known(VirtState::Paused) => DomainState::Paused,
-            virt::enumutil::Enum::Known(VirtState::PMSuspended) => DomainState::Suspended,
-            virt::enumutil::Enum::Known(VirtState::Shutdown) => DomainState::ShuttingDown,
-            virt::enumutil::Enum::Known(VirtState::Crashed) => DomainState::Crashed,
-            virt::enumutil::Enum::Known(VirtState::Shutoff | VirtState::NoState)
-            | virt::enumutil::Enum::Unknown(_) => DomainState::ShutOff,
+            Enum::Known(VirtState::Running | VirtState::Blocked) => DomainState::Running,
+            Enum::Known(VirtState::Paused) => DomainState::Paused,
+            Enum::Known(VirtState::PMSuspended) => DomainState::Suspended,
+            Enum::Known(VirtState::Shutdown) => DomainState::ShuttingDown,
+            Enum::Known(VirtState::Crashed) => DomainState::Crashed,
+            Enum::Known(VirtState::Shutoff | VirtState::NoState)
+            | Enum::Unknown(_) => DomainState::ShutOff,
         })
+    }
+
+    /// Whether libvirt knows a reason of its own, or of somebody who uses it, for which the guest stands: an operator's
+    /// suspend, a save, a dump, a migration. A `stop` that went past libvirt to QEMU's monitor leaves none.
+    pub fn is_held_by_libvirt(&self) -> Result<bool, HypervisorError> {
+        let (state, reason) = self.with("asking its state", virt::domain::Domain::state)?;
+        let unknown = Enum::Known(StateReason::Paused(Enum::Known(DomainPausedReason::Unknown)));
+        Ok(state == Enum::Known(VirtState::Paused) && reason != unknown)
     }
 
     pub fn is_persistent(&self) -> Result<bool, HypervisorError> {
