@@ -11,7 +11,7 @@ use std::{
         atomic::{AtomicBool, Ordering},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use anyhow::{Context, Result};
@@ -29,8 +29,9 @@ pub struct Stillness {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Seen {
-    /// Between two lines on the console.
+    /// Between two lines on the console, and when it ended, since 1970.
     silence: Duration,
+    silent_until: Duration,
     lines: u64,
     /// By which a sleeper was woken too late.
     lateness: Duration,
@@ -41,8 +42,9 @@ struct Seen {
 pub struct Verdict {
     /// Whole pauses, from QEMU's STOP to its RESUME, longest first.
     pub pauses: Vec<Duration>,
-    /// The longest silence on the guest's console, and how many lines came.
+    /// The longest silence on the guest's console, how long of it QEMU had the guest stopped, and how many lines came.
     pub silence: Duration,
+    pub stopped_in_silence: Duration,
     pub lines: u64,
     /// The longest that the machine kept a thread waiting that had nothing to do but to look at the clock.
     pub lateness: Duration,
@@ -71,9 +73,16 @@ impl Stillness {
 
     pub fn verdict(&self) -> Verdict {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut pauses = pauses(&self.events.log());
+        let stops = stops(&self.events.log());
+        let (from, until) = (seen.silent_until.saturating_sub(seen.silence), seen.silent_until);
+        let overlap =
+            |(stop, resume): &(Duration, Duration)| (*resume).min(until).saturating_sub((*stop).max(from));
+        let stopped_in_silence = stops.iter().map(overlap).sum();
+        let mut pauses: Vec<Duration> =
+            stops.iter().map(|(stop, resume)| resume.saturating_sub(*stop)).collect();
         pauses.sort_unstable_by(|a, b| b.cmp(a));
-        Verdict { pauses, silence: seen.silence, lines: seen.lines, lateness: seen.lateness }
+        let Seen { silence, lines, lateness, .. } = seen;
+        Verdict { pauses, silence, stopped_in_silence, lines, lateness }
     }
 }
 
@@ -89,10 +98,12 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} pauses, longest {:?}; longest silence {:?} in {} lines; the machine itself was late by {:?}",
+            "{} pauses, longest {:?}; longest silence {:?} (stopped for {:?} of it) in {} lines; the machine itself was \
+             late by {:?}",
             self.pauses.len(),
             self.pauses.iter().take(5).collect::<Vec<_>>(),
             self.silence,
+            self.stopped_in_silence,
             self.lines,
             self.lateness
         )
@@ -114,8 +125,11 @@ fn listen(console: &mut File, over: &AtomicBool, seen: &Mutex<Seen>) {
         let now = Instant::now();
         let mut seen = seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.lines += lines;
-        if let Some(last) = last.replace(now) {
-            seen.silence = seen.silence.max(now - last);
+        if let Some(last) = last.replace(now)
+            && now - last > seen.silence
+        {
+            seen.silence = now - last;
+            seen.silent_until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         }
     }
 }
@@ -131,17 +145,19 @@ fn doze(over: &AtomicBool, seen: &Mutex<Seen>) {
 }
 
 /// Pairs STOP with the next RESUME. Lines: `event STOP at 1700000000.123456 for domain 'web': <null>`.
-fn pauses(log: &str) -> Vec<Duration> {
+fn stops(log: &str) -> Vec<(Duration, Duration)> {
     let (mut stopped, mut pauses) = (None, Vec::new());
     for line in log.lines() {
         let mut words = line.split_whitespace().skip_while(|word| *word != "event").skip(1);
-        let (Some(event), Some("at"), Some(at)) = (words.next(), words.next(), words.next()) else { continue };
+        let (Some(event), Some("at"), Some(at)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
         let Some((seconds, micros)) = at.split_once('.') else { continue };
         let (Ok(seconds), Ok(micros)) = (seconds.parse(), micros.parse()) else { continue };
         let at = Duration::from_secs(seconds) + Duration::from_micros(micros);
         match event {
             "STOP" => stopped = Some(at),
-            "RESUME" => pauses.extend(stopped.take().map(|stopped| at.saturating_sub(stopped))),
+            "RESUME" => pauses.extend(stopped.take().map(|stopped| (stopped, at))),
             _ => {}
         }
     }
@@ -160,6 +176,7 @@ mod tests {
                    event JOB_STATUS_CHANGE at 101.000000 for domain 'web': {}\n\
                    event RESUME at 101.100500 for domain 'web': <null>\n\
                    event RESUME at 102.000000 for domain 'web': <null>\ntorn\n";
-        assert_eq!(pauses(log), [Duration::from_micros(200_500)]);
+        let at = Duration::from_micros;
+        assert_eq!(stops(log), [(at(100_900_000), at(101_100_500))]);
     }
 }

@@ -109,8 +109,7 @@ pub fn release_paused(
     };
     let tasks: Vec<Task> = left.iter().copied().map(task).collect();
     let done: Vec<_> = left.into_iter().map(|vm| (vm, release(vm))).collect();
-    let lingering: Vec<_> =
-        tasks.into_iter().map(|task| std::thread::spawn(move || task.linger())).collect();
+    let lingering: Vec<_> = tasks.into_iter().map(|task| std::thread::spawn(move || task.linger())).collect();
     if wait {
         // Each ends by itself; one that panicked has nothing more to say.
         lingering.into_iter().for_each(|thread| drop(thread.join()));

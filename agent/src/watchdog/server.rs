@@ -65,8 +65,8 @@ impl Guards {
             // Rounded up, so that a deadline is past when the wait ends.
             let wait =
                 next.map(|next| next.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
-            let wait =
-                wait.map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
+            let wait = wait
+                .map_or(PollTimeout::NONE, |wait| PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX));
             match poll(&mut [PollFd::new(socket.as_fd(), PollFlags::POLLIN)], wait) {
                 Ok(0) | Err(nix::Error::EINTR) => continue,
                 Ok(_) => {}

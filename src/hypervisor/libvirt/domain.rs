@@ -116,8 +116,7 @@ impl Domain {
             Enum::Known(VirtState::PMSuspended) => DomainState::Suspended,
             Enum::Known(VirtState::Shutdown) => DomainState::ShuttingDown,
             Enum::Known(VirtState::Crashed) => DomainState::Crashed,
-            Enum::Known(VirtState::Shutoff | VirtState::NoState)
-            | Enum::Unknown(_) => DomainState::ShutOff,
+            Enum::Known(VirtState::Shutoff | VirtState::NoState) | Enum::Unknown(_) => DomainState::ShutOff,
         })
     }
 
