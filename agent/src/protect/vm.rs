@@ -4,6 +4,7 @@
 //! simulation (over a model guest and a lossy link).
 
 mod comparing;
+mod telling;
 
 use crate::{
     capture::source::{CaptureError, Cut, Source},
@@ -399,41 +400,6 @@ impl<S: Source> Actor<S> {
         self.ask().await;
     }
 
-    /// A point is late: says so before it is there.
-    async fn show_pace(&mut self) {
-        self.status.pace = self.gauge.verdict(self.sender.held_bytes());
-        self.publish().await;
-    }
-
-    /// Keeps status and the remembered generation in step with what the site says.
-    async fn note_standing(&mut self) {
-        match self.sender.standing().clone() {
-            Standing::Unknown => {}
-            Standing::Refused(refusal) => {
-                let state =
-                    if let Refusal::Fenced { .. } = refusal { VmState::Fenced } else { VmState::Refused };
-                self.set_state(state, Some(refusal.to_string())).await;
-            }
-            Standing::Open { generation, latest } => {
-                if self.given.generation != Some(generation) {
-                    self.given.generation = Some(generation);
-                    (self.given.on_generation)(self.given.vm, generation);
-                }
-                self.status.durable = latest.map(|latest| DurablePoint {
-                    point: latest.point,
-                    seq: Some(latest.seq),
-                    cut_at: latest.cut_at,
-                    committed_at: latest.committed_at,
-                });
-                let waiting = self.status.reason.as_deref().is_some_and(|why| why.starts_with("no link"));
-                if waiting || self.status.state == VmState::Connecting {
-                    let state = if latest.is_some() { VmState::Protected } else { VmState::Seeding };
-                    self.set_state(state, None).await;
-                }
-            }
-        }
-    }
-
     async fn perform(&mut self, actions: Vec<Action>) {
         for action in actions {
             let sent = match (action, &self.outbox) {
@@ -455,75 +421,6 @@ impl<S: Source> Actor<S> {
                 self.outbox = None;
             }
         }
-    }
-
-    async fn succeeded(&mut self, point: PointId, meta: &PointMeta, committed_at: UnixMs) {
-        self.failures = 0;
-        self.status.points_durable += 1;
-        self.gauge.durable();
-        self.status.pace = self.gauge.verdict(0);
-        let latency_ms = self.given.clock.now().0.saturating_sub(meta.cut_at.0);
-        tracing::info!(
-            vm = %self.given.name, %point, latency_ms, pause_us = meta.stats.pause_us,
-            memory_bytes = meta.stats.memory_changed_bytes, disk_bytes = meta.stats.disk_changed_bytes,
-            committed_at = committed_at.0, "point is durable"
-        );
-        self.set_state(VmState::Protected, None).await;
-    }
-
-    /// Notes a point that did not make it, and returns when to try again.
-    async fn set_back(&mut self, setback: Setback) -> Instant {
-        self.status.points_lost += 1;
-        let state = match &setback {
-            Setback::Capture(CaptureError::Unsupported(_)) => VmState::Refused,
-            Setback::Capture(CaptureError::NotRunning(_)) => VmState::NotRunning,
-            Setback::Aside(_) | Setback::Capture(CaptureError::Busy(_)) => VmState::Yielding,
-            Setback::Refused(Refusal::Fenced { .. }) => VmState::Fenced,
-            Setback::Stopping | Setback::Capture(CaptureError::Failed(_)) | Setback::Seal(_) => {
-                VmState::Degraded
-            }
-            Setback::Refused(_) | Setback::LinkDown(_) => VmState::Degraded,
-        };
-        let mut reason = setback.to_string();
-        if state == VmState::NotRunning && self.given.neighbour.state().away {
-            reason = format!("it was migrated to another host ({reason}); protect it there");
-        }
-        if self.status.state != state || self.status.reason.as_deref() != Some(reason.as_str()) {
-            tracing::warn!(vm = %self.given.name, state = state.as_str(), %reason, "no point was made");
-        }
-        self.set_state(state, Some(reason)).await;
-        // Where no point was begun the site has nothing to say; a guest that does not run here may well run elsewhere, and
-        // be its agent's there to ask about.
-        if !matches!(setback, Setback::Capture(CaptureError::NotRunning(_) | CaptureError::Busy(_))) {
-            let actions = self.sender.refresh();
-            self.perform(actions).await;
-        }
-        let base = self.given.settings.interval.max(Duration::from_millis(200));
-        let wait = match setback {
-            // What the delta was made over has changed: the answer to `refresh` says what to start from.
-            Setback::Refused(Refusal::WrongParent { .. } | Refusal::UnknownPoint) if self.failures < 3 => {
-                Duration::ZERO
-            }
-            Setback::Capture(CaptureError::NotRunning(_) | CaptureError::Busy(_)) => {
-                return Instant::now() + base;
-            }
-            Setback::Aside(_) => return Instant::now(),
-            _ => (base * 2u32.pow(self.failures.min(5))).min(Duration::from_secs(60)),
-        };
-        self.failures = self.failures.saturating_add(1);
-        Instant::now() + wait
-    }
-
-    async fn set_state(&mut self, state: VmState, reason: Option<String>) {
-        self.status.state = state;
-        self.status.reason = reason;
-        self.publish().await;
-    }
-
-    async fn publish(&mut self) {
-        self.given.board.put(self.status.clone());
-        let report = AgentMessage::Report { vm: self.given.vm, report: self.status.report() };
-        self.perform(vec![Action::Tell(report)]).await;
     }
 }
 

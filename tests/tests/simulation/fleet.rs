@@ -11,6 +11,7 @@ use lifeboat::{
 use lifeboat_agent::{
     protect::{
         link::{LinkEvent, Outbox},
+        neighbour::Neighbour,
         pace::Cause,
         status::Board,
         vm::{Protection, Settings},
@@ -60,7 +61,7 @@ fn speak(slots: &Arc<Slots>, mut told: mpsc::Receiver<AgentMessage>, actor: mpsc
                     slots.slot(vm).watch(name, generation, replies.clone()).await;
                 }
                 AgentMessage::Begin { vm, generation, point, parent } => {
-                    slots.slot(vm).begin(generation, point, parent).await;
+                    slots.slot(vm).begin(generation, point, parent, replies.clone()).await;
                 }
                 AgentMessage::End { vm, point, frames, meta } => {
                     let slot = slots.slot(vm);
@@ -115,6 +116,7 @@ fn twenty_guests_that_outrun_one_link_share_it_evenly_within_the_budget() {
                     patience: Duration::from_secs(30),
                 },
                 generation: None,
+                neighbour: Arc::new(Neighbour::open(vm(no), None)),
                 link,
                 clock: Arc::new(SystemClock),
                 new_point: Box::new(move || {
