@@ -151,14 +151,6 @@ impl Domain {
         })
     }
 
-    /// Whether libvirt knows a reason of its own, or of somebody who uses it, for which the guest stands: an operator's
-    /// suspend, a save, a dump, a migration. A `stop` that went past libvirt to QEMU's monitor leaves none.
-    pub fn is_held_by_libvirt(&self) -> Result<bool, HypervisorError> {
-        let (state, reason) = self.with("asking its state", virt::domain::Domain::state)?;
-        let unknown = Enum::Known(StateReason::Paused(Enum::Known(DomainPausedReason::Unknown)));
-        Ok(state == Enum::Known(VirtState::Paused) && reason != unknown)
-    }
-
     pub fn is_persistent(&self) -> Result<bool, HypervisorError> {
         self.with("asking whether it is persistent", virt::domain::Domain::is_persistent)
     }
