@@ -14,7 +14,7 @@ use crate::{
         neighbour::{self, Neighbour},
         pace::Stage,
         resync::Resync,
-        status::{Board, DurablePoint, VmStatus},
+        status::{Board, VmStatus},
     },
     ship::{
         budget::{Budget, Lanes},
@@ -29,7 +29,7 @@ use lifeboat::{
     page::PageGroup,
     session::sender::{Action, Outcome, Sender, Standing},
     units::{Compression, Generation, UnixMs},
-    wire::message::{AgentMessage, Refusal, SiteMessage, VmState},
+    wire::message::{Refusal, SiteMessage, VmState},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{

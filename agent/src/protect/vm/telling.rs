@@ -9,7 +9,7 @@ use crate::{
 use lifeboat::{
     format::manifest::PointMeta,
     id::PointId,
-    session::sender::Standing,
+    session::sender::{Action, Standing},
     units::UnixMs,
     wire::message::{AgentMessage, Refusal, VmState},
 };
