@@ -3,7 +3,7 @@
 //! A rule counts *protected* time: `all for 1h` is the last hour in which points were made, `hourly for 24h` the last 24
 //! hours that have any. So nothing grows old because a source was down, a site was asleep or a clock jumped; a point whose
 //! date lies in the future fills one slot and leaves with it. Of each slot the first whole point stays, so that a later
-//! pass never wants what an earlier one gave up. The newest point always stays. Called by config and retention.
+//! pass never wants what an earlier one gave up, unless the clock went back into a slot that was left. The newest point always stays. Called by config and retention.
 
 use lifeboat::units::{Seq, Span, UnixMs};
 use std::{
@@ -274,6 +274,7 @@ mod tests {
     }
 
     proptest! {
+        /// Clocks here jump ahead only: one that goes back into a slot that was given up begins that slot anew.
         /// Method: points come one at a time, and after each some passes prune; all points that ever were, judged at once,
         /// must never want one that is gone. Each slot that counts has its point.
         #[test]
