@@ -6,6 +6,7 @@ use crate::{
     config::SiteConfig,
     failover::{journal::Journal, runbook::Runbook},
     intake::{
+        compare::Comparisons,
         listener::{Enrolment, listen},
         session::Intake,
         slot::Slots,
@@ -52,7 +53,8 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let findings = found.findings.iter().map(ToString::to_string).collect();
 
     let slots = Slots::new(store.clone());
-    let intake = Arc::new(Intake::new(config.name.clone(), slots, clock.clone()));
+    let comparisons = Comparisons::new(store.clone(), config.data_dir.clone());
+    let intake = Arc::new(Intake::new(config.name.clone(), slots, comparisons, clock.clone()));
     let journal = Journal::open(config.data_dir.join("failovers"))?;
     let libvirt = config.libvirt.clone();
     let hypervisor = tokio::task::spawn_blocking(move || Hypervisor::connect(&libvirt)).await?;

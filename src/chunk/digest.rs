@@ -22,6 +22,14 @@ impl Digest {
         }
         Self(hasher.finalize().into())
     }
+    /// The same under a key: nobody without it can tell what the digest of anything will be.
+    pub fn keyed(key: &[u8; 32], parts: &[&[u8]]) -> Self {
+        let mut hasher = blake3::Hasher::new_keyed(key);
+        for part in parts {
+            hasher.update(part);
+        }
+        Self(hasher.finalize().into())
+    }
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }

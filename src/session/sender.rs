@@ -175,7 +175,8 @@ impl Sender {
     /// A message of the site about this VM.
     pub fn on_message(&mut self, message: SiteMessage) -> Vec<Action> {
         match message {
-            SiteMessage::Welcome { .. } => Vec::new(),
+            // A greeting is the link's business, a comparison the resync's.
+            SiteMessage::Welcome { .. } | SiteMessage::Compared { .. } => Vec::new(),
             SiteMessage::Vm { generation, latest, .. } => self.on_standing(generation, latest),
             SiteMessage::VmRefused { refusal, .. } => {
                 let lost = self.lose(|| refusal.clone());

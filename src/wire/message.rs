@@ -7,6 +7,7 @@ use crate::{
     format::manifest::PointMeta,
     id::{PointId, VmId},
     units::{Generation, Seq, UnixMs},
+    wire::compare::{Answer, Question},
 };
 use serde::{Deserialize, Serialize};
 
@@ -37,6 +38,8 @@ pub enum AgentMessage {
     Abort { vm: VmId, point: PointId },
     /// How the VM's protection is doing, for whoever looks at the site; no answer.
     Report { vm: VmId, report: VmReport },
+    /// How the site's copy of an image differs from ours. Answer: `Compared`, once or (while the site reads) more often.
+    Compare { vm: VmId, question: Question },
 }
 
 /// Site → agent.
@@ -83,6 +86,10 @@ pub enum SiteMessage {
         point: PointId,
         refusal: Refusal,
     },
+    Compared {
+        vm: VmId,
+        answer: Answer,
+    },
 }
 
 impl SiteMessage {
@@ -95,7 +102,8 @@ impl SiteMessage {
             | Self::Opened { vm, .. }
             | Self::Taken { vm, .. }
             | Self::Durable { vm, .. }
-            | Self::PointRefused { vm, .. } => Some(*vm),
+            | Self::PointRefused { vm, .. }
+            | Self::Compared { vm, .. } => Some(*vm),
         }
     }
 }
@@ -159,6 +167,8 @@ pub enum VmState {
     Refused,
     /// The site was failed over; this copy is no longer the primary.
     Fenced,
+    /// What the site holds is being compared with the guest, so that only differences travel.
+    Comparing,
 }
 
 impl VmState {
@@ -171,6 +181,7 @@ impl VmState {
             Self::NotRunning => "not-running",
             Self::Refused => "refused",
             Self::Fenced => "fenced",
+            Self::Comparing => "comparing",
         }
     }
 }

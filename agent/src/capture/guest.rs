@@ -6,6 +6,7 @@
 mod barrier;
 mod blobs;
 mod cut;
+mod images;
 mod look;
 
 use crate::{

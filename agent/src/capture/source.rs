@@ -9,7 +9,11 @@
 
 use super::memory::choose::MemoryStatus;
 use async_trait::async_trait;
-use lifeboat::{format::manifest::PointMeta, id::PointId, page::PageGroup};
+use lifeboat::{
+    format::manifest::{Image, PointMeta},
+    id::PointId,
+    page::PageGroup,
+};
 
 /// One guest that points can be cut of.
 #[async_trait]
@@ -24,6 +28,9 @@ pub trait Source: Send {
 /// One point being cut. Dropping it puts back what can be put back without waiting; call `put_back` to be sure.
 #[async_trait]
 pub trait Cut: Send {
+    /// Memory and disks of the point, as `barrier` will describe them, or fail. `full` is said of an image where this
+    /// source can't tell what changed since the basis: what is not handed over of it is zero.
+    fn images(&self) -> Vec<Image>;
     /// Changed pages while the guest runs, before the cut; they may change again. `None` when it is time to cut.
     async fn before(&mut self) -> Result<Option<PageGroup>, CaptureError>;
     /// The instant: pauses the guest, drains memory, saves devices, marks the disks, resumes. Returns what was cut.

@@ -1,7 +1,9 @@
 //! Protecting VMs: one actor per VM ([`vm`]) that cuts points when they are due and sees each through to the site's
-//! acknowledgement; [`link`] is what it needs of a link; [`status`] is where it says how it is doing.
+//! acknowledgement; [`resync`] makes that cheap where the source has forgotten what the site holds; [`link`] is what it
+//! needs of a link; [`status`] is where it says how it is doing.
 
 pub mod generations;
 pub mod link;
+pub mod resync;
 pub mod status;
 pub mod vm;

@@ -3,10 +3,13 @@
 //! the link is down, so that no view is held open for nobody. Called by the daemon (over QEMU and QUIC) and by the
 //! simulation (over a model guest and a lossy link).
 
+mod comparing;
+
 use crate::{
     capture::source::{CaptureError, Cut, Source},
     protect::{
         link::{LinkEvent, Outbox, Shipment},
+        resync::Resync,
         status::{Board, DurablePoint, VmStatus},
     },
     ship::seal::{SealError, Sealer},
@@ -19,7 +22,7 @@ use lifeboat::{
     page::PageGroup,
     session::sender::{Action, Outcome, Sender, Standing},
     units::{Generation, UnixMs},
-    wire::message::{AgentMessage, Refusal, VmState},
+    wire::message::{AgentMessage, Refusal, SiteMessage, VmState},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -75,7 +78,16 @@ impl<S: Source> Protection<S> {
         let status = VmStatus::new(self.vm, self.name.clone(), self.settings.interval.as_millis() as u64);
         let sender = Sender::new(self.vm, self.name.clone(), self.generation);
         let down_since = Some(Instant::now());
-        let actor = Actor { given: self, sender, outbox: None, ended: None, down_since, status, failures: 0 };
+        let actor = Actor {
+            given: self,
+            sender,
+            outbox: None,
+            ended: None,
+            down_since,
+            status,
+            failures: 0,
+            resync: None,
+        };
         actor.run().await;
     }
 }
@@ -90,6 +102,8 @@ struct Actor<S> {
     status: VmStatus,
     /// Points in a row that did not make it.
     failures: u32,
+    /// The open point, while it is compared with the site's newest one.
+    resync: Option<Resync>,
 }
 
 impl<S: Source> Actor<S> {
@@ -134,7 +148,9 @@ impl<S: Source> Actor<S> {
         }
         let actions = self.sender.begin(point, basis);
         self.perform(actions).await;
-        match self.carry(cut.as_mut()).await {
+        let carried = self.carry(cut.as_mut(), basis).await;
+        self.resync = None;
+        match carried {
             Ok((meta, committed_at)) => {
                 fault::point("cut.before-settle");
                 cut.settle().await?;
@@ -154,19 +170,26 @@ impl<S: Source> Actor<S> {
     }
 
     /// Carries a cut to the site, up to its acknowledgement.
-    async fn carry(&mut self, cut: &mut dyn Cut) -> Result<(PointMeta, UnixMs), Setback> {
+    async fn carry(
+        &mut self,
+        cut: &mut dyn Cut,
+        basis: Option<PointId>,
+    ) -> Result<(PointMeta, UnixMs), Setback> {
+        self.prepare_comparison(basis, &cut.images()).await?;
         let mut sealer = Sealer::new(self.given.settings.zstd_level, self.given.settings.seal_lanes);
         while let Some(group) = cut.before().await? {
-            self.ship(&mut sealer, group).await?;
+            self.take(&mut sealer, group).await?;
         }
+        self.close_comparison(&mut sealer).await?;
         self.flush(&mut sealer).await?;
         let mut meta = cut.barrier().await?;
         self.status.last_pause_us = Some(meta.stats.pause_us);
         while let Some(group) = cut.after().await? {
-            self.ship(&mut sealer, group).await?;
+            self.take(&mut sealer, group).await?;
         }
-        self.flush(&mut sealer).await?;
         (meta.stats.memory_changed_bytes, meta.stats.disk_changed_bytes) = cut.changed();
+        self.finish_comparison(&mut sealer, &mut meta).await?;
+        self.flush(&mut sealer).await?;
         let actions = self.sender.end(meta.clone());
         self.perform(actions).await;
         loop {
@@ -256,15 +279,21 @@ impl<S: Source> Actor<S> {
                 self.outbox = None;
                 self.down_since.get_or_insert_with(Instant::now);
                 self.sender.link_down();
+                self.resync.iter_mut().for_each(Resync::link_down);
                 let state =
                     if self.status.durable.is_some() { VmState::Degraded } else { VmState::Connecting };
                 self.set_state(state, Some(format!("no link to the site: {why}"))).await;
+                Vec::new()
+            }
+            LinkEvent::Message(SiteMessage::Compared { answer, .. }) => {
+                self.resync.iter_mut().for_each(|resync| resync.on_answer(answer.clone()));
                 Vec::new()
             }
             LinkEvent::Message(message) => self.sender.on_message(message),
         };
         self.perform(actions).await;
         self.note_standing().await;
+        self.ask().await;
     }
 
     /// Keeps status and the remembered generation in step with what the site says.

@@ -1,7 +1,9 @@
 //! Taking in what agents send: [`listener`] admits connections, [`session`] speaks with one agent, [`slot`] holds one
-//! VM's open point and drives the store, [`board`] remembers what agents report.
+//! VM's open point and drives the store, [`compare`] tells agents how the newest point differs from their guest, [`board`]
+//! remembers what they report.
 
 pub mod board;
+pub mod compare;
 pub mod listener;
 
 pub mod session;

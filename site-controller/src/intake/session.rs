@@ -4,6 +4,7 @@
 
 use super::{
     board::Board,
+    compare::Comparisons,
     slot::{Replies, Slots},
 };
 use lifeboat::{
@@ -36,14 +37,15 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Intake {
     pub site: String,
     pub slots: Slots,
+    pub comparisons: Arc<Comparisons>,
     pub board: Board,
     pub clock: Arc<dyn Clock>,
     sessions: AtomicU64,
 }
 
 impl Intake {
-    pub fn new(site: String, slots: Slots, clock: Arc<dyn Clock>) -> Self {
-        Self { site, slots, board: Board::default(), clock, sessions: AtomicU64::new(0) }
+    pub fn new(site: String, slots: Slots, comparisons: Arc<Comparisons>, clock: Arc<dyn Clock>) -> Self {
+        Self { site, slots, comparisons, board: Board::default(), clock, sessions: AtomicU64::new(0) }
     }
 
     /// Speaks with one agent until the connection ends.
@@ -147,6 +149,7 @@ impl Intake {
             | AgentMessage::End { vm, .. }
             | AgentMessage::Abort { vm, .. }
             | AgentMessage::Report { vm, .. }
+            | AgentMessage::Compare { vm, .. }
                 if !watched.contains(&vm) =>
             {
                 // A report may precede the first `Watch`; anything else may not.
@@ -164,6 +167,7 @@ impl Intake {
             }
             AgentMessage::Abort { vm, point } => self.slots.slot(vm).abort(point).await,
             AgentMessage::Report { vm, report } => self.board.report(session, vm, report, now),
+            AgentMessage::Compare { vm, question } => self.comparisons.ask(vm, question, replies).await,
         }
         Ok(())
     }

@@ -1,11 +1,12 @@
 //! From a recovery point back to its images.
 //!
 //! [`plan`] decides which pages of which packs make up each image (pure but for reading indices), [`read`] streams
-//! them, verified, and [`disk`] writes them to files. Promises I-6: every frame is hashed again before a byte of it is
+//! them, verified, [`disk`] writes them to files, and [`fingerprints`] makes them comparable with a running guest. Promises I-6: every frame is hashed again before a byte of it is
 //! handed out. Called by failover, drills, verify. Calls the store.
 
 pub mod disk;
 mod error;
+pub mod fingerprints;
 pub mod plan;
 pub mod read;
 

@@ -1,7 +1,9 @@
 //! Golden bytes of every control message of version 1; arbitrary bytes never panic.
 
 use super::*;
+use crate::chunk::fingerprint::{Fingerprint, FingerprintKey};
 use crate::format::manifest::{Image, ImageKind, PointStats};
+use crate::wire::compare::{Fingerprints, Level, Reply, Span};
 use proptest::prelude::*;
 
 const VM: VmId = VmId::from_bytes([0xaa; 16]);
@@ -14,6 +16,22 @@ fn hex(value: &impl Serialize) -> String {
 /// The golden text, with the ids written as `V` and `P`.
 fn shown(value: &impl Serialize) -> String {
     hex(value).replace(&format!("10{}", "aa".repeat(16)), "V").replace(&format!("10{}", "bb".repeat(16)), "P")
+}
+
+fn question() -> Question {
+    let (kind, image) = (ImageKind::Disk, "vda".to_owned());
+    Question { no: 7, point: POINT, kind, image, level: Level::Pages, first: 640, count: 32 }
+}
+
+fn compared(reply: Reply) -> SiteMessage {
+    SiteMessage::Compared { vm: VM, answer: Answer { no: 7, reply } }
+}
+
+fn fingerprints() -> Reply {
+    let one = Fingerprint::from_bytes([2; 16]);
+    let key = FingerprintKey::from_bytes([1; 32]);
+    let spans = vec![Span { zeros: 3, then: vec![one] }];
+    Reply::Fingerprints(Fingerprints { key, image_bytes: 4096, end: 644, spans })
 }
 
 fn meta() -> Box<PointMeta> {
@@ -45,6 +63,7 @@ fn golden_bytes_of_every_agent_message_of_version_1() {
         ),
         (AgentMessage::Abort { vm: VM, point: POINT }, "04VP"),
         (AgentMessage::Report { vm: VM, report }, "05V02000500"),
+        (AgentMessage::Compare { vm: VM, question: question() }, "06V07P010376646101800520"),
     ];
     for (message, golden) in cases {
         assert_eq!(shown(&message), golden, "{message:?}");
@@ -78,6 +97,9 @@ fn golden_bytes_of_every_site_message_of_version_1() {
         (SiteMessage::Taken { vm: VM, point: POINT, frames: ranges }, "04VP010002".to_owned()),
         (durable, format!("05VP0102{zeros}")),
         (SiteMessage::PointRefused { vm: VM, point: POINT, refusal }, "06VP010164".to_owned()),
+        (compared(Reply::Reading { done_bytes: 5, total_bytes: 300 }), "07V070005ac02".to_owned()),
+        (compared(fingerprints()), format!("07V0701{}80208405010301{}", "01".repeat(32), "02".repeat(16))),
+        (compared(Reply::Refused { why: "w".into() }), "07V07020177".to_owned()),
     ];
     for (message, golden) in cases {
         assert_eq!(shown(&message), golden, "{message:?}");

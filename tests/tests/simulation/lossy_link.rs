@@ -3,7 +3,7 @@
 
 use lifeboat::{id::VmId, wire::message::AgentMessage};
 use lifeboat_agent::protect::link::{LinkEvent, Outbox, Shipment};
-use lifeboat_site_controller::intake::slot::Slots;
+use lifeboat_site_controller::intake::{compare::Comparisons, slot::Slots};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{sync::Arc, time::Duration};
 use tokio::{
@@ -21,7 +21,13 @@ pub struct LossyLink {
 }
 
 impl LossyLink {
-    pub async fn up(vm: VmId, actor: mpsc::Sender<LinkEvent>, slots: Arc<Slots>, rng: &mut StdRng) -> Self {
+    pub async fn up(
+        vm: VmId,
+        actor: mpsc::Sender<LinkEvent>,
+        slots: Arc<Slots>,
+        comparisons: Arc<Comparisons>,
+        rng: &mut StdRng,
+    ) -> Self {
         let (control, mut told) = mpsc::channel::<AgentMessage>(64);
         let (frames, shipped) = mpsc::channel::<Shipment>(4);
         let (replies, mut answers) = mpsc::channel(64);
@@ -43,6 +49,7 @@ impl LossyLink {
                         tokio::spawn(async move { slot.end(point, frames, meta).await });
                     }
                     AgentMessage::Abort { point, .. } => slot.abort(point).await,
+                    AgentMessage::Compare { question, .. } => comparisons.ask(vm, question, &to_site).await,
                     AgentMessage::Hello { .. } | AgentMessage::Report { .. } => {}
                 }
             }

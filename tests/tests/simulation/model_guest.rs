@@ -42,6 +42,8 @@ struct Machine {
     now: Instant,
     /// Disk pages written since the cut of a point, oldest first. The last one records.
     marks: Vec<(PointId, BTreeSet<u64>)>,
+    /// How often it was restarted.
+    restarts: u64,
     /// What each cut point held: the oracle.
     truth: BTreeMap<PointId, Instant>,
     clock: u64,
@@ -58,6 +60,7 @@ impl ModelGuest {
         Self(Arc::new(Mutex::new(Machine {
             now,
             marks: Vec::new(),
+            restarts: 0,
             truth: BTreeMap::new(),
             clock: 0,
             settled: Vec::new(),
@@ -97,7 +100,10 @@ impl ModelGuest {
 
     /// QEMU is restarted: its marks are gone.
     pub fn lose_marks(&self) {
-        self.with(|machine| machine.marks.clear());
+        self.with(|machine| {
+            machine.marks.clear();
+            machine.restarts += 1;
+        });
     }
 
     /// An agent process's view of this guest.
@@ -121,7 +127,7 @@ pub struct ModelSource {
 #[async_trait]
 impl Source for ModelSource {
     async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError> {
-        let owed = self.guest.with(|machine| machine.recover(basis));
+        let (owed, restarts) = self.guest.with(|machine| (machine.recover(basis), machine.restarts));
         let held =
             self.held.lock().unwrap().clone().filter(|(of, _)| Some(*of) == basis).map(|(_, pages)| pages);
         Ok(Box::new(ModelCut {
@@ -130,6 +136,7 @@ impl Source for ModelSource {
             point,
             site_memory: held,
             disk_full: owed,
+            restarts,
             seed: 0,
             queue: Vec::new(),
             marked: false,
@@ -164,6 +171,8 @@ struct ModelCut {
     point: PointId,
     site_memory: Option<Vec<u64>>,
     disk_full: bool,
+    /// The QEMU that it was begun in.
+    restarts: u64,
     /// How far the seeding round has come, in pages.
     seed: u64,
     queue: Vec<PageGroup>,
@@ -179,6 +188,20 @@ fn group(image: u16, page: u64, value: u64) -> PageGroup {
 
 #[async_trait]
 impl Cut for ModelCut {
+    fn images(&self) -> Vec<Image> {
+        let image = |no, kind, name: &str, pages: u64, full| Image {
+            no,
+            kind,
+            name: name.into(),
+            bytes: pages * PAGE as u64,
+            full,
+        };
+        vec![
+            image(MEMORY, ImageKind::Ram, "pc.ram", MEMORY_PAGES, self.site_memory.is_none()),
+            image(DISK, ImageKind::Disk, "vda", DISK_PAGES, self.disk_full),
+        ]
+    }
+
     async fn before(&mut self) -> Result<Option<PageGroup>, CaptureError> {
         // Only a first copy has a round before the cut; its pages may be stale by the barrier.
         if self.site_memory.is_some() || self.seed == MEMORY_PAGES {
@@ -192,7 +215,9 @@ impl Cut for ModelCut {
     }
 
     async fn barrier(&mut self) -> Result<PointMeta, CaptureError> {
-        let full = self.site_memory.is_none();
+        if self.guest.with(|machine| machine.restarts) != self.restarts {
+            return Err(CaptureError::Failed("its QEMU process ended".into()));
+        }
         let site = self.site_memory.clone().unwrap_or_else(|| std::mem::take(&mut self.memory));
         let (now, at) = self.guest.with(|machine| {
             machine.marks.push((self.point, BTreeSet::new()));
@@ -217,19 +242,9 @@ impl Cut for ModelCut {
             self.queue.push(group(DISK, page, now.disk[page as usize]));
         }
         self.memory = now.memory;
-        let image = |no, kind, name: &str, pages: u64, full| Image {
-            no,
-            kind,
-            name: name.into(),
-            bytes: pages * PAGE as u64,
-            full,
-        };
         Ok(PointMeta {
             cut_at: UnixMs(at),
-            images: vec![
-                image(MEMORY, ImageKind::Ram, "pc.ram", MEMORY_PAGES, full),
-                image(DISK, ImageKind::Disk, "vda", DISK_PAGES, self.disk_full),
-            ],
+            images: self.images(),
             has_memory: true,
             was_running: true,
             stats: PointStats::default(),

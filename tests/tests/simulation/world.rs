@@ -16,7 +16,7 @@ use lifeboat_agent::protect::{
     vm::{Protection, Settings},
 };
 use lifeboat_site_controller::{
-    intake::slot::Slots,
+    intake::{compare::Comparisons, slot::Slots},
     restore::{Plan, Reader},
     store::{MemoryIndex, Objects, PointSummary, SeededIds, Store, StoreOptions, sim::SimDisk},
 };
@@ -52,6 +52,7 @@ pub struct World {
 struct SiteLife {
     store: Store,
     slots: Arc<Slots>,
+    comparisons: Arc<Comparisons>,
 }
 
 struct AgentLife {
@@ -144,7 +145,8 @@ impl World {
             let options = StoreOptions { pack_size: ByteSize(64 << 10) };
             let opened = Store::open(objects, clock, ids, Arc::new(MemoryIndex::default()), options).await;
             if let Ok((store, _)) = opened {
-                self.site = Some(SiteLife { slots: Arc::new(Slots::new(store.clone())), store });
+                let comparisons = Comparisons::new(store.clone(), std::env::temp_dir());
+                self.site = Some(SiteLife { slots: Arc::new(Slots::new(store.clone())), comparisons, store });
                 self.check("after the site's return").await;
                 return;
             }
@@ -211,7 +213,8 @@ impl World {
 
     async fn link_up(&mut self) {
         if let (None, Some(agent), Some(site)) = (&self.link, &self.agent, &self.site) {
-            let link = LossyLink::up(VM, agent.events.clone(), site.slots.clone(), &mut self.rng).await;
+            let (slots, comparisons) = (site.slots.clone(), site.comparisons.clone());
+            let link = LossyLink::up(VM, agent.events.clone(), slots, comparisons, &mut self.rng).await;
             self.link = Some(link);
         }
     }

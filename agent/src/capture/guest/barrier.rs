@@ -1,12 +1,12 @@
 //! The instant: pause, memory, devices, disk marks, resume. Everything of a point is of here.
 //! Promises: disks are marked in one transaction; whatever fails, the pause ends, and nothing of the point counts.
 
-use super::{State, blobs::Blob, failed, look};
+use super::{State, blobs::Blob, failed, images, look};
 use crate::capture::{quiesce::QuiesceError, source::CaptureError};
 use bytes::Bytes;
 use lifeboat::{
     fault,
-    format::manifest::{Image, ImageKind, PointMeta, PointStats, blob},
+    format::manifest::{ImageKind, PointMeta, PointStats, blob},
     hypervisor::{libvirt::XmlView, monitor::Monitor},
     id::PointId,
     page::PageGroup,
@@ -156,27 +156,10 @@ fn describe(
     instant: Instant,
     blobs: Vec<(&'static str, Bytes)>,
 ) -> Result<Barrier, CaptureError> {
-    let mut images: Vec<Image> = Vec::new();
-    let number = |images: &[Image], more: usize| {
-        u16::try_from(images.len() + more)
-            .map_err(|_| failed("the guest has too many memory blocks and disks"))
-    };
-    for ram in &begun.ram {
-        let no = number(&images, 0)?;
-        let (name, bytes) = (ram.block.name.clone(), ram.block.bytes);
-        images.push(Image { no, kind: ImageKind::Ram, name, bytes, full: ram.full });
-    }
-    let first_disk = number(&images, 0)?;
-    for disk in state.disks.iter().flat_map(|attached| attached.disks.images()) {
-        let no = number(&images, 0)?;
-        images.push(Image {
-            no,
-            kind: ImageKind::Disk,
-            name: disk.target,
-            bytes: disk.bytes,
-            full: disk.full,
-        });
-    }
+    let disks = state.disks.iter().flat_map(|attached| attached.disks.images()).collect();
+    let mut images = images::number(&begun.ram, disks)?;
+    let first_disk = images.iter().filter(|image| image.kind == ImageKind::Ram).count();
+    let first_disk = u16::try_from(first_disk).map_err(failed)?;
     let first_blob = images.len();
     let numbered = blobs.into_iter().enumerate().map(|(at, (name, bytes))| {
         let no = u16::try_from(first_blob + at).map_err(|_| failed("the guest has too many images"))?;

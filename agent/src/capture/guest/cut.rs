@@ -6,7 +6,7 @@ use crate::capture::source::{CaptureError, Cut};
 use async_trait::async_trait;
 use lifeboat::{
     fault,
-    format::manifest::PointMeta,
+    format::manifest::{Image, PointMeta},
     id::PointId,
     page::{PAGE, PageGroup},
 };
@@ -130,6 +130,10 @@ impl GuestCut {
 
 #[async_trait]
 impl Cut for GuestCut {
+    fn images(&self) -> Vec<Image> {
+        self.begun.images.clone()
+    }
+
     async fn before(&mut self) -> Result<Option<PageGroup>, CaptureError> {
         if !self.has_memory() {
             return Ok(None);

@@ -1,6 +1,6 @@
 //! The look at a guest with which every cut begins: is it there, can it be cut, what is it made of.
 
-use super::{AttachedDisks, State, failed};
+use super::{AttachedDisks, State, failed, images};
 use crate::capture::{
     disk::{DiskError, DiskTarget, Disks},
     memory::{
@@ -12,6 +12,7 @@ use crate::capture::{
 };
 use lifeboat::{
     fault,
+    format::manifest::Image,
     hypervisor::{
         domain_xml::DomainSpec,
         libvirt::{Domain, DomainMonitor, HypervisorError, QemuProcess, XmlView},
@@ -30,6 +31,8 @@ pub struct Begun {
     pub spec: DomainSpec,
     /// Empty where points are of disks only.
     pub ram: Vec<RamImage>,
+    /// Memory and disks, numbered.
+    pub images: Vec<Image>,
 }
 
 pub fn begin(state: &mut State, basis: Option<PointId>) -> Result<Begun, CaptureError> {
@@ -50,7 +53,9 @@ pub fn begin(state: &mut State, basis: Option<PointId>) -> Result<Begun, Capture
     let ram = begin_memory(state, &monitor, process, &spec, basis)?;
     fault::point("cut.head-read");
     state.unfinished = true;
-    Ok(Begun { domain, monitor, spec, ram })
+    let disks = state.disks.iter().flat_map(|attached| attached.disks.images()).collect();
+    let images = images::number(&ram, disks)?;
+    Ok(Begun { domain, monitor, spec, ram, images })
 }
 
 pub fn read_spec(domain: &Domain) -> Result<DomainSpec, CaptureError> {
