@@ -133,8 +133,8 @@ async fn a_damaged_copy_is_never_compared_with() {
                 folders.push(path);
             } else if path.parent().unwrap().ends_with("packs") {
                 let mut bytes = std::fs::read(&path).unwrap();
-                let place = bytes.len() / 3;
-                bytes[place] ^= 1;
+                let frames = bytes.len() * 2 / 3;
+                bytes[..frames].iter_mut().step_by(1000).for_each(|byte| *byte ^= 1);
                 std::fs::write(&path, bytes).unwrap();
             }
         }
@@ -143,7 +143,7 @@ async fn a_damaged_copy_is_never_compared_with() {
         rig.refused(question(&cut, "pc.ram", Level::Regions, 0, 1)).await,
         rig.refused(question(&cut, "vda", Level::Regions, 0, 1)).await,
     ];
-    assert!(why.iter().any(|why| why.contains("damaged")), "{why:?}");
+    assert!(why.iter().all(|why| why.contains("damaged")), "{why:?}");
 }
 
 #[tokio::test]
