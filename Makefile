@@ -5,7 +5,10 @@ export PATH := $(PATH):$(HOME)/.cargo/bin
 BUILT = $$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')/$(if $(findstring --release,$(CARGO_FLAGS)),release,debug)
 FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fault-injection
 
-.PHONY: demo bench test lint deny deb setup build
+# The tests that have a guest, by the files that they are in.
+END_TO_END := binary(failover) + binary(durability) + binary(harmless) + binary(link) + binary(memory_image) + binary(memory_engines) + binary(continuous)
+
+.PHONY: demo bench test test-backports test-kvm lint deny deb setup build
 
 # Two sites, a protected guest, a power cut, a failover: on one screen, and in target/demo/report.json.
 demo: setup
@@ -20,6 +23,17 @@ bench: setup
 # Everything that proves something. TESTS='-E test(power)' and the like narrow it.
 test: setup build
 	cargo nextest run --workspace $(FAULTS) $(CARGO_FLAGS) $(TESTS)
+
+# The end-to-end tests on the other stack (QEMU 10.0, libvirt 11.3), on this machine's kernel.
+test-backports: setup
+	tests/kvm/test root backports $(or $(TESTS),-E '$(END_TO_END)')
+
+# The same under real KVM, on both stacks, and 100 points of a busy guest compared byte by byte. Hours; by hand.
+test-kvm: setup
+	for flavour in bookworm backports; do \
+		LIFEBOAT_CONTINUOUS_POINTS=$${LIFEBOAT_CONTINUOUS_POINTS:-100} \
+		tests/kvm/test vm $$flavour --profile kvm $(or $(TESTS),-E '$(END_TO_END) + test(real_guest)') || failed=1; \
+	done; test -z "$$failed"
 
 lint:
 	cargo fmt --all --check

@@ -31,4 +31,4 @@ pub use proc::{Cmd, Output, Proc};
 pub use rig::Rig;
 pub use site::Site;
 pub use spec::{DiskFormat, DiskSpec, GuestSpec};
-pub use wait::{eventually, tail};
+pub use wait::{eventually, patience, tail};

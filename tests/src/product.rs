@@ -1,12 +1,14 @@
 //! The product in a rig: a site controller at one site, an agent at another, driven as binaries, as an operator would.
 //! Used by the end-to-end tests and the demo. Everything read here is what the commands print as JSON.
 
-use crate::{Cmd, Guest, GuestSpec, Output, Proc, Site, binary, eventually, tail};
+use crate::{Cmd, Guest, GuestSpec, Output, Proc, Site, binary, eventually, patience, tail};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use std::{fs, path::PathBuf, time::Duration};
 
 const START: Duration = Duration::from_secs(30);
+/// On a machine that is as fast as most.
+const MAX_PAUSE_S: u32 = 5;
 
 /// A site controller, and the `lifeboat` command beside it.
 pub struct Controller {
@@ -175,7 +177,9 @@ impl Agent {
     pub fn protecting(site: &Site, controller: &Controller, vms: &[&str], interval: &str) -> Result<Self> {
         let vms: String =
             vms.iter().map(|vm| format!("[[vm]]\nname = \"{vm}\"\ninterval = \"{interval}\"\n")).collect();
-        let mut agent = Self::install(site, controller, &format!("[defaults]\nmax_pause = \"5s\"\n{vms}"))?;
+        let max_pause = MAX_PAUSE_S.saturating_mul(patience()).min(60);
+        let settings = format!("[defaults]\nmax_pause = \"{max_pause}s\"\n{vms}");
+        let mut agent = Self::install(site, controller, &settings)?;
         agent.start()?;
         Ok(agent)
     }

@@ -24,7 +24,7 @@ pub fn eventually<T>(within: Duration, what: &str, mut poll: impl FnMut() -> Res
 }
 
 /// How many times as long as its author thought anything may take: a whole number, 1 unless said.
-fn patience() -> u32 {
+pub fn patience() -> u32 {
     let said = std::env::var("LIFEBOAT_RIG_PATIENCE").ok();
     said.and_then(|times| times.parse().ok()).filter(|times| (1..=1000).contains(times)).unwrap_or(1)
 }
