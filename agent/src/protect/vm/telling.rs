@@ -69,6 +69,8 @@ impl<S: Source> Actor<S> {
     /// Notes a point that did not make it, and returns when to try again.
     pub(super) async fn set_back(&mut self, setback: Setback) -> Instant {
         self.status.points_lost += 1;
+        // Also where it never began: nothing is under way any more that could be late.
+        self.gauge.lost();
         let state = match &setback {
             Setback::Capture(CaptureError::Unsupported(_)) => VmState::Refused,
             Setback::Capture(CaptureError::NotRunning(_)) => VmState::NotRunning,
