@@ -115,9 +115,10 @@ fn a_vm_without_its_memory_boots_from_the_disks_of_the_point() -> Result<()> {
     let guest = a.define_and_start(&spec)?;
     let before = guest.wait_for_tick(2, BOOT)?;
     let write = |byte: u8, at: &str| {
-        for (node, file) in [("libvirt-2-format", spec.disk_path(0)), ("libvirt-1-format", spec.disk_path(1))]
-        {
-            let io = format!("qemu-io {node} \"write -P {byte} {at}\"");
+        // By device: what its nodes are called differs between releases of libvirt.
+        for (device, file) in [("virtio-disk0", spec.disk_path(0)), ("virtio-disk1", spec.disk_path(1))] {
+            let backend = format!("/machine/peripheral/{device}/virtio-backend");
+            let io = format!("qemu-io -d {backend} \"write -P {byte} {at}\"");
             let said = a.virsh(["qemu-monitor-command", "--hmp", "cold", &io])?;
             anyhow::ensure!(!said.contains("rror"), "writing to {file}: {said}");
         }
