@@ -4,6 +4,7 @@
 //! until libvirt has done it or the guest is gone, and looks again while a `stop` may still be on its way.
 //! Called by `capture::quiesce`; run by `lifeboat-agent watchdog`, which the agent starts itself.
 
+pub mod capabilities;
 mod client;
 mod letting_go;
 mod markers;
@@ -12,6 +13,7 @@ mod server;
 #[cfg(test)]
 mod tests;
 
+pub use capabilities::{Found, Noted};
 pub use client::{Disarmed, Watchdog};
 pub use markers::Markers;
 pub use release::{LibvirtRelease, Release, Released, release_paused, status as guest_status};

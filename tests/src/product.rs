@@ -230,6 +230,15 @@ impl Agent {
         Ok(())
     }
 
+    /// Waits until the agent has frozen itself (`LIFEBOAT_STOP_AT`).
+    pub fn wait_frozen(&mut self, within: Duration) -> Result<()> {
+        let pid = self.process()?.pid_in_host()?;
+        eventually(within, "the agent to freeze", || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            Ok(stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')).then_some(()))
+        })
+    }
+
     /// Ids of the points that this agent's process, and those before it, were told are durable.
     pub fn acknowledged(&self) -> Result<Vec<String>> {
         let log = fs::read_to_string(self.site.folder().join("log/agent.log")).context("the agent's log")?;

@@ -1,11 +1,13 @@
 //! How a guest's memory is captured is chosen by itself, said with its reason, and never silently left out.
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
 use rig::{
-    DiskFormat, Rig, eventually,
-    product::{Agent, Controller, small},
+    DiskFormat, Guest, Rig, eventually,
+    product::{Agent, Controller, killed_at, replica_unharmed, small},
 };
-use std::time::Duration;
+use serde_json::Value;
+use std::{collections::BTreeSet, fs, path::Path, time::Duration};
 
 const BOOT: Duration = Duration::from_secs(90);
 const SOON: Duration = Duration::from_secs(120);
@@ -48,5 +50,91 @@ fn a_guest_whose_memory_can_not_be_captured_is_protected_without_it_or_refused_a
     })?;
     let row = agent.wait_state("web", "protected", SOON)?;
     assert!(row["memory_engine"]["engine"].is_string(), "{row}");
+    Ok(())
+}
+
+const SNAPSHOT: &str =
+    "[[vm]]\nname = \"web\"\ninterval = \"300ms\"\nmax_pause = \"5s\"\nmemory_engine = \"snapshot\"";
+/// Steps of a snapshot at which the agent dies.
+const STEPS: [&str; 7] = ["prepared", "capable", "started", "resumed", "reading", "read", "put-back"];
+
+/// Goal: an agent that dies at any step of a snapshot leaves a guest that runs, and a QEMU as it was found: without its
+/// capability, with the operator's. Method: it dies at each step; nobody but its watchdog is there then. Afterwards
+/// points go on, and one of them is failed over to.
+#[test]
+fn an_agent_that_dies_at_any_step_of_a_snapshot_leaves_the_guest_and_its_qemu_as_they_were() -> Result<()> {
+    let rig = Rig::new("snapshot-dies")?;
+    let (a, b, _link) = rig.pair()?;
+    let controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 32).as_root())?;
+    let boot = guest.wait_for_tick(3, BOOT)?.boot;
+    // An operator's choice that a snapshot can't live with.
+    let xbzrle = r#"{"execute":"migrate-set-capabilities","arguments":{"capabilities":[{"capability":"xbzrle","state":true}]}}"#;
+    guest.qmp(xbzrle)?;
+    let as_found = settings_of(&guest)?;
+    let mut agent = Agent::install(&a, &controller, SNAPSHOT)?;
+    for step in STEPS {
+        // The second snapshot, except that the reading of one passes many times.
+        agent.env = killed_at(&format!("snapshot.{step}:2"));
+        agent.start()?;
+        agent.process()?.wait(SOON).with_context(|| format!("the agent should die at {step}"))?;
+        ensure!(agent.process()?.killed_by(Signal::SIGKILL), "at {step} it ended by itself");
+        goes_on(&guest).with_context(|| format!("after the agent died at {step}"))?;
+        eventually(SOON, &format!("QEMU to be as it was found, after {step}"), || {
+            Ok((settings_of(&guest)? == as_found).then_some(()))
+        })?;
+    }
+    agent.start()?;
+    controller.wait_more_points("web", 3, SOON)?;
+    let row = agent.wait_state("web", "protected", SOON)?;
+    assert_eq!(row["memory_engine"]["engine"], "snapshot", "{row}");
+    // A guest that its operator has paused stays so, whatever QEMU would do by itself.
+    guest.suspend()?;
+    controller.wait_more_points("web", 3, SOON)?;
+    assert_eq!(guest.state()?, "paused");
+    guest.resume()?;
+    controller.wait_more_points("web", 2, SOON)?;
+    agent.stop()?;
+    assert_eq!(settings_of(&guest)?, as_found);
+    goes_on(&guest)?;
+    a.power_cut();
+    controller.failover("web", "latest")?;
+    replica_unharmed(&b.guest("web")?, &boot, 0, SOON)?;
+    Ok(())
+}
+
+/// Goal: no step is forgotten above. Method: the agent's source is searched for places at which it can be killed.
+#[test]
+fn every_step_of_a_snapshot_at_which_an_agent_may_die_is_tried() -> Result<()> {
+    let mut found = BTreeSet::new();
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../agent/src/capture/memory");
+    for file in ["snapshot.rs", "snapshot/follow.rs", "snapshot/sink.rs", "snapshot/room.rs"] {
+        let text = fs::read_to_string(folder.join(file))?;
+        let steps = text.split("fault::point(\"snapshot.").skip(1).filter_map(|rest| rest.split('"').next());
+        found.extend(steps.map(str::to_owned));
+    }
+    assert_eq!(found, STEPS.map(str::to_owned).into());
+    Ok(())
+}
+
+/// Migration capabilities and parameters, as QEMU has them now.
+fn settings_of(guest: &Guest) -> Result<[Value; 2]> {
+    let ask = |command: &str| -> Result<Value> {
+        let answer: Value = serde_json::from_str(&guest.qmp(&format!("{{\"execute\":\"{command}\"}}"))?)?;
+        let mut settings = answer["return"].clone();
+        // An empty mapping is none; QEMU 7.2 shows it once one was ever set.
+        if settings["block-bitmap-mapping"].as_array().is_some_and(Vec::is_empty) {
+            settings.as_object_mut().and_then(|settings| settings.remove("block-bitmap-mapping"));
+        }
+        Ok(settings)
+    };
+    Ok([ask("query-migrate-capabilities")?, ask("query-migrate-parameters")?])
+}
+
+/// The guest runs, and proves it.
+fn goes_on(guest: &Guest) -> Result<()> {
+    let then = guest.last().context("it ticked before")?.tick;
+    let report = guest.wait_for_tick(then + 5, SOON)?;
+    ensure!(report.unharmed() && guest.state()? == "running", "{report:?}, {}", guest.state()?);
     Ok(())
 }

@@ -59,7 +59,7 @@ fn a_composed_point_is_the_guest_s_memory_and_disks_to_the_byte() -> Result<()> 
     controller.stop()?;
 
     let vm: VmId = spec.uuid.to_string().parse()?;
-    let composed = compose(&controller.data_dir().join("store"), vm, seq, rig.folder())?;
+    let composed = compose(&controller.data_dir().join("store"), vm, seq, rig.folder(), false)?;
     same_memory("our own reader", &read_memory(&composed)?, &dump)?;
     match &rig.assets().analyze_migration {
         Some(script) => {
@@ -80,13 +80,60 @@ fn a_composed_point_is_the_guest_s_memory_and_disks_to_the_byte() -> Result<()> 
     Ok(())
 }
 
+/// Points of one guest that are compared one after the other.
+const IN_A_ROW: usize = 4;
+
+/// Goal: a background snapshot, taken of a busy guest that runs on meanwhile, is the memory of the instant of the disks.
+/// Method: in each of several pauses in a row the agent is frozen just before QEMU is told to begin, QEMU dumps the
+/// memory, and the agent goes on; each byte of each of these points is compared. The last one is failed over to.
+#[test]
+fn snapshots_of_a_busy_guest_are_its_memory_to_the_byte_and_run_on() -> Result<()> {
+    let rig = Rig::new("snapshot-image")?;
+    let (a, b, _link) = rig.pair()?;
+    let mut controller = Controller::running(&b)?;
+    let spec = small("web").disk(DiskFormat::Raw, 32).disk(DiskFormat::Qcow2, 32).as_root();
+    let guest = a.define_and_start(&spec)?;
+    guest.wait_for_tick(3, BOOT)?;
+    let settings = "[[vm]]\nname = \"web\"\ninterval = \"500ms\"\nmax_pause = \"60s\"\nmemory = \"on\"\n\
+                    memory_engine = \"snapshot\"";
+    let mut agent = Agent::install(&a, &controller, settings)?;
+    let stops: Vec<_> = (2..IN_A_ROW + 2).map(|pass| format!("cut.disks-marked:{pass}")).collect();
+    agent.env = vec![("LIFEBOAT_STOP_AT".into(), stops.join(","))];
+    agent.start()?;
+    let mut compared = Vec::new();
+    let mut before = None;
+    for nth in 0..IN_A_ROW {
+        agent.wait_frozen(SOON)?;
+        let dump = rig.folder().join(format!("dump-{nth}"));
+        fs::rename(guest.dump_ram(spec.memory_mib << 20)?, &dump)?;
+        before = guest.last();
+        agent.process()?.thaw()?;
+        let points = controller.wait_points("web", nth + 2, SOON)?;
+        let seq = points.last().and_then(|point| point["seq"].as_u64()).context("its number")?;
+        compared.push((Seq(seq), dump));
+    }
+    agent.kill9()?;
+    a.power_cut();
+    controller.stop()?;
+    let vm: VmId = spec.uuid.to_string().parse()?;
+    for (seq, dump) in compared {
+        let composed = compose(&controller.data_dir().join("store"), vm, seq, rig.folder(), true)?;
+        same_memory(&format!("point {seq}"), &read_memory(&composed)?, &fs::read(dump)?)?;
+    }
+    controller.start()?;
+    controller.failover("web", "latest")?;
+    let before = before.context("it ticked")?;
+    replica_unharmed(&b.guest("web")?, &before.boot, before.tick, SOON)?;
+    Ok(())
+}
+
 /// Memory and disks of a point in `folder`, as a failover composes them; returns the memory's file.
-fn compose(store: &Path, vm: VmId, seq: Seq, folder: &Path) -> Result<PathBuf> {
+fn compose(store: &Path, vm: VmId, seq: Seq, folder: &Path, running: bool) -> Result<PathBuf> {
     let runtime = tokio::runtime::Runtime::new()?;
     runtime.block_on(async {
         let objects: Arc<dyn Objects> = Arc::new(LocalObjects::open(store, ByteSize(0)).await?);
         let plan = Arc::new(Plan::load(objects.as_ref(), vm, seq).await?);
-        ensure!(!plan.manifest.meta.was_running, "the point is of the suspended guest");
+        ensure!(plan.manifest.meta.was_running == running, "was the guest running?");
         let reader = Reader::new(objects, plan);
         let (to, _from) = tokio::sync::mpsc::channel(1);
         let (watcher, path) = (Watcher::new(to), folder.join("composed.save"));

@@ -20,7 +20,7 @@ use crate::{
         quiesce::Pauser,
         source::{CaptureError, Cut, Source},
     },
-    watchdog::{Markers, Watchdog},
+    watchdog::{Found, Markers, Watchdog},
 };
 use async_trait::async_trait;
 use cut::GuestCut;
@@ -98,6 +98,9 @@ impl GuestSource {
     ) -> Self {
         let memory = Arc::new(std::sync::Mutex::default());
         let wishes = Wishes {
+            vm: settings.vm,
+            name: settings.name.clone(),
+            found: Found::new(settings.marker_dir.clone()),
             mode: settings.memory,
             engine: settings.engine,
             staging_bytes: settings.staging_bytes,
@@ -108,7 +111,7 @@ impl GuestSource {
             pauser: Pauser::new(markers, watchdog, settings.pause_limit),
             events: hypervisor.subscribe(),
             may_have_reset: false,
-            memory: Chooser::new(settings.name.clone(), wishes, memory.clone()),
+            memory: Chooser::new(wishes, memory.clone()),
             disks: None,
             device_state: None,
             unfinished: false,

@@ -118,6 +118,28 @@ impl Paused<'_> {
         self.end()
     }
 
+    /// QEMU has let the guest go by itself, and it was seen to run: only the guard ends. Whatever it does now is its
+    /// operator's business. Returns how long it stood.
+    pub fn was_resumed(mut self) -> Result<Duration, QuiesceError> {
+        self.over = true;
+        let lasted = self.stopped.map_or(Duration::ZERO, |stopped| stopped.elapsed());
+        self.unguard()?;
+        Ok(lasted)
+    }
+
+    /// Ends the guard of a pause that is over; an error if the watchdog ended it.
+    fn unguard(&self) -> Result<(), QuiesceError> {
+        if let Err(error) = self.pauser.markers.clear(self.vm) {
+            tracing::warn!(vm = %self.vm, %error, "a marker of a pause that is over could not be removed");
+        }
+        if self.pauser.watchdog.disarm(self.vm)?.fired {
+            return Err(QuiesceError::Broken {
+                why: format!("it lasted longer than {:?}", self.pauser.limit),
+            });
+        }
+        Ok(())
+    }
+
     fn end(&mut self) -> Result<Duration, QuiesceError> {
         self.over = true;
         let Some(stopped) = self.stopped else {
@@ -139,13 +161,8 @@ impl Paused<'_> {
         // Where even that failed the watchdog stays armed and goes on trying.
         let found = found?;
         let lasted = stopped.elapsed();
-        if let Err(error) = self.pauser.markers.clear(self.vm) {
-            tracing::warn!(vm = %self.vm, %error, "a marker of a pause that is over could not be removed");
-        }
-        let disarmed = self.pauser.watchdog.disarm(self.vm)?;
-        if disarmed.fired {
-            Err(QuiesceError::Broken { why: format!("it lasted longer than {:?}", self.pauser.limit) })
-        } else if found != "paused" {
+        self.unguard()?;
+        if found != "paused" {
             Err(QuiesceError::Broken { why: format!("it was `{found}` when it should have been paused") })
         } else {
             Ok(lasted)

@@ -2,7 +2,10 @@
 //! Promises: a marker is written before its guest is paused and removed only when the guest is known to run or be gone.
 
 use lifeboat::id::VmId;
-use std::{fs, io, path::PathBuf};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 /// The folder of markers, on a file system that a reboot empties.
 #[derive(Clone, Debug)]
@@ -13,6 +16,10 @@ pub struct Markers {
 impl Markers {
     pub fn new(dir: PathBuf) -> Self {
         Self { dir }
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.dir
     }
 
     /// Marks a pause that is about to begin. No two pauses have the same mark.

@@ -1,18 +1,21 @@
 //! Letting a guest go: resumes it if, and only if, it stands paused.
 
 use super::{
-    Markers, WatchdogError,
+    Found, Markers, Noted, WatchdogError,
     letting_go::{Pace, Task},
 };
 use lifeboat::{
     hypervisor::{
-        libvirt::{Hypervisor, HypervisorError},
+        libvirt::{Domain, Hypervisor, HypervisorError},
         monitor::{Monitor, MonitorError},
     },
     id::VmId,
 };
 use serde_json::{Value, json};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 /// What was found and done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,8 @@ pub enum Released {
 /// Somebody who can let a guest go.
 pub trait Release: Send + Sync {
     fn release(&self, vm: VmId) -> Result<Released, WatchdogError>;
+    /// Puts capabilities back that a dead agent changed; `false` if a migration still runs.
+    fn put_back(&self, vm: VmId, noted: &Noted) -> Result<bool, WatchdogError>;
 }
 
 /// Through libvirt, by a connection of its own.
@@ -51,15 +56,20 @@ impl LibvirtRelease {
     }
 }
 
-impl Release for LibvirtRelease {
-    fn release(&self, vm: VmId) -> Result<Released, WatchdogError> {
+impl LibvirtRelease {
+    /// The guest; `None` if it does not run.
+    fn domain(&self, vm: VmId) -> Result<Option<Domain>, WatchdogError> {
         let domain = match self.hypervisor()?.domain_by_uuid(vm) {
-            Err(HypervisorError::NotFound { .. }) => return Ok(Released::Gone),
+            Err(HypervisorError::NotFound { .. }) => return Ok(None),
             domain => domain?,
         };
-        if !domain.state()?.is_active() {
-            return Ok(Released::Gone);
-        }
+        Ok(domain.state()?.is_active().then_some(domain))
+    }
+}
+
+impl Release for LibvirtRelease {
+    fn release(&self, vm: VmId) -> Result<Released, WatchdogError> {
+        let Some(domain) = self.domain(vm)? else { return Ok(Released::Gone) };
         let monitor = domain.monitor();
         // A pause that libvirt has a reason for is an operator's, a save's or a migration's: never ours.
         if status(&monitor)? != "paused" || domain.is_held_by_libvirt()? {
@@ -67,6 +77,37 @@ impl Release for LibvirtRelease {
         }
         monitor.execute("cont", json!({}))?;
         Ok(Released::Resumed)
+    }
+
+    fn put_back(&self, vm: VmId, noted: &Noted) -> Result<bool, WatchdogError> {
+        match self.domain(vm)? {
+            Some(domain) => noted.put_back(&domain.monitor()),
+            None => noted.forget().map(|()| true),
+        }
+    }
+}
+
+/// Puts back what a dead agent changed in guests' QEMUs, in `tries` tries each, `again` apart: while a migration runs
+/// nothing can be changed. What a living agent has changed is left alone.
+pub fn put_back_capabilities(releaser: &dyn Release, found: &Found, tries: u32, again: Duration) {
+    for vm in found.list() {
+        for _ in 0..tries {
+            let noted = match found.left_over(vm) {
+                Ok(Some(noted)) => noted,
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%vm, %error, "what was found in its QEMU can't be read");
+                    break;
+                }
+            };
+            match releaser.put_back(vm, &noted) {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) => tracing::warn!(%vm, %error, "its QEMU's capabilities could not be put back"),
+            }
+            drop(noted);
+            std::thread::sleep(again);
+        }
     }
 }
 
@@ -82,12 +123,17 @@ pub fn status(monitor: &dyn Monitor) -> Result<String, MonitorError> {
 
 /// Resumes every guest whose marker a dead agent left behind. Returns what was done for each; a marker stays where it
 /// did not work. For the agent's start, and for systemd's `ExecStopPost=`. With `wait` it returns only when nothing that
-/// the dead agent had sent can be on its way; otherwise a thread sees to that.
+/// the dead agent had sent can be on its way; otherwise a thread sees to that. Capabilities that a dead agent changed
+/// are put back as well.
 pub fn release_paused(
     markers: &Markers,
     uri: &str,
     wait: bool,
 ) -> Vec<(VmId, Result<Released, WatchdogError>)> {
+    let found = Found::new(markers.folder().to_owned());
+    if !found.list().is_empty() {
+        put_back_capabilities(&LibvirtRelease::new(uri.to_owned()), &found, 1, Duration::ZERO);
+    }
     let left = match markers.list() {
         Ok(left) if left.is_empty() => return Vec::new(),
         Ok(left) => left,

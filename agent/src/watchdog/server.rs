@@ -3,8 +3,9 @@
 //! guest that was announced is let go.
 
 use super::{
-    Answer, MESSAGE_MAX, Markers, Release, Request, WatchdogError,
+    Answer, Found, MESSAGE_MAX, Markers, Release, Request, WatchdogError,
     letting_go::{End, Pace, Releasing, Task},
+    release::put_back_capabilities,
 };
 use lifeboat::id::VmId;
 use nix::{
@@ -18,6 +19,11 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
+
+/// How long between two tries to put capabilities back.
+const AGAIN: Duration = Duration::from_millis(250);
+/// Half an hour of tries: as long as QEMU may take to write the memory of the largest guests.
+const PUT_BACK_TRIES: u32 = 7200;
 
 enum Guard {
     /// `Instant` does not count the time in which the host sleeps, and neither does the guest.
@@ -53,7 +59,12 @@ pub(super) fn serve_at(
     let served = guards.serve(&socket);
     // Told at once, so that an agent that is not gone after all does not rely on us any more.
     drop(socket);
+    let (releaser, found) = (guards.releaser.clone(), Found::new(guards.markers.folder().to_owned()));
+    let putting_back =
+        std::thread::spawn(move || put_back_capabilities(&*releaser, &found, PUT_BACK_TRIES, AGAIN));
     guards.let_all_go();
+    // A thread that panicked has nothing more to say.
+    let _ = putting_back.join();
     served
 }
 

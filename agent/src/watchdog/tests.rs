@@ -23,6 +23,10 @@ impl Release for FakeGuest {
         }
         Ok(if self.paused.swap(false, Ordering::SeqCst) { Released::Resumed } else { Released::NotPaused })
     }
+
+    fn put_back(&self, _: VmId, noted: &Noted) -> Result<bool, WatchdogError> {
+        noted.forget().map(|()| true)
+    }
 }
 
 struct Rig {
@@ -162,6 +166,10 @@ fn a_stop_that_arrives_after_the_agents_death_is_undone_and_the_next_agents_paus
 fn guests_are_let_go_side_by_side() {
     struct OneHangs(std::sync::mpsc::Sender<VmId>, std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
     impl Release for OneHangs {
+        fn put_back(&self, _: VmId, noted: &Noted) -> Result<bool, WatchdogError> {
+            noted.forget().map(|()| true)
+        }
+
         fn release(&self, vm: VmId) -> Result<Released, WatchdogError> {
             if vm == VM {
                 let _ = self.1.lock().unwrap().recv();

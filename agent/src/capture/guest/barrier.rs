@@ -106,7 +106,11 @@ fn with_memory(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError
     steps.took("disk");
     fault::point("cut.disks-marked");
     let was_running = paused.was_running();
-    let resumed = paused.resume();
+    let resumed = if state.memory.finish(was_running).map_err(failed)? {
+        paused.was_resumed()
+    } else {
+        paused.resume()
+    };
     if let Err(QuiesceError::Broken { why }) = &resumed {
         // Too long a pause, most likely: another engine's may be shorter.
         state.memory.failed(format!("the pause was ended from outside ({why})"));

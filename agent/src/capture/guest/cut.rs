@@ -103,6 +103,9 @@ impl GuestCut {
                         self.phase = Phase::Memory { blobs };
                         return Ok(Some(group));
                     }
+                    if self.has_memory() {
+                        self.memory_bytes = self.step(|state| Ok(state.memory.changed_bytes())).await?;
+                    }
                     self.phase = Phase::Blobs { groups: blobs.iter().flat_map(Blob::groups).collect() };
                 }
                 Phase::Blobs { groups } => match groups.pop_front() {

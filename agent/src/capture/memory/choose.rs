@@ -5,19 +5,24 @@
 //! Called by `capture::guest`. A new engine is one more [`Kind`].
 
 mod decide;
+mod pause;
 mod records;
 
 use super::{
-    Fitness, MemoryEngine, MemoryError, RamImage, Staging, Target, soft_dirty::SoftDirty,
+    Fitness, MemoryEngine, MemoryError, RamImage, Staging, Target,
+    snapshot::{self, Snapshot},
+    soft_dirty::SoftDirty,
     stop_and_read::StopAndRead,
 };
+use crate::watchdog::Found;
 use decide::{Decision, decide};
 use lifeboat::{
     hypervisor::{domain_xml::DomainSpec, libvirt::QemuProcess},
-    id::PointId,
+    id::{PointId, VmId},
     page::PageGroup,
     units::UnixMs,
 };
+use pause::Pause;
 use records::Records;
 use serde::{Deserialize, Serialize};
 use std::{
@@ -43,16 +48,18 @@ pub enum MemoryMode {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     SoftDirty,
+    Snapshot,
     StopAndRead,
 }
 
 impl Kind {
     /// Best first.
-    pub const ORDER: [Self; 2] = [Self::SoftDirty, Self::StopAndRead];
+    pub const ORDER: [Self; 3] = [Self::SoftDirty, Self::Snapshot, Self::StopAndRead];
 
     pub fn name(self) -> &'static str {
         match self {
             Self::SoftDirty => "soft-dirty",
+            Self::Snapshot => snapshot::NAME,
             Self::StopAndRead => "stop-and-read",
         }
     }
@@ -62,16 +69,19 @@ impl Kind {
         Self::ORDER.into_iter().find(|kind| kind.name() == name)
     }
 
-    fn probe(self, look: &Look) -> Fitness {
+    fn probe(self, look: &Look, wishes: &Wishes) -> Fitness {
         match self {
             Self::SoftDirty => SoftDirty::probe(look.target, look.spec),
+            Self::Snapshot => Snapshot::probe(look.target, wishes.vm, &wishes.found, look.spec.memory_bytes),
             Self::StopAndRead => StopAndRead::probe(look.target),
         }
     }
 
-    fn start(self, staging: Staging) -> Box<dyn MemoryEngine> {
+    fn start(self, wishes: &Wishes) -> Box<dyn MemoryEngine> {
+        let staging = Staging::new(wishes.staging_bytes, wishes.spool_dir.clone());
         match self {
             Self::SoftDirty => Box::new(SoftDirty::new(staging)),
+            Self::Snapshot => Box::new(Snapshot::new(staging, wishes.vm, wishes.found.clone())),
             Self::StopAndRead => Box::new(StopAndRead::new(staging)),
         }
     }
@@ -83,9 +93,13 @@ pub struct Look<'a> {
     pub target: &'a Target,
 }
 
-/// What the operator wants, and where engines may keep what they stage.
+/// What the operator wants, and where engines may keep what they stage or must put back.
 #[derive(Clone, Debug)]
 pub struct Wishes {
+    pub vm: VmId,
+    /// The VM's name, for people.
+    pub name: String,
+    pub found: Found,
     pub mode: MemoryMode,
     /// This engine and no other; `None` for the best.
     pub engine: Option<Kind>,
@@ -145,12 +159,13 @@ pub enum ChooseError {
 
 /// The engine in use, and all that is known for choosing it.
 pub struct Chooser {
-    vm: String,
     wishes: Wishes,
     running: Option<(Kind, Box<dyn MemoryEngine>)>,
     /// For which guest the choice was made, and when it is made again.
     chosen: Option<Chosen>,
     records: Records,
+    /// How long the guest would stand for stop-and-read.
+    pause: Pause,
     status: Arc<Mutex<MemoryStatus>>,
 }
 
@@ -161,9 +176,10 @@ struct Chosen {
 }
 
 impl Chooser {
-    /// For the VM of that name; `status` is kept up to date.
-    pub fn new(vm: String, wishes: Wishes, status: Arc<Mutex<MemoryStatus>>) -> Self {
-        Self { vm, wishes, running: None, chosen: None, records: Records::default(), status }
+    /// `status` is kept up to date.
+    pub fn new(wishes: Wishes, status: Arc<Mutex<MemoryStatus>>) -> Self {
+        let (records, pause) = (Records::default(), Pause::default());
+        Self { wishes, running: None, chosen: None, records, pause, status }
     }
 
     /// Chooses if need be, and starts a round. No images: there is no engine, and points are of disks only.
@@ -194,8 +210,22 @@ impl Chooser {
     }
 
     pub fn drain(&mut self) -> Result<(), MemoryError> {
+        let began = Instant::now();
         let drained = self.engine()?.drain();
+        if let (Ok(()), Some((Kind::StopAndRead, _)), Some(chosen)) =
+            (&drained, &self.running, &mut self.chosen)
+            && self.pause.measured(chosen.spec.memory_bytes, began.elapsed())
+        {
+            // What was thought of the pause was wrong: choose anew for the next point.
+            chosen.until = Instant::now();
+        }
         self.judged(drained)
+    }
+
+    /// The last thing in the pause; `true` if the engine has let the guest go.
+    pub fn finish(&mut self, may_resume: bool) -> Result<bool, MemoryError> {
+        let finished = self.engine()?.finish(may_resume);
+        self.judged(finished)
     }
 
     pub fn after(&mut self) -> Result<Option<PageGroup>, MemoryError> {
@@ -255,22 +285,34 @@ impl Chooser {
             // Another QEMU: what the last one could not do says nothing.
             self.records = Records::default();
         }
-        if let Some(chosen) = standing.filter(|chosen| {
-            chosen.process == look.target.process && chosen.spec == *look.spec && now < chosen.until
-        }) {
+        let same = |chosen: &Chosen| chosen.process == look.target.process && chosen.spec == *look.spec;
+        let unchanged = standing.as_ref().is_some_and(same);
+        if let Some(chosen) = standing.filter(|chosen| unchanged && now < chosen.until) {
             self.chosen = Some(chosen);
             return Ok(());
         }
+        // Each look costs QEMU something; that snapshots work on this very guest is answer enough.
+        let snapshots = unchanged && matches!(self.running, Some((Kind::Snapshot, _)));
         let fits = |kind: Kind| match self.records.resting(kind, now) {
             Some(why) => Fitness { usable: false, why },
-            None => kind.probe(look),
+            None if kind == Kind::Snapshot && snapshots => self.still(kind),
+            None => kind.probe(look, &self.wishes),
         };
+        let pause = self.pause.estimate(look.spec.memory_bytes);
         let obstacles = &look.spec.memory_obstacles;
-        let decision = decide(self.wishes.mode, self.wishes.engine, obstacles, fits);
+        let decision = decide(self.wishes.mode, self.wishes.engine, obstacles, pause, fits);
         self.adopt(decision, at)?;
         let until = self.records.next_rested(now).map_or(now + LOOK_AGAIN, |at| at.min(now + LOOK_AGAIN));
         self.chosen = Some(Chosen { process: look.target.process, spec: look.spec.clone(), until });
         Ok(())
+    }
+
+    /// The engine at work fits, for the reason that status tells.
+    fn still(&self, kind: Kind) -> Fitness {
+        let status = self.status.lock().unwrap_or_else(PoisonError::into_inner);
+        let why = status.why.trim_start_matches(decide::CONFIGURED).to_owned();
+        debug_assert_eq!(status.engine.as_deref(), Some(kind.name()));
+        Fitness { usable: true, why }
     }
 
     fn adopt(&mut self, decision: Decision, at: UnixMs) -> Result<(), ChooseError> {
@@ -285,19 +327,18 @@ impl Chooser {
         status.engine = kind.map(|kind| kind.name().to_owned());
         (status.why, status.passed_over) = (why, passed_over);
         if first {
-            tracing::info!(vm = %self.vm, memory = %status, "memory engine chosen");
+            tracing::info!(vm = %self.wishes.name, memory = %status, "memory engine chosen");
         } else if old != kind {
             let (from, to) = (old.map(Kind::name), kind.map(Kind::name));
             let reasons = status.to_string();
             let why = reasons.split_once(": ").map_or("", |(_, why)| why).to_owned();
             status.last_change = Some(EngineChange { at, from: name(from), to: name(to), why });
             let (from, to) = (from.unwrap_or(DISKS_ONLY), to.unwrap_or(DISKS_ONLY));
-            tracing::warn!(vm = %self.vm, from, to, memory = %status, "memory engine changed");
+            tracing::warn!(vm = %self.wishes.name, from, to, memory = %status, "memory engine changed");
         }
         if old != kind {
-            let staging = || Staging::new(self.wishes.staging_bytes, self.wishes.spool_dir.clone());
             let held = self.running.take().map(|(_, mut engine)| engine.hand_over());
-            self.running = kind.map(|kind| (kind, kind.start(staging())));
+            self.running = kind.map(|kind| (kind, kind.start(&self.wishes)));
             if let (Some((_, engine)), Some(held)) = (&mut self.running, held) {
                 engine.take_over(held);
             }

@@ -56,6 +56,14 @@ impl<'a> Gather<'a> {
         u64::from(changed)
     }
 
+    /// Takes one page that is known to differ; `None` is a page of zeros. Pages come in order.
+    pub fn put(&mut self, page: u64, bytes: Option<&[u8]>) {
+        match bytes {
+            Some(bytes) => self.page(page, bytes),
+            None => self.zero(page),
+        }
+    }
+
     fn page(&mut self, page: u64, bytes: &[u8]) {
         PageRun::push_page(&mut self.runs, page);
         if self.bytes.is_empty() {

@@ -1,7 +1,8 @@
 //! Capturing a guest's memory: engines behind one trait, so that a host gets the best one that works there.
 //! Promises of every engine: pages handed over by `before` and staged by `drain` together turn the basis into the
 //! memory of the instant of `drain`; nothing counts as held by the site before `settle`. All calls block.
-//! Called by `capture::guest`, by way of [`choose`], which picks the engine. Engines: [`soft_dirty`], [`stop_and_read`].
+//! Called by `capture::guest`, by way of [`choose`], which picks the engine. Engines: [`soft_dirty`], [`snapshot`] and
+//! [`stop_and_read`].
 
 pub mod choose;
 pub mod device_state;
@@ -11,6 +12,7 @@ mod held;
 mod known;
 mod layout;
 mod process_memory;
+pub mod snapshot;
 pub mod soft_dirty;
 mod staging;
 pub mod stop_and_read;
@@ -18,6 +20,7 @@ pub mod stop_and_read;
 pub use held::Held;
 pub use staging::Staging;
 
+use crate::watchdog::WatchdogError;
 use lifeboat::{
     hypervisor::{
         libvirt::QemuProcess,
@@ -78,6 +81,11 @@ pub trait MemoryEngine: Send {
     }
     /// The guest is stopped: whatever differs from what was handed over goes into staging.
     fn drain(&mut self) -> Result<(), MemoryError>;
+    /// The last thing in the pause, after devices were saved and disks marked. An engine that takes memory here lets the
+    /// guest go by doing so, and says so by `true`; it must not where the guest may not run on (`may_resume`).
+    fn finish(&mut self, _may_resume: bool) -> Result<bool, MemoryError> {
+        Ok(false)
+    }
     /// Staged pages; the guest runs again.
     fn after(&mut self) -> Result<Option<PageGroup>, MemoryError>;
     /// The stream configuration section of the guest's machine.
@@ -118,6 +126,14 @@ pub enum MemoryError {
     Layout { what: String },
     #[error("the saved device state can't be used: {what}")]
     DeviceState { what: String },
+    /// The engine can't be used on this guest as things stand.
+    #[error("{why}")]
+    Unfit { why: String },
+    /// QEMU did not bring a background snapshot to its end.
+    #[error("QEMU's background snapshot did not succeed (it is `{status}`)")]
+    Snapshot { status: String },
+    #[error("QEMU's migration capabilities could not be put back as they were found: {0}")]
+    Capabilities(WatchdogError),
     /// Our own order of calls was broken.
     #[error("a memory round was used out of order: {0}")]
     Order(&'static str),
@@ -130,7 +146,8 @@ impl MemoryError {
             Self::Busy { .. } | Self::Changed { .. } => false,
             Self::Monitor(error) => !matches!(error, MonitorError::Unreachable { .. }),
             Self::Stream(_) | Self::Io { .. } | Self::Layout { .. } => true,
-            Self::DeviceState { .. } | Self::Order(_) => true,
+            Self::DeviceState { .. } | Self::Order(_) | Self::Unfit { .. } => true,
+            Self::Snapshot { .. } | Self::Capabilities(_) => true,
         }
     }
 

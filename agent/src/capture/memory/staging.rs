@@ -33,6 +33,11 @@ impl Staging {
         Self { budget, dir, queue: VecDeque::new(), in_memory: 0, spool: None, spooled: 0 }
     }
 
+    /// An empty one with the same budget and folder.
+    pub fn another(&self) -> Self {
+        Self::new(self.budget, self.dir.clone())
+    }
+
     pub fn push(&mut self, group: PageGroup) -> Result<(), MemoryError> {
         let staged = match &group.content {
             Content::Bytes(bytes) if self.in_memory + bytes.len() > self.budget => {

@@ -15,6 +15,7 @@ use super::{
 use lifeboat::{
     id::PointId,
     page::{PAGE, PageGroup},
+    qemu::stream::RamBlock,
 };
 use std::collections::VecDeque;
 
@@ -39,6 +40,15 @@ struct Round {
     ready: VecDeque<PageGroup>,
     changed_pages: u64,
     drained: bool,
+}
+
+/// One round's tables and staging, in somebody else's hands; see [`StopAndRead::lend`].
+pub(super) struct Lent {
+    pub blocks: Vec<RamBlock>,
+    /// Per block, what the site will hold once the point has arrived.
+    pub next: Vec<Vec<PageDigest>>,
+    pub seed: u64,
+    pub staging: Staging,
 }
 
 impl StopAndRead {
@@ -69,6 +79,43 @@ impl StopAndRead {
     fn look(&mut self, target: &Target) -> Result<&mut Known, MemoryError> {
         let known = Known::look(self.known.take(), target)?;
         Ok(self.known.insert(known))
+    }
+
+    /// Ends what is done while the guest runs: from here on the layout must not change.
+    fn close(&mut self) -> Result<(), MemoryError> {
+        let known = self.known.as_ref().ok_or(MemoryError::Order("no guest was looked at"))?;
+        let round = self.round.as_mut().ok_or(MemoryError::Order("no round is open"))?;
+        if round.drained || !round.ready.is_empty() || !round.seed_from.is_empty() {
+            return Err(MemoryError::Order("drained before the running guest's pages were taken, or twice"));
+        }
+        known.check_layout()?;
+        round.drained = true;
+        Ok(())
+    }
+
+    /// Bytes of all memory blocks together, once a guest was looked at.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let blocks = self.known.iter().flat_map(|known| &known.layout.blocks);
+        blocks.map(|placed| placed.block.bytes).sum()
+    }
+
+    /// Lends out what is needed to find changed pages in another way than by reading QEMU's process.
+    pub(super) fn lend(&mut self) -> Result<Lent, MemoryError> {
+        self.close()?;
+        let known = self.known.as_ref().ok_or(MemoryError::Order("no guest was looked at"))?;
+        let blocks = known.layout.blocks.iter().map(|placed| placed.block.clone()).collect();
+        let round = self.round.as_mut().ok_or(MemoryError::Order("no round is open"))?;
+        let next = std::mem::take(&mut round.next);
+        Ok(Lent { blocks, next, seed: self.held.seed(), staging: self.staging.another() })
+    }
+
+    /// Takes it back, complete.
+    pub(super) fn give_back(&mut self, lent: Lent, changed_pages: u64) -> Result<(), MemoryError> {
+        let round = self.round()?;
+        round.next = lent.next;
+        round.changed_pages += changed_pages;
+        self.staging = lent.staging;
+        Ok(())
     }
 
     fn round(&mut self) -> Result<&mut Round, MemoryError> {
@@ -135,13 +182,9 @@ impl MemoryEngine for StopAndRead {
     }
 
     fn drain(&mut self) -> Result<(), MemoryError> {
+        self.close()?;
         let known = self.known.as_ref().ok_or(MemoryError::Order("no guest was looked at"))?;
         let round = self.round.as_mut().ok_or(MemoryError::Order("no round is open"))?;
-        if round.drained || !round.ready.is_empty() || !round.seed_from.is_empty() {
-            return Err(MemoryError::Order("drained before the running guest's pages were taken, or twice"));
-        }
-        known.check_layout()?;
-        round.drained = true;
         round.changed_pages += drain::drain(known, &mut round.next, self.held.seed(), &mut self.staging)?;
         known.check_alive()
     }
