@@ -32,6 +32,8 @@ const STEPS: [&str; 14] = [
 ];
 /// Steps of the first look at a guest's memory, which an agent takes once.
 const FIRST_STEPS: [&str; 2] = ["head-open", "braked"];
+/// Steps of the memory engine soft-dirty, which runs where the host's kernel has the flags it needs.
+const SOFT_DIRTY_STEPS: [&str; 2] = ["pages-compared", "flags-cleared"];
 
 /// Goal: the agent may die at any instant. Method: it does, at each step of a cut; each time the guest must run on, and
 /// the next agent must make a point over what the dead one left. The replica then says whether all of that was right.
@@ -45,7 +47,13 @@ fn an_agent_that_dies_at_any_step_of_a_cut_harms_neither_guest_nor_points() -> R
     let mut agent = Agent::install(&a, &controller, WEB)?;
     let first = FIRST_STEPS.map(|step| format!("cut.{step}:1"));
     let every = STEPS.map(|step| format!("cut.{step}:{}", if step == "before-settle" { 3 } else { 2 }));
-    for place in first.iter().chain(&every) {
+    agent.start()?;
+    controller.wait_points("web", 1, SOON)?;
+    let flagged = agent.vm("web")?["memory_engine"]["engine"] == "soft-dirty";
+    agent.kill9()?;
+    let flagged = SOFT_DIRTY_STEPS.map(|step| format!("cut.{step}:2")).into_iter().filter(|_| flagged);
+    let flagged: Vec<String> = flagged.collect();
+    for place in first.iter().chain(&every).chain(&flagged) {
         agent.env = killed_at(place);
         agent.start()?;
         agent.process()?.wait(SOON).with_context(|| format!("the agent should die at {place}"))?;
@@ -80,7 +88,7 @@ fn every_step_of_a_cut_at_which_an_agent_may_die_is_tried() -> Result<()> {
             found.extend(steps.map(str::to_owned));
         }
     }
-    let tried = STEPS.iter().chain(&FIRST_STEPS).map(|step| (*step).to_owned());
+    let tried = STEPS.iter().chain(&FIRST_STEPS).chain(&SOFT_DIRTY_STEPS).map(|step| (*step).to_owned());
     assert_eq!(found, tried.collect());
     Ok(())
 }

@@ -1,8 +1,8 @@
 //! Others at work on a guest: an operation of libvirt's that stopped it, a migration that is not ours (saves and dumps
 //! are migrations too), a block job (backups are some); we have no block jobs.
 //! Promises: asks only, and nothing that costs more than a look; where nobody can be asked it says that nobody is at work,
-//! and each step of a cut finds out by itself what stands in its way. Whatever of ours migrates keeps a node in QEMU
-//! whose name begins with [`OWN`] for as long. Called by `capture::guest` around a cut, and by `protect::lookout` all the time.
+//! and each step of a cut finds out by itself what stands in its way. A migration of ours is told by its brake, a node
+//! whose name begins with [`OWN`], or by being a background snapshot. Called by `capture::guest` around a cut, and by `protect::lookout` all the time.
 
 use lifeboat::hypervisor::{libvirt::Domain, monitor::Monitor};
 use serde_json::{Value, json};
@@ -32,12 +32,19 @@ fn migration(monitor: &dyn Monitor) -> Option<String> {
     under_way()?;
     let nodes = monitor.execute("query-named-block-nodes", json!({ "flat": true })).ok()?;
     let mut names = nodes.as_array()?.iter().filter_map(|node| node.get("node-name")?.as_str());
-    if names.any(|name| OWN.iter().any(|own| name.starts_with(own))) {
+    if names.any(|name| name.starts_with(OWN)) || takes_snapshot(monitor)? {
         return None;
     }
     // Ours may have ended between the two questions.
     Some(format!("a migration, save or dump of this VM ({})", under_way()?))
 }
 
-/// How the nodes begin that mark a migration of ours.
-const OWN: [&str; 2] = ["lbrake-", "lifeboat-migrates"];
+/// A background snapshot is taken for ours: libvirt makes none.
+fn takes_snapshot(monitor: &dyn Monitor) -> Option<bool> {
+    let capabilities = monitor.execute("query-migrate-capabilities", json!({})).ok()?;
+    let is_on = |name: &&Value| name["capability"] == "background-snapshot" && name["state"] == true;
+    Some(capabilities.as_array()?.iter().any(|capability| is_on(&capability)))
+}
+
+/// How the node's name begins that brakes a migration of ours.
+const OWN: &str = "lbrake-";
