@@ -22,6 +22,7 @@ struct RawAgent {
     run_dir: Option<PathBuf>,
     libvirt: Option<String>,
     staging_total: Option<ByteSize>,
+    memory_budget: Option<ByteSize>,
     site: Option<RawLink>,
     #[serde(default)]
     defaults: RawProtection,
@@ -102,6 +103,8 @@ pub struct AgentConfig {
     /// Changed memory of all VMs that is held before it is spooled to disk.
     pub staging_total: ByteSize,
     pub transport: TransportSettings,
+    /// Pages kept of all VMs together, so that only changed words of them need travel; 0 keeps none.
+    pub memory_budget: ByteSize,
     pub vms: Vec<VmConfig>,
 }
 
@@ -172,6 +175,7 @@ impl AgentConfig {
             buffers,
             staging_total: raw.staging_total.unwrap_or(STAGING_TOTAL),
             transport,
+            memory_budget: raw.memory_budget.unwrap_or(ByteSize(256 << 20)),
             vms,
         };
         for (key, dir) in [("state_dir", &agent.state_dir), ("run_dir", &agent.run_dir)] {

@@ -13,6 +13,7 @@ use crate::{
         vm::{Protection, Settings},
     },
     ship::{
+        base_cache::BaseCache,
         budget::{Budget, Lanes},
         limit::{Limits, Plan},
         uplink::{Routes, Uplink},
@@ -56,6 +57,7 @@ struct Rooms {
     neighbours: Neighbours,
     routes: Routes,
     board: Board,
+    bases: Arc<BaseCache>,
     clock: Arc<dyn Clock>,
     limits: Arc<Limits>,
     budget: Budget,
@@ -95,6 +97,7 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
         neighbours: Neighbours::default(),
         routes: Routes::default(),
         board: Board::default(),
+        bases: Arc::new(BaseCache::new(config.memory_budget.0)),
         limits: Arc::new(Limits::new(plan(&config), clock.clone())),
         budget: Budget::new(config.buffers.0),
         lanes: Lanes::new(LANES_PER_CPU * cpus),
@@ -262,6 +265,7 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
             }
         }),
         board: rooms.board.clone(),
+        bases: rooms.bases.clone(),
         neighbour,
         stop: rooms.stop.clone(),
     };

@@ -1,7 +1,9 @@
 //! `lifeboat verify`: everything read and hashed again, and what it means if something is not as it was written.
-//! Promises: every byte of every manifest, pack and generation record is looked at; nothing is changed; one segment of a
-//! pack is in memory. What arrives while it runs may be left out. Called by the API and the CLI.
+//! Promises: every byte of every manifest, pack and generation record is looked at, and every page that is put together
+//! from several frames is made again and compared; nothing is changed; a few segments of a pack are in memory. What arrives while it
+//! runs may be left out. Called by the API and the CLI.
 
+use crate::restore::chains::{self, WrongPages};
 use crate::store::{
     ChainWalk, Finding, ImageKey, Layer, Listing, Objects, PointRef, StoreError, list_objects, paths,
     read_generation, read_index_at, read_layer, read_pruned,
@@ -77,7 +79,11 @@ pub async fn verify(
         };
         report.objects += u64::from(!listing.pruned.is_empty());
         let chain = ChainWalk::over(pruned);
-        let mut walk = Walk { objects, vm, listing: &listing, chain, taint: Taint::default() };
+        let folds =
+            listing.folds.iter().filter_map(|(seq, folds)| Some((*seq, folds.last().copied()?))).collect();
+        let wrong = chains::check(objects, vm, listing.manifests.keys().copied(), &folds).await?;
+        let taint = Taint::default();
+        let mut walk = Walk { objects, vm, listing: &listing, wrong, chain, taint };
         for generation in &listing.generations {
             report.objects += 1;
             if let Err(error) = read_generation(objects.as_ref(), vm, *generation).await {
@@ -106,6 +112,8 @@ struct Walk<'a> {
     objects: &'a Arc<dyn Objects>,
     vm: VmId,
     listing: &'a Listing,
+    /// Pages that do not become what they were, by point.
+    wrong: BTreeMap<Seq, WrongPages>,
     chain: ChainWalk,
     taint: Taint,
 }
@@ -174,6 +182,11 @@ impl Walk<'_> {
                 own.push((report.findings.len(), harmed));
                 report.findings.push(self.finding(Some(at), layer.pack_path(pack.id), what));
             }
+        }
+        if let Some(WrongPages { images, pages, first: Some((object, what)) }) = self.wrong.remove(&seq) {
+            own.push((report.findings.len(), Harmed::Images(images)));
+            let what = format!("{pages} pages that are put together here are wrong; {what}");
+            report.findings.push(self.finding(Some(at), object, what));
         }
         if let Some(what) = self.chain.follow(&layer, |_| None).loose {
             (self.taint.last, self.taint.gap) = (None, vec![report.findings.len()]);

@@ -48,6 +48,27 @@ impl<P: Piece> Overlay<P> {
         shows
     }
 
+    /// The parts of `first..end` that nothing covers yet, in order.
+    pub fn gaps(&self, first: u64, end: u64) -> impl Iterator<Item = (u64, u64)> {
+        let mut at = match self.pieces.range(..=first).next_back() {
+            Some((_, (covered, _))) if *covered > first => *covered,
+            Some(_) | None => first,
+        };
+        std::iter::from_fn(move || {
+            while at < end {
+                let (gap_end, next) = match self.pieces.range(at..end).next() {
+                    Some((start, (covered, _))) => (*start, *covered),
+                    None => (end, end),
+                };
+                let from = std::mem::replace(&mut at, next);
+                if from < gap_end {
+                    return Some((from, gap_end));
+                }
+            }
+            None
+        })
+    }
+
     /// The covered ranges in order: first unit, one past the last, piece.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64, &P)> {
         self.pieces.iter().map(|(first, (end, piece))| (*first, *end, piece))
@@ -105,6 +126,9 @@ mod tests {
             let mut overlay = Overlay::default();
             let mut naive: Vec<Option<Part>> = vec![None; 300];
             for (no, (first, len)) in layers.iter().enumerate() {
+                let gaps: Vec<u64> = overlay.gaps(*first, first + len).flat_map(|(from, to)| from..to).collect();
+                let bare = (*first..first + len).filter(|unit| naive[*unit as usize].is_none());
+                prop_assert_eq!(gaps, bare.collect::<Vec<_>>());
                 let shows = overlay.lay_under(*first, first + len, &Part(no, 1000));
                 for unit in *first..first + len {
                     naive[unit as usize].get_or_insert(Part(no, 1000 + unit - first));

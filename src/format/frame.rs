@@ -1,6 +1,8 @@
 //! Frames: one group of pages, compressed and digested. The same bytes travel on the wire and rest in packs.
-//! Promises: `open` returns the very bytes that `seal` was given, or an error; the digest covers what the pages are
-//! *and* where they belong. Called by the agent's pipeline, the site's intake, restore and verify.
+//! Promises: `open` returns the very bytes that were sealed, or an error; the digest covers what they are *and* where
+//! they belong. A frame holds pages, or says how to make them: changed words ([`super::words`]) over what older frames
+//! make of the page, or where in the same point the content stands ([`super::refs`]).
+//! Called by the agent's pipeline, the site's intake, restore and verify.
 //!
 //! Layout (little-endian), `HEAD_LEN` bytes, then the runs, then the body:
 //! `0 magic "LBF1" │ 4 seq u32 │ 8 image u16 │ 10 codec u8 │ 11 zero u8 │ 12 raw_len u32 │ 16 body_len u32 │ 20 runs u32 │
@@ -11,6 +13,7 @@ use crate::{
         codec::{self, CodecError},
         digest::Digest,
     },
+    format::{refs, words},
     page::{Content, GROUP_PAGES, PAGE, PageGroup, PageRun},
 };
 use bytes::{BufMut, Bytes, BytesMut};
@@ -22,10 +25,12 @@ pub const HEAD_LEN: usize = 56;
 pub const RUN_LEN: usize = 12;
 /// Runs in one frame at the most.
 pub const RUNS_MAX: usize = 4096;
-/// Bytes of pages in one frame at the most.
+/// Bytes in one frame at the most, unpacked: of pages, or of what says how to make them.
 pub const RAW_MAX: usize = GROUP_PAGES * PAGE;
 /// Bytes of one encoded frame at the most.
 pub const FRAME_MAX: usize = HEAD_LEN + RUNS_MAX * RUN_LEN + RAW_MAX;
+/// Pages in one frame of words or references at the most.
+pub const MADE_PAGES_MAX: usize = 1024;
 
 /// How a frame's body is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +41,27 @@ pub enum Codec {
     Zstd = 1,
     /// No body: every page of the runs is zero.
     Zero = 2,
+    /// Changed words over what the frames below this one (lower seq, then older points) make of each page: a
+    /// [`words`] list. Packed by zstd if the body is shorter than that list.
+    Words = 3,
+    /// Each page equals a page of a RAM image of the same point: a [`refs`] list, packed like `Words`.
+    Refs = 4,
+}
+
+impl Codec {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Plain, Self::Zstd, Self::Zero, Self::Words, Self::Refs]
+            .into_iter()
+            .find(|codec| *codec as u8 == byte)
+    }
+
+    /// Whether the content of the pages stands in other frames, at least in part.
+    pub fn leans_on_others(self) -> bool {
+        match self {
+            Self::Plain | Self::Zstd | Self::Zero => false,
+            Self::Words | Self::Refs => true,
+        }
+    }
 }
 
 /// What a frame says of itself; readable without its body.
@@ -77,21 +103,57 @@ impl Frame {
                 None => (Codec::Plain, raw.clone(), raw.clone()),
             },
         };
+        Self::of(seq, group.image, group.runs.clone(), codec, &raw, body)
+    }
+
+    /// Packs a list of changed words.
+    pub fn seal_words(seq: u32, made: &words::WordList, level: i32) -> Result<Self, FrameError> {
+        words::check(made.pages(), &made.raw)?;
+        Self::of_list(seq, made.image, made.runs.clone(), Codec::Words, &made.raw, level)
+    }
+
+    /// Packs a list of references.
+    pub fn seal_refs(seq: u32, made: &refs::RefList, level: i32) -> Result<Self, FrameError> {
+        refs::check(made.pages(), &made.raw)?;
+        Self::of_list(seq, made.image, made.runs.clone(), Codec::Refs, &made.raw, level)
+    }
+
+    fn of_list(
+        seq: u32,
+        image: u16,
+        runs: Vec<PageRun>,
+        codec: Codec,
+        raw: &Bytes,
+        level: i32,
+    ) -> Result<Self, FrameError> {
+        let body = codec::compress(raw, level).map_or_else(|| raw.clone(), Bytes::from);
+        Self::of(seq, image, runs, codec, raw, body)
+    }
+
+    fn of(
+        seq: u32,
+        image: u16,
+        runs: Vec<PageRun>,
+        codec: Codec,
+        raw: &[u8],
+        body: Bytes,
+    ) -> Result<Self, FrameError> {
         let mut head = FrameHead {
             seq,
-            image: group.image,
+            image,
             codec,
             raw_len: u32::try_from(raw.len()).map_err(|_| FrameError::Malformed("too many bytes"))?,
             body_len: u32::try_from(body.len()).map_err(|_| FrameError::Malformed("too many bytes"))?,
             digest: Digest::from_bytes([0; 32]),
-            runs: group.runs.clone(),
+            runs,
         };
         head.check()?;
-        head.digest = head.digest_over(&raw);
+        head.digest = head.digest_over(raw);
         Ok(Self { head, body })
     }
 
-    /// Unpacks and verifies; `out` then holds the pages' bytes (nothing for a zero frame).
+    /// Unpacks and verifies; `out` then holds the pages' bytes (nothing for a zero frame), or the checked list that says
+    /// how to make them.
     pub fn open(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
         open(&self.head, &self.body, out)
     }
@@ -101,7 +163,7 @@ impl Frame {
     }
 }
 
-/// Unpacks and verifies `body` as the body of the frame that `head` describes.
+/// Unpacks and verifies `body` as the body of the frame that `head` describes; see [`Frame::open`].
 pub fn open(head: &FrameHead, body: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
     out.clear();
     if body.len() != head.body_len as usize {
@@ -109,11 +171,19 @@ pub fn open(head: &FrameHead, body: &[u8], out: &mut Vec<u8>) -> Result<(), Fram
     }
     match head.codec {
         Codec::Zero => {}
+        Codec::Words | Codec::Refs if head.body_len == head.raw_len => out.extend_from_slice(body),
         Codec::Plain => out.extend_from_slice(body),
-        Codec::Zstd => codec::decompress(body, head.raw_len as usize, out)
+        Codec::Zstd | Codec::Words | Codec::Refs => codec::decompress(body, head.raw_len as usize, out)
             .map_err(|source| FrameError::Unpack { seq: head.seq, source })?,
     }
-    if head.digest_over(out) == head.digest { Ok(()) } else { Err(FrameError::Corrupt { seq: head.seq }) }
+    if head.digest_over(out) != head.digest {
+        return Err(FrameError::Corrupt { seq: head.seq });
+    }
+    match head.codec {
+        Codec::Zero | Codec::Plain | Codec::Zstd => Ok(()),
+        Codec::Words => words::check(head.pages() as usize, out),
+        Codec::Refs => refs::check(head.pages() as usize, out),
+    }
 }
 
 impl FrameHead {
@@ -137,12 +207,8 @@ impl FrameHead {
         if bytes[..4] != MAGIC {
             return Err(FrameError::Malformed("wrong magic"));
         }
-        let codec = match bytes[10] {
-            0 => Codec::Plain,
-            1 => Codec::Zstd,
-            2 => Codec::Zero,
-            _ => return Err(FrameError::Malformed("unknown codec")),
-        };
+        let codec = Codec::from_byte(bytes[10])
+            .ok_or(FrameError::Malformed("unknown codec: a newer release may know it"))?;
         if bytes[11] != 0 {
             return Err(FrameError::Malformed("reserved byte is set"));
         }
@@ -227,6 +293,18 @@ impl FrameHead {
                 Ok(())
             }
             Codec::Zstd if raw == bytes && bytes <= RAW_MAX as u64 => Ok(()),
+            Codec::Words | Codec::Refs => {
+                let pages = bytes / PAGE as u64;
+                let fits = match self.codec {
+                    Codec::Words => words::may_be_as_long(pages, raw),
+                    _ => refs::is_as_long(pages, raw),
+                };
+                if pages <= MADE_PAGES_MAX as u64 && fits && self.body_len <= self.raw_len {
+                    Ok(())
+                } else {
+                    Err(FrameError::Malformed("its lengths contradict each other"))
+                }
+            }
             _ => Err(FrameError::Malformed("its lengths contradict each other")),
         }
     }

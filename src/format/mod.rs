@@ -8,3 +8,5 @@ pub mod manifest;
 pub mod pack;
 pub mod pruned;
 pub mod record;
+pub mod refs;
+pub mod words;

@@ -8,8 +8,13 @@ use std::fmt;
 pub struct ProtocolVersion(pub u16);
 
 impl ProtocolVersion {
-    /// What this release speaks, newest first.
-    pub const SPOKEN: &'static [Self] = &[Self(1)];
+    /// What this release speaks, newest first. Version 2 added frames of changed words and of references.
+    pub const SPOKEN: &'static [Self] = &[Self(2), Self(1)];
+
+    /// Whether a site that speaks it reads frames of changed words and of references.
+    pub fn reads_deltas(self) -> bool {
+        self >= Self(2)
+    }
 
     pub(super) fn alpn(self) -> Vec<u8> {
         self.to_string().into_bytes()

@@ -35,7 +35,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("serde_ignored", &["src/config.rs"]),
     ("tracing_subscriber", &["src/telemetry.rs"]),
     ("jiff", &["src/units.rs", "src/calendar.rs", "site-controller/src/catalog"]),
-    ("xxhash_rust", &["agent/src/capture"]),
+    ("xxhash_rust", &["agent/src/capture", "src/chunk/digest.rs"]),
+    ("quick_cache", &["agent/src/ship/base_cache.rs"]),
     ("xmltree", &["src/hypervisor/domain_xml", "site-controller/src/failover/replica_xml"]),
     (
         "postcard",

@@ -35,6 +35,8 @@ pub struct Shipment {
 /// Where to put what is to be sent. Both channels are bounded; a closed one means that the link is gone.
 #[derive(Clone, Debug)]
 pub struct Outbox {
+    /// The site reads frames of changed words and of references.
+    pub reads_deltas: bool,
     pub control: mpsc::Sender<AgentMessage>,
     pub frames: mpsc::Sender<Shipment>,
 }

@@ -17,7 +17,9 @@ use crate::{
         status::{Board, VmStatus},
     },
     ship::{
+        base_cache::BaseCache,
         budget::{Budget, Lanes},
+        delta::{Deltas, Load},
         seal::{SealError, Sealer},
     },
 };
@@ -64,6 +66,8 @@ pub struct Protection<S> {
     pub board: Board,
     /// Says when to keep aside.
     pub neighbour: Arc<Neighbour>,
+    /// Shared by all VMs.
+    pub bases: Arc<BaseCache>,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -93,9 +97,11 @@ impl<S: Source> Protection<S> {
         let Settings { interval, compression, budget, .. } = &self.settings;
         let gauge = Gauge::new(*interval, *compression, budget);
         let wishes = self.neighbour.watch();
+        let deltas = Deltas::new(self.bases.clone());
         let actor = Actor {
             given: self,
             sender,
+            deltas,
             outbox: None,
             ended: None,
             down_since,
@@ -112,6 +118,7 @@ impl<S: Source> Protection<S> {
 struct Actor<S> {
     given: Protection<S>,
     sender: Sender,
+    deltas: Deltas,
     outbox: Option<Outbox>,
     /// How the open point ended, until somebody looks.
     ended: Option<Outcome>,
@@ -213,6 +220,9 @@ impl<S: Source> Actor<S> {
         if basis.is_none() {
             self.set_state(VmState::Seeding, None).await;
         }
+        let reads_deltas = self.outbox.as_ref().is_some_and(|outbox| outbox.reads_deltas);
+        self.deltas.begin(point, basis, reads_deltas);
+        self.deltas.images(&cut.images());
         let actions = self.sender.begin(point, basis);
         self.perform(actions).await;
         let carried = self.carry(cut.as_mut(), basis).await;
@@ -222,6 +232,7 @@ impl<S: Source> Actor<S> {
                 fault::point("cut.before-settle");
                 self.gauge.enter(Stage::Capture);
                 cut.settle().await?;
+                self.deltas.durable(point);
                 self.succeeded(point, &meta, committed_at).await;
                 Ok(())
             }
@@ -254,6 +265,7 @@ impl<S: Source> Actor<S> {
         self.gauge.cut();
         let mut meta = cut.barrier().await?;
         self.status.last_pause_us = Some(meta.stats.pause_us);
+        self.deltas.all_images(&meta.images);
         while let Some(group) = cut.after().await? {
             self.take(&mut sealer, group).await?;
         }
@@ -273,18 +285,29 @@ impl<S: Source> Actor<S> {
     }
 
     async fn ship(&mut self, sealer: &mut Sealer, group: PageGroup) -> Result<(), Setback> {
+        self.deltas.put(group);
+        while let Some(load) = self.deltas.ready() {
+            self.seal(sealer, load).await?;
+        }
+        Ok(())
+    }
+
+    async fn seal(&mut self, sealer: &mut Sealer, load: Load) -> Result<(), Setback> {
         while sealer.is_full() {
             self.ship_next(sealer).await?;
         }
         let level = self.gauge.level();
         self.status.zstd_level = level;
         sealer.set_level(level);
-        sealer.put(group)?;
+        sealer.put(load)?;
         self.gauge.enter(Stage::Capture);
         Ok(())
     }
 
     async fn flush(&mut self, sealer: &mut Sealer) -> Result<(), Setback> {
+        while let Some(load) = self.deltas.finish_next() {
+            self.seal(sealer, load).await?;
+        }
         while self.ship_next(sealer).await? {}
         self.gauge.enter(Stage::Capture);
         Ok(())
@@ -372,6 +395,14 @@ impl<S: Source> Actor<S> {
     async fn on_event(&mut self, event: LinkEvent) {
         let actions = match event {
             LinkEvent::Up { outbox, window, .. } => {
+                if let Some(point) = self.sender.open_point()
+                    && self.deltas.in_use()
+                    && !outbox.reads_deltas
+                {
+                    let detail = "the site is of an older release now, which does not read deltas".into();
+                    let why = Refusal::Invalid { detail };
+                    self.ended = Some(Outcome::Lost { point, why });
+                }
                 self.outbox = Some(outbox);
                 self.down_since = None;
                 self.sender.link_up(window)

@@ -1,13 +1,10 @@
-//! Compressing and digesting page groups, several at a time, handing the frames back in order.
-//! Promises: a group (at most 256 KiB, and as much sealed) is in work only on a lane of those that all VMs share; one
+//! Compressing and digesting loads, several at a time, handing the frames back in order.
+//! Promises: a load (at most 256 KiB, and as much sealed) is in work only on a lane of those that all VMs share; one
 //! needs none, so that nobody waits for others for ever. Called by the protection actor. With no lanes it works in
 //! place, which is what the simulation wants.
 
-use crate::ship::budget::Lanes;
-use lifeboat::{
-    format::frame::{Frame, FrameError},
-    page::PageGroup,
-};
+use crate::ship::{budget::Lanes, delta::Load};
+use lifeboat::format::frame::{Frame, FrameError};
 use std::collections::VecDeque;
 use tokio::{sync::OwnedSemaphorePermit, task::JoinHandle};
 
@@ -47,14 +44,14 @@ impl Sealer {
         self.level = level;
     }
 
-    /// Takes a group into work. Check [`Self::is_full`] first, so that the bound holds.
-    pub fn put(&mut self, group: PageGroup) -> Result<(), SealError> {
+    /// Takes a load into work. Check [`Self::is_full`] first, so that the bound holds.
+    pub fn put(&mut self, load: Load) -> Result<(), SealError> {
         let (seq, level) = (self.next, self.level);
         self.next = seq.checked_add(1).ok_or(SealError::TooMany)?;
         let working = if self.lanes.in_place() {
-            Working::Done(Frame::seal(seq, &group, level))
+            Working::Done(seal(seq, &load, level))
         } else {
-            Working::Elsewhere(tokio::task::spawn_blocking(move || Frame::seal(seq, &group, level)))
+            Working::Elsewhere(tokio::task::spawn_blocking(move || seal(seq, &load, level)))
         };
         self.working.push_back((working, self.lane.take()));
         Ok(())
@@ -79,14 +76,22 @@ impl Sealer {
     }
 }
 
+fn seal(seq: u32, load: &Load, level: i32) -> Result<Frame, FrameError> {
+    match load {
+        Load::Pages(group) => Frame::seal(seq, group, level),
+        Load::Words(list) => Frame::seal_words(seq, list, level),
+        Load::Refs(list) => Frame::seal_refs(seq, list, level),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use lifeboat::page::{Content, PageRun};
+    use lifeboat::page::{Content, PageGroup, PageRun};
 
-    fn group(page: u64) -> PageGroup {
+    fn group(page: u64) -> Load {
         let content = Content::Bytes(vec![page as u8; 4096].into());
-        PageGroup { image: 0, runs: vec![PageRun::new(page, 1)], content }
+        Load::Pages(PageGroup { image: 0, runs: vec![PageRun::new(page, 1)], content })
     }
 
     /// Goal: many VMs have no more groups in work than lanes, and one each. Method: fill all of them.

@@ -73,6 +73,7 @@ struct Table {
 /// A link that is up, as actors are told of it.
 #[derive(Clone)]
 struct Up {
+    reads_deltas: bool,
     control: mpsc::Sender<AgentMessage>,
     door: Door,
     window: u64,
@@ -81,7 +82,8 @@ struct Up {
 
 impl Up {
     fn event(&self, vm: VmId) -> LinkEvent {
-        let outbox = Outbox { control: self.control.clone(), frames: self.door.lane(vm) };
+        let (control, frames) = (self.control.clone(), self.door.lane(vm));
+        let outbox = Outbox { reads_deltas: self.reads_deltas, control, frames };
         LinkEvent::Up { outbox, window: self.window, site: self.site.clone() }
     }
 }
@@ -171,8 +173,9 @@ impl Uplink {
         tracing::info!(%site, %release, address = %self.address, "linked to the site");
         self.board.set_link(format!("up: {site}"));
         let (control, control_queue) = mpsc::channel(CONTROL_QUEUED);
+        let reads_deltas = connection.version().reads_deltas();
         let (turns, door) = Turns::new(self.limits.clone());
-        self.routes.set_up(Some(Up { control, door, window, site }), "").await;
+        self.routes.set_up(Some(Up { reads_deltas, control, door, window, site }), "").await;
         let ended = self.carry(&connection, send, recv, control_queue, turns).await;
         connection.close(RefusalCode::DONE, "the agent hangs up");
         ended

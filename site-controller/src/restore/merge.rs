@@ -1,5 +1,5 @@
 //! Layers laid together: what a run of a point's layers says, as frames that need nothing else to be read.
-//! Promises: of each page the newest layer counts; every frame is verified when it is read and sealed anew; a few segments
+//! Promises: of each page the newest layer counts, put together where it must be; every frame is verified when it is read and sealed anew; a few segments
 //! of pages are in memory. The result restores to the same bytes as the run did. Called by retention.
 
 use crate::{
@@ -46,15 +46,30 @@ impl Merge {
         run: &[Seq],
         folds: &Folds,
     ) -> Result<Self, RestoreError> {
-        let mut layers: Option<(Layers, PointRef)> = None;
+        let mut laid: Option<(Layers, PointRef)> = None;
+        let mut below = None;
         for seq in run {
             let layer = read_layer(objects.as_ref(), vm, *seq, folds.get(seq).copied()).await?;
             let at = PointRef { seq: *seq, point: layer.manifest.point };
-            let (layers, wanted) = layers.get_or_insert_with(|| (Layers::new(&layer.manifest), at));
+            let (layers, wanted) = laid.get_or_insert_with(|| (Layers::new(&layer.manifest), at));
             layers.add_layer(objects.as_ref(), &layer, *wanted).await?;
+            below = layer.base;
         }
-        let (mut layers, _) = layers.ok_or_else(|| RestoreError::NoImage("no layers".into()))?;
+        let (mut layers, wanted) = laid.ok_or_else(|| RestoreError::NoImage("no layers".into()))?;
         let zeroes = layers.zeroes();
+        // Words whose base lies below, and references to RAM as it was below: completed from there, so that the result
+        // speaks of the run's pages alone, and needs nothing else for them.
+        let broken = |what: String| RestoreError::Broken { point: wanted, what };
+        layers.freeze().map_err(broken)?;
+        while !layers.is_complete() {
+            let base = below.ok_or_else(|| broken("its history has no beginning".into()))?;
+            let layer = read_layer(objects.as_ref(), vm, base.seq, folds.get(&base.seq).copied()).await?;
+            if layer.digest != base.manifest || layer.manifest.point != base.point {
+                return Err(broken(format!("point {} is not the one it was built on", base.seq)));
+            }
+            layers.add_layer(objects.as_ref(), &layer, wanted).await?;
+            below = layer.base;
+        }
         let reader = Reader::new(objects, Arc::new(layers.finish()));
         let planned = reader.plan().images().iter().map(|planned| planned.image.clone());
         let images =

@@ -1,27 +1,35 @@
 //! From a recovery point to ordered reads: for each image, which pages of which frames of which packs.
 //! A point's layers are its own and those below it, each a point's packs or the fold that took their place.
-//! Promises: the newest point wins, and within one point the frame with the higher seq; what no frame holds is zero; what
-//! a shrunken image lost does not come back when it grows. Memory grows with frames and runs, not with the images' size.
-//! [`Layers`] is pure; [`Plan::load`] feeds it manifests and indices, each checked against its digest.
+//! Promises: the newest point wins, and within one point the frame with the higher seq; changed words lie over what is
+//! below them; what no frame holds is zero; what a shrunken image lost does not come back when it grows. Memory grows with
+//! frames, runs, and pages that are put together, not with the images' size.
+//! [`Layers`] is pure; [`Plan::load`] feeds it manifests, indices and lists of references, each checked against its digest.
 
 use crate::{
-    restore::RestoreError,
+    restore::{
+        RestoreError,
+        layered::{LayeredImage, Parts},
+        sources::{Sources, read_refs},
+    },
     store::{
         Folds, Layer, Objects, Pin, PointRef, Store, StoreError, list_folds, paths, read_index_at, read_layer,
     },
 };
 use lifeboat::{
-    extent::overlay::{Overlay, Piece},
     format::{
         frame::{Codec, FrameHead},
         manifest::{Image, ImageKind, Manifest},
         pack::IndexEntry,
+        refs::PageRef,
     },
     id::{PackId, VmId},
     page::{PAGE, pages_for},
     units::Seq,
 };
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 /// All that is needed to read the images of one point.
 #[derive(Debug)]
@@ -40,8 +48,7 @@ pub struct ImagePlan {
     pub image: Image,
     /// Bytes that are not zero by omission, as far as frames tell.
     pub live_bytes: u64,
-    /// In the order in which packs are best read.
-    pub(super) uses: Vec<Use>,
+    pub(super) parts: Arc<Parts>,
 }
 
 #[derive(Debug)]
@@ -51,6 +58,8 @@ pub(super) struct PlannedPack {
     pub point: PointRef,
 }
 
+/// Frames are numbered from the newest to the oldest: of two that hold the same page, the one with the higher number
+/// lies below. A frame of references stands above all frames of RAM of its point.
 #[derive(Debug)]
 pub(super) struct PlannedFrame {
     /// Index into the plan's packs.
@@ -141,54 +150,48 @@ fn explain(point: PointRef, error: StoreError) -> RestoreError {
 pub struct Layers {
     newest: Manifest,
     images: Vec<LayeredImage>,
+    sources: Sources,
     packs: Vec<PlannedPack>,
     frames: Vec<PlannedFrame>,
 }
 
-#[derive(Debug)]
-struct LayeredImage {
-    pages: Overlay<Source>,
-    /// Pages from here on are zero whatever older points hold: the image was shorter once.
-    limit: u64,
-    complete: bool,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Zero,
-    Frame { frame: u32, raw_page: u32 },
-}
-
-impl Piece for Source {
-    fn skip(&self, units: u64) -> Self {
-        match *self {
-            Self::Zero => Self::Zero,
-            // Within one frame, whose pages are few; only runs of zero pages are long.
-            Self::Frame { frame, raw_page } => Self::Frame { frame, raw_page: raw_page + units as u32 },
-        }
-    }
-    fn continues(&self, units: u64, next: &Self) -> bool {
-        match (self, next) {
-            (Self::Zero, Self::Zero) => true,
-            (Self::Frame { frame, raw_page }, Self::Frame { frame: other, raw_page: at }) => {
-                frame == other && u64::from(*raw_page) + units == u64::from(*at)
-            }
-            (Self::Zero, Self::Frame { .. }) | (Self::Frame { .. }, Self::Zero) => false,
-        }
-    }
-}
+/// The opened references of a point's frames, by frame seq.
+pub type RefsBySeq = BTreeMap<u32, Vec<PageRef>>;
 
 impl Layers {
     pub fn new(newest: &Manifest) -> Self {
-        let images = newest.meta.images.iter().map(|image| LayeredImage {
-            pages: Overlay::default(),
-            limit: pages_for(image.bytes),
-            complete: false,
-        });
-        Self { images: images.collect(), newest: newest.clone(), packs: Vec::new(), frames: Vec::new() }
+        Self {
+            images: newest.meta.images.iter().map(LayeredImage::new).collect(),
+            newest: newest.clone(),
+            sources: Sources::default(),
+            packs: Vec::new(),
+            frames: Vec::new(),
+        }
     }
 
-    /// Reads the indices of the next older layer and lays it under those before it. `wanted` is for errors.
+    /// The point that is being planned.
+    pub fn point(&self) -> PointRef {
+        PointRef { seq: self.newest.seq, point: self.newest.point }
+    }
+
+    /// Whether any page of a frame of the next older point would show, or a reference leads to it.
+    pub fn would_show(&self, manifest: &Manifest, head: &FrameHead) -> bool {
+        let Some(image) = manifest.meta.images.iter().find(|image| image.no == head.image) else {
+            return false;
+        };
+        let mut images = self.newest.meta.images.iter().zip(&self.images);
+        let found = images.find(|(newest, _)| newest.kind == image.kind && newest.name == image.name);
+        found.is_some_and(|(_, layered)| layered.would_show(image, head)) || self.sources.want_of(image, head)
+    }
+
+    /// From here on older layers only complete what is open: words that have found no base, references. For whoever writes
+    /// layers anew as one that needs nothing of what is below; whether an image is complete must be asked before.
+    pub fn freeze(&mut self) -> Result<(), String> {
+        let mut images = self.newest.meta.images.iter().zip(&mut self.images);
+        images.try_for_each(|(image, layered)| layered.freeze(image, &mut self.sources))
+    }
+
+    /// Reads the indices and references of the next older layer and lays it under those before it. `wanted` is for errors.
     pub async fn add_layer(
         &mut self,
         objects: &dyn Objects,
@@ -201,14 +204,17 @@ impl Layers {
             let index = read_index_at(objects, &path, pack).await.map_err(|error| explain(wanted, error))?;
             indices.push((pack.id, path, index));
         }
-        self.add(&layer.manifest, indices).map_err(|what| RestoreError::Broken { point: wanted, what })
+        let refs = read_refs(objects, self, &layer.manifest, &indices).await?;
+        self.add(&layer.manifest, indices, &refs).map_err(|what| RestoreError::Broken { point: wanted, what })
     }
 
-    /// Lays the next older point under those before it. Says why if an image can't be continued there.
+    /// Lays the next older point under those before it. `refs` holds what its frames of references say, of those that
+    /// [`Self::would_show`]. Says why if an image can't be continued there.
     pub fn add(
         &mut self,
         manifest: &Manifest,
         indices: Vec<(PackId, String, Vec<IndexEntry>)>,
+        refs: &RefsBySeq,
     ) -> Result<(), String> {
         let seq = manifest.seq;
         let mut by_number = BTreeMap::new();
@@ -223,6 +229,7 @@ impl Layers {
             layered.complete = here.full;
             by_number.insert(here.no, at);
         }
+        self.sources.enter(manifest)?;
         let first_pack = self.packs.len();
         let mut entries: Vec<(u32, IndexEntry)> = Vec::new();
         for (at, (id, path, index)) in indices.into_iter().enumerate() {
@@ -230,28 +237,32 @@ impl Layers {
             let pack = u32::try_from(first_pack + at).map_err(|_| "too many packs".to_owned())?;
             entries.extend(index.into_iter().map(|entry| (pack, entry)));
         }
-        // Newest first within the point as well.
-        entries.sort_unstable_by_key(|(_, entry)| std::cmp::Reverse(entry.head.seq));
+        // RAM comes last, because references of the same point lead there; newest first within an image as well.
+        let ram: BTreeSet<u16> = images_of(manifest, ImageKind::Ram).map(|image| image.no).collect();
+        entries.sort_unstable_by_key(|(_, entry)| {
+            (ram.contains(&entry.head.image), std::cmp::Reverse(entry.head.seq))
+        });
         for (pack, entry) in entries {
-            if let Some(at) = by_number.get(&entry.head.image).copied() {
-                self.lay(at, pack, entry)?;
-            }
+            let image = by_number.get(&entry.head.image).copied();
+            self.lay(manifest, image, pack, entry, refs)?;
         }
+        self.sources.leave(manifest);
         Ok(())
     }
 
-    fn lay(&mut self, image: usize, pack: u32, entry: IndexEntry) -> Result<(), String> {
+    fn lay(
+        &mut self,
+        manifest: &Manifest,
+        image: Option<usize>,
+        pack: u32,
+        entry: IndexEntry,
+        refs: &RefsBySeq,
+    ) -> Result<(), String> {
         let frame = u32::try_from(self.frames.len()).map_err(|_| "too many frames".to_owned())?;
-        let layered = &mut self.images[image];
-        let (mut raw_page, mut shows) = (0u32, false);
-        for run in &entry.head.runs {
-            let end = run.end().unwrap_or(run.first).min(layered.limit);
-            let source = match entry.head.codec {
-                Codec::Zero => Source::Zero,
-                Codec::Plain | Codec::Zstd => Source::Frame { frame, raw_page },
-            };
-            shows |= run.first < end && layered.pages.lay_under(run.first, end, &source);
-            raw_page = raw_page.wrapping_add(run.count);
+        let refs = refs.get(&entry.head.seq).map(Vec::as_slice);
+        let mut shows = self.sources.lay(manifest, &entry.head, frame, refs)?;
+        if let Some(layered) = image.map(|at| &mut self.images[at]) {
+            shows |= layered.lay(manifest, &mut self.sources, frame, &entry.head, refs)?;
         }
         if shows && entry.head.codec != Codec::Zero {
             let body_offset = entry.body_offset();
@@ -260,48 +271,33 @@ impl Layers {
         Ok(())
     }
 
-    /// Whether every image has reached a point in which it is complete.
+    /// Whether every image has reached a point in which it is complete, and every reference what it leads to.
     pub fn is_complete(&self) -> bool {
-        self.images.iter().all(|image| image.complete)
+        self.images.iter().all(|image| image.complete) && self.sources.is_settled()
     }
 
     /// Of each image, in the order of the manifest: whether it is complete, and the ranges of pages that are zero by what
-    /// the layers say, and not only because none of them speaks of them.
+    /// the layers say, and not only because none of them speaks of them. To be asked before [`Self::freeze`].
     pub fn zeroes(&mut self) -> Vec<(bool, Vec<(u64, u64)>)> {
-        let zeroes = self.newest.meta.images.iter().zip(&mut self.images).map(|(image, layered)| {
-            // What the image lost by shrinking does not come back from below.
-            let pages = pages_for(image.bytes);
-            if layered.limit < pages {
-                layered.pages.lay_under(layered.limit, pages, &Source::Zero);
-            }
-            let zero = layered.pages.iter().filter(|(_, _, source)| **source == Source::Zero);
-            (layered.complete, zero.map(|(first, end, _)| (first, end)).collect())
-        });
-        zeroes.collect()
+        let images = self.newest.meta.images.iter().zip(&mut self.images);
+        images.map(|(image, layered)| (layered.complete, layered.zeroes(image))).collect()
     }
 
     pub fn finish(self) -> Plan {
-        let frames = self.frames;
+        let (frames, chains) = (self.frames, self.sources.finish());
         let images = self.newest.meta.images.iter().zip(self.images).map(|(image, layered)| {
-            let mut uses: Vec<Use> = layered.pages.iter().filter_map(as_use).collect();
-            uses.sort_unstable_by_key(|used| {
-                let frame = &frames[used.frame as usize];
-                (frame.pack, frame.body_offset, used.raw_page)
-            });
-            let pages: u64 = uses.iter().map(|used| u64::from(used.count)).sum();
-            ImagePlan { image: image.clone(), live_bytes: pages * PAGE as u64, uses }
+            let parts = layered.finish(&frames, &chains);
+            ImagePlan {
+                image: image.clone(),
+                live_bytes: parts.pages() * PAGE as u64,
+                parts: Arc::new(parts),
+            }
         });
         let images = images.collect();
         Plan { images, manifest: self.newest, packs: self.packs, frames, pin: None }
     }
 }
 
-fn as_use((first, end, source): (u64, u64, &Source)) -> Option<Use> {
-    match *source {
-        Source::Zero => None,
-        Source::Frame { frame, raw_page } => {
-            // One frame's pages: at most 64.
-            Some(Use { frame, raw_page, first, count: (end - first) as u32 })
-        }
-    }
+pub(super) fn images_of(manifest: &Manifest, kind: ImageKind) -> impl Iterator<Item = &Image> {
+    manifest.meta.images.iter().filter(move |image| image.kind == kind)
 }

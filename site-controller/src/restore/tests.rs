@@ -1,5 +1,7 @@
 //! What is restored is what was stored, byte for byte, over any history; damage is refused (I-6).
 
+mod made;
+
 use super::*;
 use crate::store::{
     LocalObjects, Objects, Store,

@@ -7,6 +7,7 @@ use crate::store::{
     chain::{Images, Link, key},
     error::StoreError,
     layer::Layer,
+    leads::{self, Leads},
     pack::PackWriter,
     paths,
     site::{Head, History, Shared, Slot, apart},
@@ -106,6 +107,7 @@ struct Intake {
     wire_bytes: u64,
     /// Per image number, one past the highest page that a frame holds.
     reach: BTreeMap<u16, u64>,
+    leads: Leads,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -152,8 +154,9 @@ impl OpenPoint {
 
     /// Verifies a frame and takes it. On a store error the point is lost: abort it.
     pub async fn append(&self, frame: Frame) -> Result<Appended, PointError> {
-        let frame = self.open.verified(frame).await?;
+        let (frame, leads) = leads::verified(&self.open.shared.verifying, self.open.vm, frame).await?;
         let mut intake = self.open.intake.lock().await;
+        intake.leads.add(leads);
         self.open.take(&mut intake, frame).await
     }
 
@@ -192,17 +195,6 @@ impl OpenPoint {
 }
 
 impl Open {
-    async fn verified(&self, frame: Frame) -> Result<Frame, PointError> {
-        if (frame.head.raw_len as usize) < APART_FROM {
-            frame.open(&mut Vec::new())?;
-            return Ok(frame);
-        }
-        let _permit = self.shared.verifying.acquire().await;
-        let checked = tokio::task::spawn_blocking(move || frame.open(&mut Vec::new()).map(|()| frame)).await;
-        let failed = |error| StoreError::disk(&paths::of_vm(self.vm), "verifying a frame", error);
-        Ok(checked.map_err(failed)??)
-    }
-
     async fn take(&self, intake: &mut Intake, frame: Frame) -> Result<Appended, PointError> {
         intake.check_open()?;
         if intake.note(&frame)? == Appended::Repeat {
@@ -460,6 +452,7 @@ impl Intake {
 
     fn check_meta(&self, meta: &PointMeta) -> Result<(), PointError> {
         meta.check().map_err(|why| PointError::Invalid(why.into()))?;
+        self.leads.check(meta).map_err(PointError::Invalid)?;
         for (no, end) in &self.reach {
             let image = meta.images.iter().find(|image| image.no == *no);
             let image = image.ok_or_else(|| PointError::Invalid(format!("no image has number {no}")))?;
@@ -495,6 +488,4 @@ async fn settle_doubt(shared: &Shared, vm: VmId, history: &mut History) -> Resul
 const FRAMES_MAX: usize = 1 << 26;
 /// How far a frame's number may be ahead of the frames that are there.
 const AHEAD_MAX: usize = 2 * FRAMES_HELD_MAX;
-/// Frames smaller than this are verified where they are.
-const APART_FROM: usize = 64 << 10;
 const NAME_MAX: usize = 255;

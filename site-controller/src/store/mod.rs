@@ -14,6 +14,7 @@ mod finding;
 mod fold;
 mod ids;
 mod layer;
+mod leads;
 mod leftovers;
 mod local;
 mod objects;

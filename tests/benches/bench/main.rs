@@ -4,6 +4,7 @@
 //! Reading order: [`guest`] measures the products around a real guest, the others one part each, in this process.
 
 mod corpus;
+mod database;
 mod guest;
 mod journal;
 mod measure;
@@ -36,6 +37,9 @@ fn main() -> Result<()> {
     say(began, &format!("{} MB of pages to work on", corpus.bytes() / 1_000_000));
     if wanted("pipeline") {
         runtime.block_on(pipeline::measure(&corpus, &mut rows))?;
+        let points = database::points(scratch.path())?;
+        say(began, "a database has worked");
+        runtime.block_on(pipeline::measure_points(&points, &mut rows))?;
         say(began, "sealing is measured");
     }
     if wanted("store") {

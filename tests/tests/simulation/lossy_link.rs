@@ -5,7 +5,13 @@ use lifeboat::{id::VmId, wire::message::AgentMessage};
 use lifeboat_agent::protect::link::{LinkEvent, Outbox, Shipment};
 use lifeboat_site_controller::intake::{compare::Comparisons, slot::Slots};
 use rand::{Rng, SeedableRng, rngs::StdRng};
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 use tokio::{
     sync::{Mutex, mpsc},
     task::JoinSet,
@@ -14,6 +20,9 @@ use tokio::{
 /// Frames in flight that the site may not have taken.
 const WINDOW: u64 = 16 << 10;
 
+/// Frames that set out, by codec.
+pub type Shipped = Arc<[AtomicU64; 5]>;
+
 /// One link while it is up; dropping it loses everything on its way.
 pub struct LossyLink {
     tasks: JoinSet<()>,
@@ -21,13 +30,16 @@ pub struct LossyLink {
 }
 
 impl LossyLink {
+    /// `shipped` counts the frames that set out, by codec.
     pub async fn up(
         vm: VmId,
         actor: mpsc::Sender<LinkEvent>,
         slots: Arc<Slots>,
         comparisons: Arc<Comparisons>,
+        shipped: Shipped,
         rng: &mut StdRng,
     ) -> Self {
+        let counts = shipped;
         let (control, mut told) = mpsc::channel::<AgentMessage>(64);
         let (frames, shipped) = mpsc::channel::<Shipment>(4);
         let (replies, mut answers) = mpsc::channel(64);
@@ -57,10 +69,12 @@ impl LossyLink {
         let shipped = Arc::new(Mutex::new(shipped));
         for _ in 0..3 {
             let (mut delay, shipped, slots) = (Delay::new(rng), shipped.clone(), slots.clone());
+            let counts = counts.clone();
             tasks.spawn(async move {
                 loop {
                     let next = shipped.lock().await.recv().await;
                     let Some(Shipment { vm, point, frame }) = next else { return };
+                    counts[frame.head.codec as usize].fetch_add(1, Ordering::Relaxed);
                     delay.wait().await;
                     slots.slot(vm).frame(point, frame).await;
                 }
@@ -76,7 +90,7 @@ impl LossyLink {
                 }
             }
         });
-        let outbox = Outbox { control, frames };
+        let outbox = Outbox { reads_deltas: true, control, frames };
         let _ = actor.send(LinkEvent::Up { outbox, window: WINDOW, site: "sim".into() }).await;
         Self { tasks, actor }
     }

@@ -31,9 +31,16 @@ pub struct Instant {
     pub disk: Vec<u64>,
 }
 
-/// A page as its value fills it.
+/// A page as its value fills it. Values that differ in their last byte alone make pages that differ in few words.
 pub fn page_of(value: u64) -> Vec<u8> {
-    value.to_le_bytes().repeat(PAGE / 8)
+    if value == 0 {
+        return vec![0; PAGE];
+    }
+    let mut page = (value >> 8 | 1).to_le_bytes().repeat(PAGE / 8);
+    for word in [0, 1 + (value % 256) as usize] {
+        page[word * 8..(word + 1) * 8].copy_from_slice(&value.to_le_bytes());
+    }
+    page
 }
 
 /// What "QEMU" knows: it outlives every agent.
@@ -71,12 +78,19 @@ impl ModelGuest {
     pub fn work(&self, rng: &mut StdRng, writes: u32) {
         self.with(|machine| {
             for _ in 0..writes {
-                let value = if rng.random_ratio(1, 8) { 0 } else { rng.random() };
-                if rng.random() {
-                    let page = rng.random_range(0..MEMORY_PAGES);
+                let in_memory: bool = rng.random();
+                let page = rng.random_range(0..if in_memory { MEMORY_PAGES } else { DISK_PAGES });
+                let pages = if in_memory { &machine.now.memory } else { &machine.now.disk };
+                let value = match rng.random_range(0..8) {
+                    0 => 0,
+                    1..5 => pages[page as usize] & !0xff | rng.random_range(1..256),
+                    // What a page cache does: the disk gets what a page of memory holds.
+                    5 if !in_memory => machine.now.memory[rng.random_range(0..MEMORY_PAGES) as usize],
+                    _ => rng.random(),
+                };
+                if in_memory {
                     machine.now.memory[page as usize] = value;
                 } else {
-                    let page = rng.random_range(0..DISK_PAGES);
                     machine.now.disk[page as usize] = value;
                     if let Some((_, recording)) = machine.marks.last_mut() {
                         recording.insert(page);
@@ -185,6 +199,10 @@ struct ModelCut {
     changed: (u64, u64),
 }
 
+fn image(no: u16, kind: ImageKind, name: &str, pages: u64, full: bool) -> Image {
+    Image { no, kind, name: name.into(), bytes: pages * PAGE as u64, full }
+}
+
 fn group(image: u16, page: u64, value: u64) -> PageGroup {
     let content = if value == 0 { Content::Zero } else { Content::Bytes(page_of(value).into()) };
     PageGroup { image, runs: vec![PageRun::new(page, 1)], content }
@@ -193,13 +211,6 @@ fn group(image: u16, page: u64, value: u64) -> PageGroup {
 #[async_trait]
 impl Cut for ModelCut {
     fn images(&self) -> Vec<Image> {
-        let image = |no, kind, name: &str, pages: u64, full| Image {
-            no,
-            kind,
-            name: name.into(),
-            bytes: pages * PAGE as u64,
-            full,
-        };
         vec![
             image(MEMORY, ImageKind::Ram, "pc.ram", MEMORY_PAGES, self.site_memory.is_none()),
             image(DISK, ImageKind::Disk, "vda", DISK_PAGES, self.disk_full),

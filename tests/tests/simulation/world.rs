@@ -1,7 +1,7 @@
 //! The world of one seed: who is alive, what happens next, and what must hold.
 
 use crate::{
-    lossy_link::LossyLink,
+    lossy_link::{LossyLink, Shipped},
     model_guest::{Instant, ModelGuest, page_of},
 };
 use lifeboat::{
@@ -17,7 +17,10 @@ use lifeboat_agent::{
         status::Board,
         vm::{Protection, Settings},
     },
-    ship::budget::{Budget, Lanes},
+    ship::{
+        base_cache::BaseCache,
+        budget::{Budget, Lanes},
+    },
 };
 use lifeboat_site_controller::{
     intake::{compare::Comparisons, slot::Slots},
@@ -51,6 +54,7 @@ pub struct World {
     generation: Arc<Mutex<Option<Generation>>>,
     points_made: Arc<Mutex<u64>>,
     lives: u64,
+    pub shipped: Shipped,
 }
 
 struct SiteLife {
@@ -79,6 +83,7 @@ impl World {
             generation: Arc::default(),
             points_made: Arc::default(),
             lives: 0,
+            shipped: Shipped::default(),
         };
         world.disk.set_capacity(ROOMY, 0);
         world.heal().await;
@@ -187,6 +192,8 @@ impl World {
             on_generation: Box::new(move |_, generation| *remembered.lock().unwrap() = Some(generation)),
             neighbour: Arc::new(Neighbour::open(VM, None)),
             board: Board::default(),
+            // Of some agents it is too small for all pages, of some it is off.
+            bases: Arc::new(BaseCache::new([1 << 20, 200_000, 0][self.rng.random_range(0..3)])),
             stop: stopped,
         };
         let task = tokio::spawn(protection.run());
@@ -219,8 +226,9 @@ impl World {
 
     async fn link_up(&mut self) {
         if let (None, Some(agent), Some(site)) = (&self.link, &self.agent, &self.site) {
+            let (events, shipped) = (agent.events.clone(), self.shipped.clone());
             let (slots, comparisons) = (site.slots.clone(), site.comparisons.clone());
-            let link = LossyLink::up(VM, agent.events.clone(), slots, comparisons, &mut self.rng).await;
+            let link = LossyLink::up(VM, events, slots, comparisons, shipped, &mut self.rng).await;
             self.link = Some(link);
         }
     }
