@@ -44,6 +44,8 @@ pub struct GuestSpec {
     pub idle: bool,
     /// Further elements of its XML.
     pub more: String,
+    /// Further words of the kernel's command line.
+    pub arguments: String,
 }
 
 impl GuestSpec {
@@ -61,6 +63,7 @@ impl GuestSpec {
             fill_mib: 0,
             idle: false,
             more: String::new(),
+            arguments: String::new(),
         }
     }
 
@@ -127,6 +130,13 @@ impl GuestSpec {
         self.more("<seclabel type='static' model='dac' relabel='yes'><label>+0:+0</label></seclabel>")
     }
 
+    /// One more word for the kernel's command line.
+    pub fn argument(mut self, word: &str) -> Self {
+        self.arguments.push(' ');
+        self.arguments.push_str(word);
+        self
+    }
+
     /// Where the site keeps a disk of this guest.
     pub fn disk_path(&self, at: usize) -> String {
         let format = self.disks.get(at).map_or(DiskFormat::Raw, |disk| disk.format);
@@ -182,13 +192,14 @@ impl GuestSpec {
 
     fn arguments(&self) -> String {
         format!(
-            "lb.tick_ms={} lb.pattern_mib={} lb.dirty_kib={} lb.disk_writes={} lb.fill_mib={} lb.idle={}",
+            "lb.tick_ms={} lb.pattern_mib={} lb.dirty_kib={} lb.disk_writes={} lb.fill_mib={} lb.idle={}{}",
             self.tick_ms,
             self.pattern_mib,
             self.dirty_kib,
             self.disk_writes,
             self.fill_mib,
-            u8::from(self.idle)
+            u8::from(self.idle),
+            self.arguments
         )
     }
 }

@@ -1,17 +1,23 @@
 //! `make bench`: what a point costs, from the cut to the restore, beside what the machine could do at best.
 //! Prints a table for people and writes `<target>/bench/report.json`. Asserts nothing: a number is for reading.
-//! `cargo bench --bench bench -- store` (or pipeline, journal, transport, guest) measures that part alone.
-//! Reading order: [`guest`] measures the products around a real guest, the others one part each, in this process.
+//! `cargo bench --bench bench -- store` (or pipeline, journal, transport, guest, pauses, rpo, seed, work) measures that
+//! part alone. Reading order: [`scene`] puts the products around a real guest, for [`pauses`], [`rpo`], [`seed`] and
+//! [`work`], as [`guest`] does for itself; the others measure one part each, in this process.
 
 mod corpus;
 mod database;
 mod guest;
 mod journal;
 mod measure;
+mod pauses;
 mod pipeline;
 mod rows;
+mod rpo;
+mod scene;
+mod seed;
 mod store;
 mod transport;
+mod work;
 
 use anyhow::{Context, Result};
 use corpus::Corpus;
@@ -57,6 +63,22 @@ fn main() -> Result<()> {
     if wanted("guest") {
         guest::measure(&runtime, scratch.path(), &mut rows)?;
         say(began, "the guest has been protected");
+    }
+    if wanted("pauses") {
+        pauses::measure(&mut rows)?;
+        say(began, "pauses are measured");
+    }
+    if wanted("rpo") {
+        rpo::measure(&mut rows)?;
+        say(began, "RPO is measured");
+    }
+    if wanted("seed") {
+        seed::measure(&corpus, scratch.path(), &mut rows)?;
+        say(began, "a first point is measured");
+    }
+    if wanted("work") {
+        work::measure(&mut rows)?;
+        say(began, "guests at work are measured");
     }
 
     let report = folder.join("report.json");
