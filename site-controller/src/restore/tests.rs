@@ -1,6 +1,6 @@
 //! What is restored is what was stored, byte for byte, over any history; damage is refused (I-6).
 
-mod made;
+pub(crate) mod made;
 
 use super::*;
 use crate::store::{

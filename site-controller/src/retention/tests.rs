@@ -3,6 +3,8 @@
 
 mod hostile;
 
+mod made;
+
 use super::{
     keeper::Keeper,
     plan::{LAYERS_MAX, PRUNED_MAX, todo},

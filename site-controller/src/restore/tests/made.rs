@@ -11,13 +11,13 @@ use lifeboat::{
 };
 use std::collections::BTreeMap;
 
-const RAM: u16 = 4;
-const DISK: u16 = 9;
-const PAGES: u64 = 20;
+pub(crate) const RAM: u16 = 4;
+pub(crate) const DISK: u16 = 9;
+pub(crate) const PAGES: u64 = 20;
 
 /// What a frame of one page does to it.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+pub(crate) enum Kind {
     Whole(u8),
     Zero,
     /// Words from this one on.
@@ -27,14 +27,14 @@ enum Kind {
 }
 
 #[derive(Clone, Debug)]
-struct Point {
-    full: (bool, bool),
+pub(crate) struct Point {
+    pub(crate) full: (bool, bool),
     /// Pages of RAM.
-    ram: u64,
-    frames: Vec<(u16, u64, Kind)>,
+    pub(crate) ram: u64,
+    pub(crate) frames: Vec<(u16, u64, Kind)>,
 }
 
-fn history() -> impl Strategy<Value = Vec<Point>> {
+pub(crate) fn history() -> impl Strategy<Value = Vec<Point>> {
     let kind = prop_oneof![
         2 => any::<u8>().prop_map(Kind::Whole),
         1 => Just(Kind::Zero),
@@ -48,14 +48,14 @@ fn history() -> impl Strategy<Value = Vec<Point>> {
     prop::collection::vec(point, 1..9)
 }
 
-type Pages = BTreeMap<(u16, u64), Vec<u8>>;
+pub(crate) type Pages = BTreeMap<(u16, u64), Vec<u8>>;
 
-fn page(pages: &Pages, image: u16, page: u64) -> Vec<u8> {
+pub(crate) fn page(pages: &Pages, image: u16, page: u64) -> Vec<u8> {
     pages.get(&(image, page)).cloned().unwrap_or_else(|| vec![0; PAGE])
 }
 
 /// The point's frames, sealed, and what its images hold then.
-fn cut(before: &Pages, point: &Point) -> (Vec<Frame>, Pages) {
+pub(crate) fn cut(before: &Pages, point: &Point) -> (Vec<Frame>, Pages) {
     let mut now = before.clone();
     now.retain(|(image, page), _| {
         (*image != RAM || (!point.full.0 && *page < point.ram)) && (*image != DISK || !point.full.1)
@@ -99,7 +99,7 @@ fn cut(before: &Pages, point: &Point) -> (Vec<Frame>, Pages) {
     (frames, now)
 }
 
-fn images(full: (bool, bool), ram: u64) -> Vec<Image> {
+pub(crate) fn images(full: (bool, bool), ram: u64) -> Vec<Image> {
     let image = |no, kind, name: &str, pages: u64, full| Image {
         no,
         kind,
@@ -113,7 +113,12 @@ fn images(full: (bool, bool), ram: u64) -> Vec<Image> {
     ]
 }
 
-async fn send(store: &Store, no: u64, frames: Vec<Frame>, images: Vec<Image>) -> Result<Seq, PointError> {
+pub(crate) async fn send(
+    store: &Store,
+    no: u64,
+    frames: Vec<Frame>,
+    images: Vec<Image>,
+) -> Result<Seq, PointError> {
     let parent = store.latest(VM).await.map(|head| head.point);
     let point = PointId::from_bytes(u128::from(no + 1).to_be_bytes());
     let open = store.open_point(VM, "model", Generation::FIRST, point, parent).await.unwrap();
