@@ -47,11 +47,11 @@ make_root() {
     cat >"$root/fill" <<'FILL'
 #!/bin/bash
 set -e
-mkdir -p /work
+mkdir -p /build
 for file in $(seq 8); do
     for i in $(seq 80); do
         echo "int f${file}_$i(int *a, int n) { int s = $i; for (int j = 0; j < n; j++) { s += a[j] * $((i % 17)); if (s & $i) a[j] ^= s; } return s; }"
-    done >/work/part$file.c
+    done >/build/part$file.c
 done
 pg_ctlcluster 15 main start
 su postgres -c 'createdb bench && pgbench -q -i -s 8 bench'
@@ -80,9 +80,9 @@ database)
         done
     } ;;
 compile)
-    cd /work; done=0
+    cd /build; done=0
     while true; do
-        for file in part*.c; do gcc -O1 -c "$file" -o "/work/${file%.c}.o" && done=$((done + 1)); echo "work=$done"; done
+        for file in part*.c; do gcc -O1 -c "$file" -o "/build/${file%.c}.o" && done=$((done + 1)); echo "work=$done"; done
     done ;;
 *) while true; do sleep 60; done ;;
 esac
