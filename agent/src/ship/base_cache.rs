@@ -49,7 +49,7 @@ pub struct BaseCache {
 struct Held {
     pages: Cache<PageKey, Base, UnitWeighter, DefaultHashBuilder, Evictions>,
     /// RAM pages by VM and check; may name pages that have changed or gone since, and never more than there are pages.
-    contents: HashMap<(u32, u64), PageKey>,
+    contents: HashMap<(u32, u64), PageKey, DefaultHashBuilder>,
 }
 
 struct Base {
@@ -76,7 +76,7 @@ impl BaseCache {
     pub fn new(budget: u64) -> Self {
         let pages = usize::try_from(budget / PER_PAGE).unwrap_or(usize::MAX);
         let cache = Cache::with(pages, pages as u64, UnitWeighter, DefaultHashBuilder::default(), Evictions);
-        Self { held: Mutex::new(Held { pages: cache, contents: HashMap::new() }), pages }
+        Self { held: Mutex::new(Held { pages: cache, contents: HashMap::default() }), pages }
     }
 
     /// Whether it keeps anything at all.

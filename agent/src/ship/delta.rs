@@ -58,7 +58,9 @@ pub struct Deltas {
     refs: Vec<(u64, PageRef)>,
     /// Image and pages in `whole`, `words` and `refs`: each page once, so that their order does not matter.
     gathering: Option<u16>,
-    gathered: HashSet<u64>,
+    gathered: Vec<u64>,
+    /// Of those, the highest.
+    highest: Option<u64>,
     held: VecDeque<PageGroup>,
     held_bytes: usize,
     out: VecDeque<Load>,
@@ -97,7 +99,8 @@ impl Deltas {
             words: WordsBuilder::default(),
             refs: Vec::new(),
             gathering: None,
-            gathered: HashSet::new(),
+            gathered: Vec::new(),
+            highest: None,
             held: VecDeque::new(),
             held_bytes: 0,
             out: VecDeque::new(),
@@ -249,7 +252,7 @@ impl Deltas {
         self.refs.clear();
         self.words = WordsBuilder::default();
         (self.gathering, self.held_bytes) = (None, 0);
-        self.gathered.clear();
+        self.nothing_gathered();
         self.held.clear();
         self.out.clear();
     }
@@ -275,7 +278,7 @@ impl Deltas {
             return;
         };
         let pages: Vec<u64> = pages_of(&group.runs).collect();
-        if pages.iter().any(|page| self.gathered.contains(page)) {
+        if self.any_gathered(&pages) {
             self.flush();
         }
         let (pages, raw) = if refer { self.refer(image, pages, raw) } else { (pages, raw) };
@@ -307,7 +310,7 @@ impl Deltas {
                     }
                 }
             }
-            self.gathered.insert(page);
+            self.note_gathered(page);
         }
         if self.words.len() >= WORDS_FULL {
             self.flush_words();
@@ -332,7 +335,7 @@ impl Deltas {
                         self.flush_refs();
                     }
                     self.refs.push((*page, PageRef { check, image: *source, page: at }));
-                    self.gathered.insert(*page);
+                    self.note_gathered(*page);
                 }
                 None => {
                     left.push(*page);
@@ -355,7 +358,26 @@ impl Deltas {
         self.flush_refs();
         self.flush_words();
         self.flush_whole();
+        self.nothing_gathered();
+    }
+
+    fn note_gathered(&mut self, page: u64) {
+        self.gathered.push(page);
+        self.highest = self.highest.max(Some(page));
+    }
+
+    fn nothing_gathered(&mut self) {
         self.gathered.clear();
+        self.highest = None;
+    }
+
+    /// Whether any of `pages` is gathered. Most come in ascending order, and nothing has to be looked up.
+    fn any_gathered(&mut self, pages: &[u64]) -> bool {
+        if pages.iter().all(|page| self.highest < Some(*page)) {
+            return false;
+        }
+        self.gathered.sort_unstable();
+        pages.iter().any(|page| self.gathered.binary_search(page).is_ok())
     }
 
     fn flush_refs(&mut self) {

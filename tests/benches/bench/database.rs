@@ -39,6 +39,12 @@ impl Changed {
         self.disk.values().chain(self.ram.values())
     }
 
+    /// Image and number of each of [`Self::pages`].
+    pub fn places(&self) -> impl Iterator<Item = (u16, u64)> {
+        let of = |image: u16| move |page: &u64| (image, *page);
+        self.disk.keys().map(of(DISK)).chain(self.ram.keys().map(of(RAM)))
+    }
+
     /// Disks first, as the agent hands them over.
     pub fn groups(&self) -> impl Iterator<Item = PageGroup> {
         let of = |image: u16, pages: &BTreeMap<u64, Bytes>| {

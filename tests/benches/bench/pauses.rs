@@ -43,6 +43,11 @@ fn with_load(rows: &mut Rows, dirty_kib: u64, cuts: usize, tell: bool) -> Result
         rows.add("pause_p50_small_dirty_ms", percentile(&pauses, 0.5), "ms", None, note);
         let aim = 10.0 + 0.4 * percentile(&memory, 0.99);
         rows.add("pause_p99_small_dirty_ms", percentile(&pauses, 0.99), "ms", aim, "limit: the aim");
+        let took = scene.pause_steps()?;
+        for (row, step, what) in STEPS {
+            let took = took.iter().find(|(name, _)| name == step).map_or(&[][..], |(_, took)| took);
+            rows.add(row, percentile(took, 0.5), "ms", None, format!("of the above: {what}"));
+        }
         scene.unprotect()?;
         others(rows, &scene)?;
     }
@@ -121,6 +126,14 @@ fn stamp(line: &str) -> Option<f64> {
     Some(((hour * 60.0 + minute) * 60.0 + second) * 1e3)
 }
 
+/// Row, the agent's name of the step, and what it is.
+const STEPS: [(&str, &str, &str); 5] = [
+    ("pause_p50_stop_ms", "stop", "marker, watchdog, QEMU's `stop`"),
+    ("pause_p50_memory_ms", "memory", "finding and reading what changed"),
+    ("pause_p50_device_ms", "device", "QEMU writes the state of its devices"),
+    ("pause_p50_disk_ms", "disk", "the marks of all disks, in one transaction"),
+    ("pause_p50_cont_ms", "cont", "QEMU's `cont`, and the guard's end"),
+];
 const CUTS: usize = 200;
 /// 1,000 pages.
 const SMALL_BYTES: u64 = 4_096_000;

@@ -77,10 +77,12 @@ impl Scene {
         match &mut self.agent {
             Some(agent) => {
                 agent.configure(&self.controller.address(), &settings)?;
+                agent.env.push((LOG.0.to_owned(), LOG.1.to_owned()));
                 agent.start()?;
             }
             None => {
                 let mut agent = Agent::install(&self.source, &self.controller, &settings)?;
+                agent.env.push((LOG.0.to_owned(), LOG.1.to_owned()));
                 agent.start()?;
                 self.agent = Some(agent);
             }
@@ -98,6 +100,21 @@ impl Scene {
         Ok(points[points.len().saturating_sub(count)..].to_vec())
     }
 
+    /// What the pauses so far were spent on, in milliseconds: each step's name with all that it took.
+    pub fn pause_steps(&mut self) -> Result<Vec<(String, Vec<f64>)>> {
+        let log = self.agent.as_mut().context("nothing protects it")?.process()?.log();
+        let mut steps: Vec<(String, Vec<f64>)> = Vec::new();
+        for line in log.lines().filter_map(|line| line.split_once("paused for ")) {
+            for (step, us) in line.1.split(',').filter_map(step) {
+                match steps.iter_mut().find(|(name, _)| *name == step) {
+                    Some((_, all)) => all.push(us / 1e3),
+                    None => steps.push((step, vec![us / 1e3])),
+                }
+            }
+        }
+        Ok(steps)
+    }
+
     /// Which engine ran, on what, for a row's note.
     pub fn says(&self) -> String {
         let engine = self.agent.as_ref().and_then(|agent| agent.vm(&self.name).ok());
@@ -113,6 +130,13 @@ impl Scene {
         let last = told.lines().rev().find_map(|line| line.trim().strip_prefix("work=")?.parse().ok());
         last.unwrap_or_default()
     }
+}
+
+/// `stop 812 us`, with what may follow the last one.
+fn step(told: &str) -> Option<(String, f64)> {
+    let mut words = told.split_whitespace();
+    let (name, us) = (words.next()?, words.next()?.parse().ok()?);
+    (words.next()? == "us").then(|| (name.to_owned(), us))
 }
 
 pub fn number(point: &Value, key: &str) -> u64 {
@@ -147,6 +171,8 @@ fn workspace() -> std::path::PathBuf {
     std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
+/// The agent tells what each pause was spent on.
+const LOG: (&str, &str) = ("LIFEBOAT_LOG", "info,lifeboat_agent::capture::guest=debug");
 pub const GUEST: &str = "web";
 pub const PATIENCE: Duration = Duration::from_secs(300);
 const WORK_MEMORY_MIB: u64 = 512;
