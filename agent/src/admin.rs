@@ -1,5 +1,5 @@
-//! The agent's local API: `GET /v1/status`, and `POST /v1/yield`, `/v1/resume`, `/v1/unprotect`. Served by `daemon`, asked
-//! by the commands of the same names. Promises: an answer to `yield` or `unprotect` means that nothing is held any more.
+//! The agent's local API: `GET /v1/status`, and `POST /v1/yield`, `/v1/resume`, `/v1/resync`, `/v1/unprotect`. Served by
+//! `daemon`, asked by the commands of the same names. Promises: an answer to `yield` or `unprotect` means that nothing is held any more.
 
 use crate::protect::{
     neighbour::{Asked, Neighbour, Neighbours, uptime},
@@ -25,7 +25,7 @@ pub struct YieldRequest {
     pub by: String,
 }
 
-/// Go on; or end the protection.
+/// Go on; compare with the site; or end the protection.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VmRequest {
     pub vm: String,
@@ -42,6 +42,7 @@ pub fn router(board: Board, clock: Arc<dyn Clock>, neighbours: Neighbours) -> Ro
         .route("/v1/status", get(status))
         .route("/v1/yield", post(keep_aside))
         .route("/v1/resume", post(resume))
+        .route("/v1/resync", post(resync))
         .route("/v1/unprotect", post(unprotect))
         .with_state((board, clock, neighbours))
 }
@@ -80,6 +81,20 @@ async fn resume(
         Some(why) => format!("{}: nobody asks for it any more, but it is still {why}", request.vm),
         None => format!("{}: protection goes on", request.vm),
     };
+    Ok(Json(Done { done }))
+}
+
+async fn resync(
+    State((_, _, neighbours)): State<Shared>,
+    Json(request): Json<VmRequest>,
+) -> Result<Json<Done>, ApiError> {
+    let neighbour = find(&neighbours, &request.vm)?;
+    neighbour.ask_afresh();
+    let done = format!(
+        "{}: the next point compares all of its memory and disks with the site's copy; `lifeboat-agent status` tells how \
+         far it is",
+        request.vm
+    );
     Ok(Json(Done { done }))
 }
 

@@ -75,6 +75,14 @@ enum Command {
         /// Name or UUID.
         vm: String,
     },
+    /// Compare a VM with the site's copy from end to end, and send what differs.
+    ///
+    /// Never needed where all goes well: for when a copy is in doubt. The next point takes longer; older ones stay as
+    /// they are.
+    Resync {
+        /// Name or UUID.
+        vm: String,
+    },
     /// End a VM's protection until the agent's next start, and leave nothing of ours in its QEMU.
     Unprotect {
         /// Name or UUID.
@@ -151,6 +159,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             tell(&runtime, &config, "/v1/yield", &YieldRequest { vm, for_ms, by: caller() })
         }
         Command::Resume { vm } => tell(&runtime, &config, "/v1/resume", &VmRequest { vm }),
+        Command::Resync { vm } => tell(&runtime, &config, "/v1/resync", &VmRequest { vm }),
         Command::Unprotect { vm } => {
             match tell(&runtime, &config, "/v1/unprotect", &VmRequest { vm: vm.clone() }) {
                 Err(error) if matches!(error.downcast_ref(), Some(ClientError::NotRunning { .. })) => {

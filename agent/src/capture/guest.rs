@@ -144,6 +144,7 @@ impl Source for GuestSource {
         let state = self.state.clone().lock_owned().await;
         let left = blocking(state, |state| {
             (state.disks, state.device_state) = (None, None);
+            state.memory.forget();
             leave(&state.hypervisor, state.settings.vm, state.settings.scratch_dir.clone())
         });
         left.await.1.map(drop)

@@ -32,6 +32,8 @@ pub struct State {
     pub busy: Option<String>,
     /// Protection was ended by an order: nothing of ours stays, and nothing begins again.
     pub leave: bool,
+    /// What is known of the site's copy is not to be trusted: the next point is compared with it.
+    pub afresh: bool,
     /// The guest was last seen to leave for another host.
     pub away: bool,
     /// The protection holds nothing of QEMU's.
@@ -110,6 +112,16 @@ impl Neighbour {
     /// Ends the protection for as long as this process lives.
     pub fn leave(&self) {
         self.change(|state| state.leave = true);
+    }
+
+    /// Has the next point compared with the site's copy from end to end.
+    pub fn ask_afresh(&self) {
+        self.change(|state| state.afresh = true);
+    }
+
+    /// Said by the protection: it has forgotten what it knew.
+    pub fn set_forgotten(&self) {
+        self.change(|state| state.afresh = false);
     }
 
     /// Said by the protection: nothing of QEMU's is held, or something may be again.

@@ -159,6 +159,7 @@ impl<S: Source> Actor<S> {
     async fn until_due(&mut self, due: Instant) -> Result<Option<PointId>, Setback> {
         loop {
             self.keep_aside().await?;
+            self.forget_if_asked().await?;
             let open = match self.sender.standing() {
                 Standing::Open { latest, .. } => Some(latest.map(|latest| latest.point)),
                 Standing::Unknown | Standing::Refused(_) => None,

@@ -254,6 +254,13 @@ impl Chooser {
         }
     }
 
+    /// Nothing is known any more of what the site holds: the next point is of all memory.
+    pub fn forget(&mut self) {
+        if let Some((kind, engine)) = &mut self.running {
+            *engine = kind.start(&self.wishes);
+        }
+    }
+
     /// A point failed in a way that speaks against the engine, though the engine itself did not say so.
     pub fn failed(&mut self, why: String) {
         let Some((kind, _)) = &self.running else { return };

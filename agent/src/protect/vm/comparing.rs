@@ -14,6 +14,17 @@ use lifeboat::{
 };
 
 impl<S: Source> Actor<S> {
+    /// Forgets what the site holds where an operator wants it compared: the next point is then of everything.
+    pub(super) async fn forget_if_asked(&mut self) -> Result<(), Setback> {
+        if !self.given.neighbour.state().afresh {
+            return Ok(());
+        }
+        self.given.source.leave().await?;
+        self.given.neighbour.set_forgotten();
+        tracing::info!(vm = %self.given.name, "the next point is compared with the site's copy, as was asked for");
+        Ok(())
+    }
+
     /// Learns what the site holds of those images that the source would send in full.
     pub(super) async fn prepare_comparison(
         &mut self,
