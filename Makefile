@@ -6,7 +6,8 @@ BUILT = $$(cargo metadata --no-deps --format-version 1 | sed 's/.*"target_direct
 FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fault-injection
 
 # The tests that have a guest, by the files that they are in.
-END_TO_END := binary(failover) + binary(durability) + binary(harmless) + binary(link) + binary(memory_image) + binary(memory_engines) + binary(continuous)
+END_TO_END := binary(failover) + binary(durability) + binary(harmless) + binary(link) + binary(memory_image) + binary(memory_engines) + binary(continuous) + \
+	binary(database)
 
 .PHONY: demo bench soak test test-backports test-kvm lint deny deb setup build
 

@@ -15,6 +15,8 @@ PACKAGES=(
 # What our own packages depend on.
 DEPENDS=(libvirt0 qemu-utils)
 MODULES=(virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk)
+# The database of a guest, and what it needs.
+DATABASE=(sqlite3 libsqlite3-0 libreadline8 libtinfo6 zlib1g libc6)
 # What libvirt-daemon-system would use; that package itself would start a libvirtd on the host, which nobody
 # asked for.
 QEMU_USER=libvirt-qemu QEMU_UID=64055
@@ -34,6 +36,7 @@ main() {
     command -v cargo-deb >/dev/null || { say 'installing cargo-deb'; cargo install --locked cargo-deb; }
     fetch_kernel
     build_guest
+    build_database_guest
     make_debian_root
     fetch_analyze_migration
 }
@@ -74,6 +77,14 @@ fresh_lists() { [ -n "$(find /var/lib/apt/lists -maxdepth 1 -name '*Packages*' -
 # A broken foreign source must not stop us: whether what we need can be had shows when it is installed.
 refresh_lists() { apt-get -qq -o DPkg::Lock::Timeout=300 update >&2 || say 'apt-get update had complaints; going on'; }
 
+# Packages into the current folder, not installed.
+download() {
+    fresh_lists || refresh_lists
+    apt-get -qq -o APT::Sandbox::User=root download "$@" >&2 ||
+        { refresh_lists; apt-get -qq -o APT::Sandbox::User=root download "$@" >&2; } ||
+        die "apt-get could not download: $*"
+}
+
 add_qemu_user() {
     getent group "$QEMU_USER" >/dev/null || addgroup --quiet --system --gid "$QEMU_UID" "$QEMU_USER"
     getent passwd "$QEMU_USER" >/dev/null || adduser --quiet --system --uid "$QEMU_UID" --ingroup "$QEMU_USER" \
@@ -92,8 +103,7 @@ fetch_kernel() {
         package="$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/.*Depends: \(linux-image-[0-9][^ ]*\).*/\1/p' | head -n 1)"
         [ -n "$package" ] || die 'linux-image-cloud-amd64 is not known to apt: are the Debian sources enabled?'
         say "downloading $package for the test guest"
-        apt-get -qq -o APT::Sandbox::User=root download "$package" >&2 ||
-            { refresh_lists; apt-get -qq -o APT::Sandbox::User=root download "$package" >&2; }
+        download "$package"
         dpkg-deb -x "$package"_*.deb root
         mkdir modules
         for module in "${MODULES[@]}"; do
@@ -131,6 +141,33 @@ build_guest() {
 # The Debian mirror that this machine takes release $1 from.
 mirror() {
     apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $1" | head -n 1
+}
+
+# Another guest, of Debian's SQLite and a shell; the kernel has ext4 built in.
+build_database_guest() {
+    local stamp work library
+    stamp="$(cat tests/guest/database.sh tests/setup.sh | sha256sum)"
+    [ ! -e "$RIG/database-initrd" ] || [ "$(cat "$RIG/database-initrd.stamp" 2>/dev/null)" != "$stamp" ] || return 0
+    say 'building the guest with a database'
+    work="$(mktemp -d -p "$RIG")"
+    (
+        cd "$work"
+        download busybox-static "${DATABASE[@]}"
+        for package in *.deb; do dpkg-deb -x "$package" from; done
+        mkdir -p root/{bin,dev,proc,sys,modules,data,lib/x86_64-linux-gnu,lib64}
+        cp from/bin/busybox from/usr/bin/sqlite3 root/bin/
+        for library in libsqlite3.so.0 libreadline.so.8 libtinfo.so.6 libz.so.1 libm.so.6 libc.so.6; do
+            cp -L "$(find from -name "$library" | head -n 1)" root/lib/x86_64-linux-gnu/
+        done
+        cp -L from/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 root/lib64/
+    )
+    for applet in sh mount insmod usleep head cat; do ln -s busybox "$work/root/bin/$applet"; done
+    cp "$RIG"/modules/*.ko "$work/root/modules/"
+    install -m 755 tests/guest/database.sh "$work/root/init"
+    (cd "$work/root" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null -o -H newc | gzip -1 >../initrd)
+    mv "$work/initrd" "$RIG/database-initrd"
+    echo "$stamp" >"$RIG/database-initrd.stamp"
+    rm -rf "$work"
 }
 
 # An empty Debian to install our packages into, with what they depend on downloaded but not installed.

@@ -1,7 +1,8 @@
 //! A guest in a site: started, watched, saved, dumped. Works for a replica as well: a guest is a domain
 //! name at a site. Calls `site` (virsh) and `console`. Called by the tests.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -136,6 +137,19 @@ impl Guest {
         let answer = self.qmp(&command)?;
         ensure!(answer.contains("\"return\""), "QEMU refused to dump memory: {answer}");
         self.site.host_path(inside)
+    }
+
+    /// The same, read from QEMU's process where QEMU says that it is: many times faster where all is emulated. Only
+    /// for so much memory as lies in one piece from address 0 on (3 GiB at the most).
+    pub fn read_ram(&self, bytes: u64) -> Result<Vec<u8>> {
+        let answer = self.virsh("qemu-monitor-command", &["--hmp", "gpa2hva 0x0"])?;
+        let address =
+            answer.trim().rsplit_once(" is 0x").map(|(_, address)| u64::from_str_radix(address, 16));
+        let address = address.and_then(Result::ok).with_context(|| format!("where memory is: {answer}"))?;
+        let mut memory = vec![0; usize::try_from(bytes)?];
+        let process = File::open(format!("/proc/{}/mem", self.qemu_pid()?))?;
+        process.read_exact_at(&mut memory, address).context("reading QEMU's memory")?;
+        Ok(memory)
     }
 
     /// One QMP command, QEMU's answer.

@@ -8,6 +8,7 @@
 
 mod accel;
 mod console;
+pub mod database;
 mod guest;
 mod link;
 mod log;

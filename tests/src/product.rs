@@ -2,9 +2,14 @@
 //! Used by the end-to-end tests and the demo. Everything read here is what the commands print as JSON.
 
 use crate::{Cmd, Guest, GuestSpec, Output, Proc, Site, binary, eventually, patience, tail};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 const START: Duration = Duration::from_secs(30);
 /// On a machine that is as fast as most.
@@ -147,6 +152,45 @@ impl Controller {
     pub fn failover(&self, vm: &str, point: &str) -> Result<Value> {
         self.json(&["failover", vm, "--emergency", "--yes", "--point", point])
     }
+}
+
+/// What a site held when its source was lost, kept aside: each failover begins from it, as if it were the only one.
+pub struct Held {
+    folder: PathBuf,
+}
+
+impl Held {
+    /// Stops the controller; its data are copied into `folder`, which goes with the rig.
+    pub fn by(controller: &mut Controller, folder: &Path) -> Result<Self> {
+        controller.stop()?;
+        let folder = folder.join("held");
+        copy(&controller.data_dir(), &folder)?;
+        Ok(Self { folder })
+    }
+
+    /// The replica of a point, in a world where the site has been asked nothing yet.
+    pub fn failover(&self, controller: &mut Controller, vm: &str, point: &str) -> Result<Guest> {
+        let data = controller.data_dir();
+        fs::remove_dir_all(&data).context("forgetting what the site holds")?;
+        copy(&self.folder, &data)?;
+        controller.start()?;
+        controller.failover(vm, point)?;
+        controller.site.guest(vm)
+    }
+
+    /// Makes room for the next one.
+    pub fn discard(&self, controller: &mut Controller, replica: &Guest) -> Result<()> {
+        replica.destroy()?;
+        controller.site.virsh(["undefine", replica.name()])?;
+        fs::remove_file(replica.console().path()).context("forgetting the replica's console")?;
+        controller.stop()
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status().context("starting cp")?;
+    ensure!(copied.success(), "copying {}: {copied}", from.display());
+    Ok(())
 }
 
 /// An agent, enrolled at a controller.

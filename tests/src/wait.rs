@@ -19,7 +19,7 @@ pub fn eventually<T>(within: Duration, what: &str, mut poll: impl FnMut() -> Res
         if Instant::now() >= deadline {
             bail!("{what}: not within {within:?}");
         }
-        sleep(PAUSE);
+        sleep(PAUSE * patience()); // asking costs such a machine as much more
     }
 }
 
