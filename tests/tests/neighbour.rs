@@ -144,7 +144,7 @@ fn a_protected_guest_can_be_saved_dumped_and_snapshot_and_protection_goes_on() -
 }
 
 /// Goal: what changes or reads the guest's disks works. Method: an external snapshot and its commit, a pull backup, a disk
-/// that comes, a disk that grows, a crash of libvirt.
+/// that comes and goes, a disk that grows, a crash of libvirt.
 #[test]
 fn a_protected_guests_disks_can_be_changed_and_backed_up_and_protection_goes_on() -> Result<()> {
     let bench = Bench::new("nb-disks")?;
@@ -184,6 +184,12 @@ fn a_protected_guests_disks_can_be_changed_and_backed_up_and_protection_goes_on(
     bench.a.run(["qemu-img", "create", "-q", "-f", "qcow2", &extra, "8M"])?;
     bench.works(&["attach-disk", "web", &extra, "vdb", "--subdriver", "qcow2", "--live"])?;
     bench.goes_on("a disk was plugged in")?;
+    bench.works(&["detach-disk", "web", "vdb", "--live"])?;
+    eventually(SOON, "the disk to be unplugged", || {
+        let left = bench.works(&["domblklist", "web"])?;
+        Ok((!left.contains("vdb")).then_some(()))
+    })?;
+    bench.goes_on("a disk was unplugged")?;
     bench.works(&["blockresize", "web", "vda", "40M"])?;
     bench.goes_on("a disk grew")?;
     bench.a.stop_libvirtd(Signal::SIGKILL)?;

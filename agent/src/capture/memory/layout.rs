@@ -11,7 +11,7 @@ use super::{
     process_memory,
 };
 use lifeboat::{page::PAGE, qemu::stream::RamBlock};
-use monitor_text::{FlatRange, flat_ranges, host_address, ram_blocks};
+use monitor_text::{GuestRange, guest_ranges, host_address, ram_blocks};
 
 /// Of the pages that were not zero in the head, one in this many must still be the same for an address to be
 /// believed. A running guest changes many of them between the two looks; a wrong address matches none.
@@ -73,7 +73,7 @@ impl Layout {
             return Ok(());
         }
         let printed = ram_blocks(&self.fingerprint);
-        let ranges = flat_ranges(&target.monitor.human("info mtree -f")?);
+        let ranges = guest_ranges(&target.monitor.human("info mtree")?);
         let mapped = process_memory::mapped_ranges(target.process)?;
         for at in 0..self.blocks.len() {
             if matches!(self.blocks[at].place, Place::Host { .. }) {
@@ -123,7 +123,7 @@ impl Layout {
 fn addresses_by_guest(
     target: &Target,
     block: &RamBlock,
-    ranges: &[FlatRange],
+    ranges: &[GuestRange],
 ) -> Result<Vec<u64>, MemoryError> {
     let mut found = Vec::new();
     // QEMU names the region; the block's name may have its device's path before that.
