@@ -1,7 +1,8 @@
 //! The agent's half of the conversation about one VM.
 //! Promises: a point is reported `Durable` only on the site's word, `Lost` otherwise, exactly once each; at most `window`
 //! bytes of frames are held; a frame that the site has taken is not sent again, one that it has not taken is kept until
-//! it is. Called by the agent's protection actor and by the simulation.
+//! it is. A point may be begun over one that is still under way: it is durable only after that, and lost with it.
+//! Called by the agent's protection actor and by the simulation.
 
 use crate::{
     format::{frame::Frame, manifest::PointMeta},
@@ -19,7 +20,7 @@ pub enum Action {
     Tell(AgentMessage),
     /// Send on any data stream.
     Ship { point: PointId, frame: Frame },
-    /// The open point ended this way.
+    /// A point ended this way. With one that is lost, all that were begun over it are.
     Ended(Outcome),
 }
 
@@ -50,7 +51,8 @@ pub struct Sender {
     generation: Option<Generation>,
     standing: Standing,
     window: u64,
-    open: Option<OpenPoint>,
+    /// Points under way, each over the one before.
+    points: VecDeque<OpenPoint>,
 }
 
 #[derive(Debug)]
@@ -71,7 +73,7 @@ struct OpenPoint {
 
 impl Sender {
     pub fn new(vm: VmId, name: String, generation: Option<Generation>) -> Self {
-        Self { vm, name, generation, standing: Standing::Unknown, window: 0, open: None }
+        Self { vm, name, generation, standing: Standing::Unknown, window: 0, points: VecDeque::new() }
     }
 
     pub fn standing(&self) -> &Standing {
@@ -82,23 +84,27 @@ impl Sender {
         self.generation
     }
 
-    /// The point now open, if one is.
+    /// The oldest point under way, if one is.
     pub fn open_point(&self) -> Option<PointId> {
-        self.open.as_ref().map(|open| open.point)
+        self.points.front().map(|open| open.point)
+    }
+
+    /// Points under way, oldest first.
+    pub fn points(&self) -> impl ExactSizeIterator<Item = PointId> {
+        self.points.iter().map(|open| open.point)
     }
 
     /// Whether another frame may be pushed: bytes held are below the window, and below what the caller grants. One frame
     /// always fits.
     pub fn has_room(&self, granted: u64) -> bool {
-        self.open.as_ref().is_some_and(|open| {
-            open.held.is_empty()
-                || (open.held_bytes < self.window.min(granted).max(1) && open.held.len() < FRAMES_HELD_MAX)
-        })
+        let held: usize = self.points.iter().map(|open| open.held.len()).sum();
+        !self.points.is_empty()
+            && (held == 0 || (self.held_bytes() < self.window.min(granted).max(1) && held < FRAMES_HELD_MAX))
     }
 
     /// Bytes of frames that the site has not taken yet.
     pub fn held_bytes(&self) -> u64 {
-        self.open.as_ref().map_or(0, |open| open.held_bytes)
+        self.points.iter().map(|open| open.held_bytes).sum()
     }
 
     /// The link is up and the site has said `Welcome` with this window.
@@ -120,18 +126,23 @@ impl Sender {
     /// The link is gone; what was on its way may or may not have arrived.
     pub fn link_down(&mut self) {
         self.standing = Standing::Unknown;
-        if let Some(open) = &mut self.open {
+        for open in &mut self.points {
             open.flowing = false;
             open.unsent = open.held.keys().copied().collect();
         }
     }
 
-    /// Opens a point. The caller has seen `Standing::Open` and no point is open; otherwise nothing happens.
+    /// Opens a point: over what the site holds, or over the newest point under way. The caller has seen `Standing::Open`;
+    /// if another point is under way, or too many, nothing happens.
     pub fn begin(&mut self, point: PointId, parent: Option<PointId>) -> Vec<Action> {
-        if self.open.is_some() {
+        let fits = match self.points.back() {
+            Some(newest) => parent == Some(newest.point) && self.points.len() < POINTS_MAX,
+            None => true,
+        };
+        if !fits {
             return Vec::new();
         }
-        self.open = Some(OpenPoint {
+        self.points.push_back(OpenPoint {
             point,
             parent,
             flowing: false,
@@ -142,40 +153,48 @@ impl Sender {
             held_bytes: 0,
             meta: None,
         });
-        self.tell_begin().into_iter().collect()
+        self.tell_begin(self.points.len() - 1).into_iter().collect()
     }
 
-    /// The number that the next frame of the open point must carry.
+    /// The number that the next frame of the newest point must carry.
     pub fn next_frame(&self) -> u32 {
-        self.open.as_ref().map_or(0, |open| open.next)
+        self.points.back().map_or(0, |open| open.next)
     }
 
-    /// Hands over the next frame; its number must be [`Self::next_frame`].
+    /// Hands over the next frame of the newest point; its number must be [`Self::next_frame`].
     pub fn push(&mut self, frame: Frame) -> Vec<Action> {
-        let Some(open) = &mut self.open else { return Vec::new() };
+        let Some(open) = self.points.back_mut() else { return Vec::new() };
         debug_assert_eq!(frame.head.seq, open.next, "frames are pushed in order");
         open.next = frame.head.seq.saturating_add(1);
         open.held_bytes += frame.encoded_len() as u64;
         open.unsent.push_back(frame.head.seq);
         open.held.insert(frame.head.seq, frame);
-        self.flow()
+        open.flow()
     }
 
-    /// All frames have been pushed; this is what they make.
+    /// All frames of the newest point have been pushed; this is what they make.
     pub fn end(&mut self, meta: PointMeta) -> Vec<Action> {
-        let Some(open) = &mut self.open else { return Vec::new() };
+        let vm = self.vm;
+        let Some(open) = self.points.back_mut() else { return Vec::new() };
         open.meta = Some(Box::new(meta));
-        if open.flowing { self.tell_end().into_iter().collect() } else { Vec::new() }
+        if open.flowing { open.tell_end(vm).into_iter().collect() } else { Vec::new() }
     }
 
-    /// Gives the open point up; the caller puts back what it carried. No outcome follows.
+    /// Gives all points under way up; the caller puts back what they carried. No outcome follows.
     pub fn abort(&mut self) -> Vec<Action> {
-        match self.open.take() {
-            Some(open) if open.flowing => {
-                vec![Action::Tell(AgentMessage::Abort { vm: self.vm, point: open.point })]
-            }
-            _ => Vec::new(),
-        }
+        self.abort_from(0)
+    }
+
+    /// Gives the newest point up, and leaves those before it under way.
+    pub fn abort_newest(&mut self) -> Vec<Action> {
+        self.abort_from(self.points.len().saturating_sub(1))
+    }
+
+    fn abort_from(&mut self, at: usize) -> Vec<Action> {
+        let vm = self.vm;
+        // The site drops what was begun over a point together with it.
+        let first = self.points.drain(at..).next().filter(|open| open.flowing);
+        first.map(|open| Action::Tell(AgentMessage::Abort { vm, point: open.point })).into_iter().collect()
     }
 
     /// A message of the site about this VM.
@@ -195,14 +214,18 @@ impl Sender {
                 self.on_durable(point, Some(seq), committed_at)
             }
             SiteMessage::PointRefused { point, refusal, .. } => {
-                if self.open_point() == Some(point) {
-                    if let Refusal::Fenced { .. } = refusal {
-                        self.standing = Standing::Refused(refusal.clone());
-                    }
-                    self.lose(|| refusal)
-                } else {
-                    Vec::new()
+                if self.points.iter().all(|open| open.point != point) {
+                    return Vec::new();
                 }
+                if let Refusal::Fenced { .. } = refusal {
+                    self.standing = Standing::Refused(refusal.clone());
+                }
+                // Those before it are given up with it, so that there is one thing to start from: what the site holds.
+                let before = self.points().position(|open| open == point).unwrap_or(0);
+                let abort = self.points.front().filter(|open| before > 0 && open.flowing);
+                let abort = abort.map(|open| AgentMessage::Abort { vm: self.vm, point: open.point });
+                let lost = self.lose(|| refusal);
+                abort.map(Action::Tell).into_iter().chain(lost).collect()
             }
         }
     }
@@ -216,21 +239,23 @@ impl Sender {
         }
         self.generation = Some(generation);
         self.standing = Standing::Open { generation, latest };
-        let Some(open) = &self.open else { return Vec::new() };
         let newest = latest.map(|latest| latest.point);
-        if newest == Some(open.point) {
+        let mut actions = Vec::new();
+        if let Some(latest) = latest.filter(|latest| self.points().any(|point| point == latest.point)) {
             // The commit went through and its acknowledgement was lost with the link.
-            let committed_at = latest.map_or(UnixMs(0), |latest| latest.committed_at);
-            return self.on_durable(open.point, latest.map(|latest| latest.seq), committed_at);
+            actions = self.on_durable(latest.point, Some(latest.seq), latest.committed_at);
+            self.standing = Standing::Open { generation, latest: Some(latest) };
         }
-        if newest != open.parent {
-            return self.lose(|| Refusal::WrongParent { latest: newest });
+        if self.points.front().is_some_and(|open| open.parent != newest) {
+            actions.extend(self.lose(|| Refusal::WrongParent { latest: newest }));
         }
-        self.tell_begin().into_iter().collect()
+        actions.extend((0..self.points.len()).filter_map(|at| self.tell_begin(at)));
+        actions
     }
 
     fn on_opened(&mut self, point: PointId, have: FrameRanges) -> Vec<Action> {
-        let Some(open) = self.open.as_mut().filter(|open| open.point == point) else { return Vec::new() };
+        let vm = self.vm;
+        let Some(open) = self.find(point) else { return Vec::new() };
         let Some(have) = FrameSet::from_ranges(have) else {
             return self
                 .lose(|| Refusal::Invalid { detail: "the site's list of frames makes no sense".into() });
@@ -242,15 +267,13 @@ impl Sender {
             open.take(range.first, range.end);
         }
         open.flowing = true;
-        let mut actions = self.flow();
-        actions.extend(
-            self.open.as_ref().is_some_and(|open| open.meta.is_some()).then(|| self.tell_end()).flatten(),
-        );
+        let mut actions = open.flow();
+        actions.extend(open.tell_end(vm));
         actions
     }
 
     fn on_taken(&mut self, point: PointId, frames: FrameRanges) -> Vec<Action> {
-        let Some(open) = self.open.as_mut().filter(|open| open.point == point) else { return Vec::new() };
+        let Some(open) = self.find(point) else { return Vec::new() };
         for range in frames {
             open.take(range.first, range.end.min(open.next));
         }
@@ -258,34 +281,34 @@ impl Sender {
     }
 
     fn on_durable(&mut self, point: PointId, seq: Option<Seq>, committed_at: UnixMs) -> Vec<Action> {
-        if self.open_point() != Some(point) {
-            return Vec::new();
+        let Some(at) = self.points().position(|open| open == point) else { return Vec::new() };
+        let mut actions = Vec::new();
+        // What it was made over is durable if it is; of that only the acknowledgement is missing.
+        for open in self.points.drain(..=at).collect::<Vec<_>>() {
+            let seq = seq.filter(|_| open.point == point);
+            let (point, cut_at) = (open.point, open.meta.map_or(committed_at, |meta| meta.cut_at));
+            if let Standing::Open { latest, .. } = &mut self.standing {
+                let seq = seq.or(latest.map(|latest| latest.seq)).unwrap_or(Seq(0));
+                *latest = Some(Latest { point, seq, cut_at, committed_at });
+            }
+            actions.push(Action::Ended(Outcome::Durable { point, seq, committed_at }));
         }
-        let cut_at = self.open.take().and_then(|open| open.meta).map_or(committed_at, |meta| meta.cut_at);
-        if let Standing::Open { latest, .. } = &mut self.standing {
-            let seq = seq.or(latest.map(|latest| latest.seq)).unwrap_or(Seq(0));
-            *latest = Some(Latest { point, seq, cut_at, committed_at });
-        }
-        vec![Action::Ended(Outcome::Durable { point, seq, committed_at })]
+        actions
     }
 
+    /// All points under way are lost: the oldest says so for all.
     fn lose(&mut self, why: impl FnOnce() -> Refusal) -> Vec<Action> {
-        let lost =
-            self.open.take().map(|open| Action::Ended(Outcome::Lost { point: open.point, why: why() }));
+        let first = self.points.drain(..).next();
+        let lost = first.map(|open| Action::Ended(Outcome::Lost { point: open.point, why: why() }));
         lost.into_iter().collect()
     }
 
-    /// Ships what may be shipped on this link.
-    fn flow(&mut self) -> Vec<Action> {
-        let Some(open) = self.open.as_mut().filter(|open| open.flowing) else { return Vec::new() };
-        let point = open.point;
-        let frames =
-            std::mem::take(&mut open.unsent).into_iter().filter_map(|seq| open.held.get(&seq).cloned());
-        frames.map(|frame| Action::Ship { point, frame }).collect()
+    fn find(&mut self, point: PointId) -> Option<&mut OpenPoint> {
+        self.points.iter_mut().find(|open| open.point == point)
     }
 
-    fn tell_begin(&self) -> Option<Action> {
-        let (open, Standing::Open { generation, .. }) = (self.open.as_ref()?, &self.standing) else {
+    fn tell_begin(&self, at: usize) -> Option<Action> {
+        let (open, Standing::Open { generation, .. }) = (self.points.get(at)?, &self.standing) else {
             return None;
         };
         let begin = AgentMessage::Begin {
@@ -296,15 +319,24 @@ impl Sender {
         };
         Some(Action::Tell(begin))
     }
-
-    fn tell_end(&self) -> Option<Action> {
-        let open = self.open.as_ref()?;
-        let meta = open.meta.clone()?;
-        Some(Action::Tell(AgentMessage::End { vm: self.vm, point: open.point, frames: open.next, meta }))
-    }
 }
 
 impl OpenPoint {
+    /// Ships what may be shipped on this link.
+    fn flow(&mut self) -> Vec<Action> {
+        if !self.flowing {
+            return Vec::new();
+        }
+        let (point, unsent) = (self.point, std::mem::take(&mut self.unsent));
+        let frames = unsent.into_iter().filter_map(|seq| self.held.get(&seq).cloned());
+        frames.map(|frame| Action::Ship { point, frame }).collect()
+    }
+
+    fn tell_end(&self, vm: VmId) -> Option<Action> {
+        let meta = self.meta.clone()?;
+        Some(Action::Tell(AgentMessage::End { vm, point: self.point, frames: self.next, meta }))
+    }
+
     fn take(&mut self, first: u32, end: u32) {
         // Walk what is held, not the range: a range comes from the wire and may be long.
         let numbers: Vec<u32> =
@@ -323,6 +355,8 @@ impl OpenPoint {
 
 /// Frames held untaken at the most, however small they are: bounds the messages that may be waiting for this actor.
 pub const FRAMES_HELD_MAX: usize = 4096;
+/// Points of a VM that may be under way at once.
+pub const POINTS_MAX: usize = 4;
 
 #[cfg(test)]
 mod tests;

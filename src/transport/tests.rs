@@ -131,7 +131,7 @@ async fn an_agent_of_this_site_gets_in_and_both_streams_carry_what_was_sent() {
     let (peer, admitted) = rig.admit().await;
     assert_eq!((peer.agent.as_str(), peer.fingerprint), ("host-a", agent.fingerprint()));
     assert_eq!(peer.certificate_expires, agent.expires());
-    assert_eq!(dialled.version(), version::ProtocolVersion(2));
+    assert_eq!(dialled.version(), version::ProtocolVersion::SPOKEN[0]);
 
     let (mut send, mut recv) = dialled.open_control().await.unwrap();
     send.send(&Note("ahoy".into())).await.unwrap();

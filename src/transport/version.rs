@@ -8,8 +8,14 @@ use std::fmt;
 pub struct ProtocolVersion(pub u16);
 
 impl ProtocolVersion {
-    /// What this release speaks, newest first. Version 2 added frames of changed words and of references.
-    pub const SPOKEN: &'static [Self] = &[Self(2), Self(1)];
+    /// What this release speaks, newest first. Version 2 added frames of changed words and of references, version 3 points
+    /// over one that is not durable yet.
+    pub const SPOKEN: &'static [Self] = &[Self(3), Self(2), Self(1)];
+
+    /// Whether a site that speaks it takes a point over one that is not durable yet.
+    pub fn overlaps(self) -> bool {
+        self >= Self(3)
+    }
 
     /// Whether a site that speaks it reads frames of changed words and of references.
     pub fn reads_deltas(self) -> bool {

@@ -104,7 +104,12 @@ fn a_full_store_is_shown_harms_no_guest_and_goes_on_when_there_is_room() -> Resu
     guest.wait_for_tick(then.tick + 20, SOON)?;
     b.unfill(&store)?;
     let now = controller.wait_more_points("web", 2, SOON)?;
-    assert!(now.starts_with(&held), "what was acknowledged is still there");
+    // How much a point takes in the store may change: it is folded.
+    let ids = |points: &[serde_json::Value]| points.iter().map(id).collect::<Vec<_>>();
+    assert!(
+        ids(&now).starts_with(&ids(&held)),
+        "what was acknowledged is still there: {held:?}, now {now:?}"
+    );
     agent.wait_state("web", "protected", SOON)?;
     assert_eq!(controller.json(&["verify", "web"])?["findings"], serde_json::json!([]));
     b.fill(&store)?;

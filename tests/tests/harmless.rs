@@ -14,7 +14,7 @@ const SOON: Duration = Duration::from_secs(120);
 const WEB: &str = "[defaults]\ninterval = \"300ms\"\nmax_pause = \"2s\"\n[[vm]]\nname = \"web\"";
 
 /// Steps of a cut that each point passes: the agent dies in the second one, which builds on the first.
-const STEPS: [&str; 14] = [
+const STEPS: [&str; 16] = [
     "begin",
     "disks-prepared",
     "marked-pausing",
@@ -25,6 +25,8 @@ const STEPS: [&str; 14] = [
     "resumed",
     "views-open",
     "reading",
+    "half-sent",
+    "sent",
     "before-settle",
     "half-settled",
     "settled",
@@ -46,7 +48,7 @@ fn an_agent_that_dies_at_any_step_of_a_cut_harms_neither_guest_nor_points() -> R
     let boot = guest.wait_for_tick(3, BOOT)?.boot;
     let mut agent = Agent::install(&a, &controller, WEB)?;
     let first = FIRST_STEPS.map(|step| format!("cut.{step}:1"));
-    let every = STEPS.map(|step| format!("cut.{step}:{}", if step == "before-settle" { 3 } else { 2 }));
+    let every = STEPS.map(|step| format!("cut.{step}:2"));
     agent.start()?;
     controller.wait_points("web", 1, SOON)?;
     let flagged = agent.vm("web")?["memory_engine"]["engine"] == "soft-dirty";

@@ -77,7 +77,7 @@ struct State {
     disks: Option<AttachedDisks>,
     /// Room that this QEMU process was shown.
     device_state: Option<(QemuProcess, DeviceState)>,
-    /// A cut that was begun was neither settled nor put back.
+    /// A cut that was begun was neither sent nor put back.
     unfinished: bool,
 }
 
@@ -129,11 +129,24 @@ pub use leave::leave;
 
 #[async_trait]
 impl Source for GuestSource {
-    async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError> {
+    async fn begin(&mut self, point: PointId, over: &[PointId]) -> Result<Box<dyn Cut>, CaptureError> {
         fault::point("cut.begin");
         let state = self.state.clone().lock_owned().await;
-        let (state, begun) = blocking(state, move |state| look::begin(state, basis)).await;
+        let over = over.to_vec();
+        let (state, begun) = blocking(state, move |state| look::begin(state, &over)).await;
         Ok(Box::new(GuestCut::new(state, point, begun?)))
+    }
+
+    async fn settle(&mut self, point: PointId) -> Result<(), CaptureError> {
+        fault::point("cut.before-settle");
+        let mut state = self.state.clone().lock_owned().await;
+        if let Some(attached) = &mut state.disks {
+            attached.disks.settle(point).await.map_err(failed)?;
+        }
+        fault::point("cut.half-settled");
+        state.memory.settle(point);
+        fault::point("cut.settled");
+        Ok(())
     }
 
     fn memory(&self) -> MemoryStatus {

@@ -3,9 +3,12 @@
 //! held to the same contract by tests. Called by `protect`.
 //!
 //! Contract, the agent's half of "a dirty bit is forgotten only when its point is durable":
-//! * `begin` names what the site holds (`basis`); nothing is assumed to be held there but that.
-//! * After `settle(point)`, changes before that cut are no longer owed. After `put_back`, or if neither is called
-//!   because the process died, everything that changed since `basis` is still owed at the next `begin`.
+//! * `begin` names what the site holds, and what was sent since and is still under way (`over`); nothing is assumed to be
+//!   held there but that. The next `begin` may name any of these as the last one: what was sent after it is lost then, and
+//!   everything that changed since it is owed.
+//! * After `settle(point)`, changes before that point's cut are no longer owed. After `put_back` of a cut, or if none of
+//!   these is called because the process died, everything that changed since the last of `over` is still owed, and
+//!   everything that changed since any other of them.
 
 use super::memory::choose::MemoryStatus;
 use async_trait::async_trait;
@@ -18,9 +21,13 @@ use lifeboat::{
 /// One guest that points can be cut of.
 #[async_trait]
 pub trait Source: Send {
-    /// Starts a point as a delta over `basis` (the newest point that the site holds), or in full where there is none or
-    /// where this source can't tell what changed since. Looks at the guest afresh: it may have been reconfigured.
-    async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError>;
+    /// Starts a point as a delta over the last of `over`, or in full where there is none or where this source can't tell
+    /// what changed since. The first of `over` is the newest point that the site holds, the others are under way.
+    /// Looks at the guest afresh: it may have been reconfigured.
+    async fn begin(&mut self, point: PointId, over: &[PointId]) -> Result<Box<dyn Cut>, CaptureError>;
+    /// A point that was sent is durable: what it carried is forgotten. No cut is open. If this fails or is left out, the
+    /// next `begin` makes up for it.
+    async fn settle(&mut self, point: PointId) -> Result<(), CaptureError>;
     /// How memory is captured and why so; known after the first `begin`.
     fn memory(&self) -> MemoryStatus;
     /// Leaves nothing behind in the guest: protection has ended. No cut is open.
@@ -41,8 +48,8 @@ pub trait Cut: Send {
     async fn after(&mut self) -> Result<Option<PageGroup>, CaptureError>;
     /// Changed bytes handed over so far: (memory, disk). Complete once `after` returned `None`.
     fn changed(&self) -> (u64, u64);
-    /// The point is durable: forget what it carried.
-    async fn settle(self: Box<Self>) -> Result<(), CaptureError>;
+    /// All of the point is on its way: the next one may be begun over it. Nothing is forgotten yet.
+    async fn sent(self: Box<Self>) -> Result<(), CaptureError>;
     /// The point is lost: everything that it carried is owed again.
     async fn put_back(self: Box<Self>) -> Result<(), CaptureError>;
 }

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 use lifeboat::units::Compression;
-use std::time::Duration;
+use std::{collections::VecDeque, time::Duration};
 use tokio::time::Instant;
 
 #[derive(Debug)]
@@ -20,7 +20,9 @@ pub struct Gauge {
     meter: Meter,
     pace: Pace,
     share: Share,
+    /// The newest point, and the laps of those before it that are not durable yet.
     point: Option<UnderWay>,
+    sent: VecDeque<(Lap, Option<Instant>, bool)>,
     level: LevelControl,
     spare: SpareCpu,
     /// When the level was last thought about, and the times up to then.
@@ -50,6 +52,7 @@ impl Gauge {
             pace: Pace::new(interval),
             share: budget.share(),
             point: None,
+            sent: VecDeque::new(),
             level: LevelControl::new(compression),
             spare: SpareCpu::default(),
             observed: (now, Times::default()),
@@ -61,7 +64,13 @@ impl Gauge {
         self.meter.enter(stage, Instant::now());
     }
 
+    /// A point begins. The lap of the one before ends here, if that is still under way.
     pub fn begin(&mut self, counts: bool) {
+        if let Some(lap) = self.lap(0)
+            && let Some(before) = self.point.take()
+        {
+            self.sent.push_back((lap, before.cut, before.counts));
+        }
         let now = Instant::now();
         let (times, busy) = self.meter.read(now);
         self.point = Some(UnderWay { begun: now, cut: None, times, busy, bytes: 0, told: now, counts });
@@ -91,23 +100,39 @@ impl Gauge {
         self.share.most()
     }
 
+    /// The oldest point under way is durable.
     pub fn durable(&mut self) {
-        let lap = self.lap(0);
-        if let (Some(lap), Some(UnderWay { counts: true, .. })) = (lap, self.point.take()) {
-            self.pace.finished(lap);
+        let (lap, cut, counts) = match self.sent.pop_front() {
+            Some(sent) => sent,
+            None => {
+                let Some(lap) = self.lap(0) else { return };
+                let Some(point) = self.point.take() else { return };
+                (lap, point.cut, point.counts)
+            }
+        };
+        if counts {
+            let latency = cut.map_or(Duration::ZERO, |cut| cut.elapsed());
+            self.pace.finished(Lap { latency, ..lap });
         }
+    }
+
+    /// The newest point is lost.
+    pub fn cut_lost(&mut self) {
+        self.point = None;
         self.enter(Stage::Rest);
     }
 
+    /// All that is under way is lost.
     pub fn lost(&mut self) {
-        self.point = None;
-        self.enter(Stage::Rest);
+        self.sent.clear();
+        self.cut_lost();
     }
 
     /// There is no link: what was is not what will be.
     pub fn link_down(&mut self) {
         self.pace.forget();
         self.point.iter_mut().for_each(|point| point.counts = false);
+        self.sent.iter_mut().for_each(|(.., counts)| *counts = false);
     }
 
     /// What to show now; `held` bytes are on their way.

@@ -37,6 +37,8 @@ pub struct Shipment {
 pub struct Outbox {
     /// The site reads frames of changed words and of references.
     pub reads_deltas: bool,
+    /// The site takes a point over one that is not durable yet.
+    pub overlaps: bool,
     pub control: mpsc::Sender<AgentMessage>,
     pub frames: mpsc::Sender<Shipment>,
 }

@@ -33,6 +33,9 @@ pub struct VmStatus {
     pub durable: Option<DurablePoint>,
     /// Age of the newest durable point, milliseconds; filled in when asked.
     pub rpo_ms: Option<u64>,
+    /// Points that were sent and are not durable yet.
+    #[serde(default)]
+    pub under_way: usize,
     pub points_durable: u64,
     pub points_lost: u64,
     /// Pause of the last cut, microseconds.
@@ -103,6 +106,7 @@ impl VmStatus {
             zstd_level: 0,
             durable: None,
             rpo_ms: None,
+            under_way: 0,
             points_durable: 0,
             points_lost: 0,
             last_pause_us: None,

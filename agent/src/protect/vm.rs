@@ -1,10 +1,13 @@
-//! One protected VM: cuts a point when it is due, ships it, and settles it on the site's word, or puts it back.
-//! Promises I-1: `settle` is called only after `Outcome::Durable`; every other ending calls `put_back`. Never cuts while
+//! One protected VM: cuts a point when it is due, ships it, and settles it on the site's word, or puts it back. The next
+//! point may be cut while the last one travels ([`under_way`]).
+//! Promises I-1: `settle` is called only after `Outcome::Durable`; a cut that is not sent whole is put back, and what was
+//! sent and is lost is not named to the source again. Never cuts while
 //! the link is down, so that no view is held open for nobody. Called by the daemon (over QEMU and QUIC) and by the
 //! simulation (over a model guest and a lossy link).
 
 mod comparing;
 mod telling;
+mod under_way;
 
 use crate::{
     capture::source::{CaptureError, Cut, Source},
@@ -25,19 +28,19 @@ use crate::{
 };
 use lifeboat::{
     clock::Clock,
-    fault,
     format::manifest::PointMeta,
     id::{PointId, VmId},
     page::PageGroup,
-    session::sender::{Action, Outcome, Sender, Standing},
-    units::{Compression, Generation, UnixMs},
+    session::sender::{Action, Outcome, Sender},
+    units::{Compression, Generation},
     wire::message::{Refusal, SiteMessage, VmState},
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
 };
+use under_way::Sent;
 
 /// What the operator asked for, and what the daemon gives to all its VMs alike.
 #[derive(Clone, Debug)]
@@ -103,7 +106,9 @@ impl<S: Source> Protection<S> {
             sender,
             deltas,
             outbox: None,
-            ended: None,
+            under_way: VecDeque::new(),
+            unsettled: Vec::new(),
+            outcomes: VecDeque::new(),
             down_since,
             status,
             wishes,
@@ -120,8 +125,12 @@ struct Actor<S> {
     sender: Sender,
     deltas: Deltas,
     outbox: Option<Outbox>,
-    /// How the open point ended, until somebody looks.
-    ended: Option<Outcome>,
+    /// Points that were sent and are not durable yet, oldest first.
+    under_way: VecDeque<Sent>,
+    /// Points that are durable, which the source is still to be told.
+    unsettled: Vec<PointId>,
+    /// How points ended, until somebody looks.
+    outcomes: VecDeque<Outcome>,
     down_since: Option<Instant>,
     status: VmStatus,
     wishes: watch::Receiver<neighbour::State>,
@@ -137,16 +146,17 @@ impl<S: Source> Actor<S> {
         self.publish().await;
         let mut due = Instant::now();
         loop {
-            let basis = match self.until_due(due).await {
-                Ok(basis) => basis,
+            let over = match self.until_due(due).await {
+                Ok(over) => over,
                 Err(Setback::Stopping) => break,
                 Err(setback) => {
+                    self.give_up(&setback, None).await;
                     due = self.set_back(setback).await;
                     continue;
                 }
             };
             let started = Instant::now();
-            due = match self.point(basis).await {
+            due = match self.point(over).await {
                 Ok(()) => started + self.given.settings.interval,
                 Err(Setback::Stopping) => break,
                 Err(setback) => self.set_back(setback).await,
@@ -155,21 +165,20 @@ impl<S: Source> Actor<S> {
         tracing::info!(vm = %self.given.name, "protection stopped");
     }
 
-    /// Waits until the next point is due and the site is ready for it; returns the newest point that the site holds.
-    async fn until_due(&mut self, due: Instant) -> Result<Option<PointId>, Setback> {
+    /// Waits until the next point is due and may be cut; returns what it builds on.
+    async fn until_due(&mut self, due: Instant) -> Result<Vec<PointId>, Setback> {
         loop {
             self.keep_aside().await?;
             self.forget_if_asked().await?;
-            let open = match self.sender.standing() {
-                Standing::Open { latest, .. } => Some(latest.map(|latest| latest.point)),
-                Standing::Unknown | Standing::Refused(_) => None,
-            };
-            if let (Some(basis), true) = (open, Instant::now() >= due) {
-                return Ok(basis);
+            self.outcome()?;
+            self.settle().await;
+            let is_due = Instant::now() >= due;
+            if let (Some(over), true) = (self.may_begin(), is_due) {
+                return Ok(over);
             }
-            // Without a standing there is nothing to wait for but the link.
-            let until = open.map(|_| due);
-            self.step(until).await?;
+            let waits = is_due && !self.under_way.is_empty();
+            self.gauge.enter(if waits { self.waits_for() } else { Stage::Rest });
+            self.step((!is_due).then_some(due)).await?;
         }
     }
 
@@ -177,6 +186,9 @@ impl<S: Source> Actor<S> {
     async fn keep_aside(&mut self) -> Result<(), Setback> {
         let mut kept = false;
         while let Some(why) = self.given.neighbour.why() {
+            if self.sender.open_point().is_some() {
+                return Err(Setback::Aside(why));
+            }
             let wishes = self.given.neighbour.state();
             if wishes.leave
                 && !wishes.aside
@@ -210,52 +222,61 @@ impl<S: Source> Actor<S> {
         Ok(())
     }
 
-    /// Cuts one point and sees it through.
-    async fn point(&mut self, basis: Option<PointId>) -> Result<(), Setback> {
+    /// Cuts one point and sends it.
+    async fn point(&mut self, over: Vec<PointId>) -> Result<(), Setback> {
         let point = (self.given.new_point)();
-        self.ended = None;
+        let basis = over.last().copied();
         self.gauge.begin(basis.is_some());
         self.gauge.enter(Stage::Capture);
-        let mut cut = self.given.source.begin(point, basis).await?;
+        let mut cut = match self.given.source.begin(point, &over).await {
+            Ok(cut) => cut,
+            Err(error) => {
+                let setback = error.into();
+                self.give_up(&setback, None).await;
+                return Err(setback);
+            }
+        };
         self.status.set_memory(self.given.source.memory());
         if basis.is_none() {
             self.set_state(VmState::Seeding, None).await;
         }
+        let carried = self.carry(point, cut.as_mut(), basis).await;
+        self.resync = None;
+        let setback = match carried {
+            // From here on the next point may be begun over it, and nothing of it is forgotten.
+            Ok(meta) => match cut.sent().await {
+                Ok(()) => {
+                    self.sent(point, meta).await;
+                    return Ok(());
+                }
+                Err(error) => error.into(),
+            },
+            Err(setback) => {
+                self.give_up(&setback, Some(point)).await;
+                if let Err(error) = cut.put_back().await {
+                    // Still owed: the source starts from what the site holds at the next `begin`, or in full.
+                    tracing::warn!(vm = %self.given.name, %error, "putting a lost point back did not go cleanly");
+                }
+                return Err(setback);
+            }
+        };
+        self.give_up(&setback, Some(point)).await;
+        Err(setback)
+    }
+
+    /// Carries a cut to the site, up to its last frame.
+    async fn carry(
+        &mut self,
+        point: PointId,
+        cut: &mut dyn Cut,
+        basis: Option<PointId>,
+    ) -> Result<PointMeta, Setback> {
+        self.make_way(basis, &cut.images()).await?;
         let reads_deltas = self.outbox.as_ref().is_some_and(|outbox| outbox.reads_deltas);
         self.deltas.begin(point, basis, reads_deltas);
         self.deltas.images(&cut.images());
         let actions = self.sender.begin(point, basis);
         self.perform(actions).await;
-        let carried = self.carry(cut.as_mut(), basis).await;
-        self.resync = None;
-        match carried {
-            Ok((meta, committed_at)) => {
-                fault::point("cut.before-settle");
-                self.gauge.enter(Stage::Capture);
-                cut.settle().await?;
-                self.deltas.durable(point);
-                self.succeeded(point, &meta, committed_at).await;
-                Ok(())
-            }
-            Err(setback) => {
-                self.gauge.lost();
-                let actions = self.sender.abort();
-                self.perform(actions).await;
-                if let Err(error) = cut.put_back().await {
-                    // Still owed: the source starts from what the site holds at the next `begin`, or in full.
-                    tracing::warn!(vm = %self.given.name, %error, "putting a lost point back did not go cleanly");
-                }
-                Err(setback)
-            }
-        }
-    }
-
-    /// Carries a cut to the site, up to its acknowledgement.
-    async fn carry(
-        &mut self,
-        cut: &mut dyn Cut,
-        basis: Option<PointId>,
-    ) -> Result<(PointMeta, UnixMs), Setback> {
         self.prepare_comparison(basis, &cut.images()).await?;
         let mut sealer = Sealer::new(self.gauge.level(), self.given.settings.lanes.clone());
         while let Some(group) = cut.before().await? {
@@ -273,16 +294,7 @@ impl<S: Source> Actor<S> {
         (meta.stats.memory_changed_bytes, meta.stats.disk_changed_bytes) = cut.changed();
         self.finish_comparison(&mut sealer, &mut meta).await?;
         self.flush(&mut sealer).await?;
-        let actions = self.sender.end(meta.clone());
-        self.perform(actions).await;
-        loop {
-            if let Some(Outcome::Durable { committed_at, .. }) = self.outcome()? {
-                return Ok((meta, committed_at));
-            }
-            let stage = if self.sender.held_bytes() > 0 { Stage::Link } else { Stage::Site };
-            self.gauge.enter(stage);
-            self.step(None).await?;
-        }
+        Ok(meta)
     }
 
     async fn ship(&mut self, sealer: &mut Sealer, group: PageGroup) -> Result<(), Setback> {
@@ -337,14 +349,6 @@ impl<S: Source> Actor<S> {
         self.outbox.as_ref().is_some_and(|outbox| outbox.frames.capacity() == 0 && !outbox.frames.is_closed())
     }
 
-    /// The end of the open point, if it has come; losing it is an error.
-    fn outcome(&mut self) -> Result<Option<Outcome>, Setback> {
-        match self.ended.take() {
-            Some(Outcome::Lost { why, .. }) => Err(why.into()),
-            other => Ok(other),
-        }
-    }
-
     /// Waits for one event of the link, for `until`, or for the order to stop.
     async fn step(&mut self, until: Option<Instant>) -> Result<(), Setback> {
         let patience = self.given.settings.patience;
@@ -385,7 +389,7 @@ impl<S: Source> Actor<S> {
         if *self.given.stop.borrow() { Err(Setback::Stopping) } else { Ok(()) }
     }
 
-    /// An open point is given up as soon as somebody wishes us out of the way.
+    /// Points under way are given up as soon as somebody wishes us out of the way.
     fn check_wishes(&self) -> Result<(), Setback> {
         match (self.sender.open_point(), self.given.neighbour.why()) {
             (Some(_), Some(why)) => Err(Setback::Aside(why)),
@@ -396,13 +400,12 @@ impl<S: Source> Actor<S> {
     async fn on_event(&mut self, event: LinkEvent) {
         let actions = match event {
             LinkEvent::Up { outbox, window, .. } => {
-                if let Some(point) = self.sender.open_point()
-                    && self.deltas.in_use()
-                    && !outbox.reads_deltas
-                {
-                    let detail = "the site is of an older release now, which does not read deltas".into();
-                    let why = Refusal::Invalid { detail };
-                    self.ended = Some(Outcome::Lost { point, why });
+                let reads = outbox.reads_deltas || !self.deltas.in_use();
+                let overlaps = outbox.overlaps || self.sender.points().len() <= 1;
+                if let (Some(point), false) = (self.sender.open_point(), reads && overlaps) {
+                    let detail = "the site is of an older release now, which does not read what is under way";
+                    let why = Refusal::Invalid { detail: detail.into() };
+                    self.outcomes.push_back(Outcome::Lost { point, why });
                 }
                 self.outbox = Some(outbox);
                 self.down_since = None;
@@ -428,6 +431,7 @@ impl<S: Source> Actor<S> {
         };
         self.perform(actions).await;
         self.gauge.holds(self.sender.held_bytes());
+        self.note_arrivals().await;
         self.note_standing().await;
         self.ask().await;
     }
@@ -436,7 +440,7 @@ impl<S: Source> Actor<S> {
         for action in actions {
             let sent = match (action, &self.outbox) {
                 (Action::Ended(outcome), _) => {
-                    self.ended = Some(outcome);
+                    self.outcomes.push_back(outcome);
                     Ok(())
                 }
                 (Action::Tell(message), Some(outbox)) => outbox.tell(message).await,

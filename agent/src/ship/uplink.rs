@@ -74,6 +74,7 @@ struct Table {
 #[derive(Clone)]
 struct Up {
     reads_deltas: bool,
+    overlaps: bool,
     control: mpsc::Sender<AgentMessage>,
     door: Door,
     window: u64,
@@ -83,7 +84,8 @@ struct Up {
 impl Up {
     fn event(&self, vm: VmId) -> LinkEvent {
         let (control, frames) = (self.control.clone(), self.door.lane(vm));
-        let outbox = Outbox { reads_deltas: self.reads_deltas, control, frames };
+        let (reads_deltas, overlaps) = (self.reads_deltas, self.overlaps);
+        let outbox = Outbox { reads_deltas, overlaps, control, frames };
         LinkEvent::Up { outbox, window: self.window, site: self.site.clone() }
     }
 }
@@ -173,9 +175,10 @@ impl Uplink {
         tracing::info!(%site, %release, address = %self.address, "linked to the site");
         self.board.set_link(format!("up: {site}"));
         let (control, control_queue) = mpsc::channel(CONTROL_QUEUED);
-        let reads_deltas = connection.version().reads_deltas();
+        let version = connection.version();
+        let (reads_deltas, overlaps) = (version.reads_deltas(), version.overlaps());
         let (turns, door) = Turns::new(self.limits.clone());
-        self.routes.set_up(Some(Up { reads_deltas, control, door, window, site }), "").await;
+        self.routes.set_up(Some(Up { reads_deltas, overlaps, control, door, window, site }), "").await;
         let ended = self.carry(&connection, send, recv, control_queue, turns).await;
         connection.close(RefusalCode::DONE, "the agent hangs up");
         ended

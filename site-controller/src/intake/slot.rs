@@ -1,6 +1,7 @@
-//! One VM's place at the site: the receiving half of the conversation, and the point that is open in the store.
-//! Promises: one point of a VM is open at a time; it outlives a lost link and is taken up again; what the store refuses
-//! is told to the agent and thrown away. Called by `session` for events, by `failover` to fence.
+//! One VM's place at the site: the receiving half of the conversation, and the points that are open in the store.
+//! Promises: points are made durable one after the other, in the order in which they build on each other; they outlive a
+//! lost link and are taken up again; what the store refuses is told to the agent and thrown away, with all that was
+//! begun over it. While a point is being made durable, frames of the next one are taken. Called by `session` for events, by `failover` to fence.
 
 use crate::store::{Head, OpenPoint, PointError, Store};
 use lifeboat::{
@@ -13,9 +14,10 @@ use lifeboat::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
+    pin::Pin,
     sync::{Arc, PoisonError},
 };
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, MutexGuard, Notify, mpsc};
 
 /// Where replies to an agent go.
 pub type Replies = mpsc::Sender<SiteMessage>;
@@ -32,13 +34,15 @@ pub struct Slot {
     vm: VmId,
     store: Store,
     inner: Mutex<Inner>,
+    /// Told when a point has been made durable, or could not be.
+    committed: Notify,
 }
 
 #[derive(Debug)]
 struct Inner {
     name: String,
     receiver: Receiver,
-    open: Option<Arc<OpenPoint>>,
+    open: BTreeMap<PointId, Arc<OpenPoint>>,
     replies: Option<Replies>,
 }
 
@@ -50,8 +54,9 @@ impl Slots {
     pub fn slot(&self, vm: VmId) -> Arc<Slot> {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || {
-            let inner = Inner { name: String::new(), receiver: Receiver::new(vm), open: None, replies: None };
-            Arc::new(Slot { vm, store: self.store.clone(), inner: Mutex::new(inner) })
+            let (name, receiver, open) = (String::new(), Receiver::new(vm), BTreeMap::new());
+            let inner = Mutex::new(Inner { name, receiver, open, replies: None });
+            Arc::new(Slot { vm, store: self.store.clone(), inner, committed: Notify::new() })
         };
         slots.entry(vm).or_insert_with(make).clone()
     }
@@ -66,7 +71,7 @@ impl Slot {
     /// An agent's session says that it protects this VM; replies go there from now on.
     pub async fn watch(self: &Arc<Self>, name: String, generation: Option<Generation>, replies: Replies) {
         self.apart(async move |slot| {
-            let mut inner = slot.inner.lock().await;
+            let mut inner = slot.at_rest().await;
             inner.name = name;
             let answer = inner.receiver.watch(slot.held().await, generation);
             // A VM that moves between hosts has several agents that look at it; what is open belongs to who began it.
@@ -89,6 +94,10 @@ impl Slot {
     ) {
         self.apart(async move |slot| {
             let mut inner = slot.inner.lock().await;
+            if !inner.receiver.continues(point, parent) {
+                drop(inner);
+                inner = slot.at_rest().await;
+            }
             inner.replies = Some(replies);
             let todo = inner.receiver.begin(slot.held().await, generation, point, parent);
             slot.perform(&mut inner, todo).await;
@@ -112,7 +121,7 @@ impl Slot {
 
     pub async fn abort(self: &Arc<Self>, point: PointId) {
         self.apart(async move |slot| {
-            let mut inner = slot.inner.lock().await;
+            let mut inner = slot.at_rest().await;
             let todo = inner.receiver.abort(point);
             slot.perform(&mut inner, todo).await;
         })
@@ -122,7 +131,7 @@ impl Slot {
     /// The VM's generation has been raised: whoever still writes is turned away.
     pub async fn fence(self: &Arc<Self>, current: Generation) {
         self.apart(async move |slot| {
-            let mut inner = slot.inner.lock().await;
+            let mut inner = slot.at_rest().await;
             let mut todo = inner.receiver.fence(current);
             let refusal = Refusal::Fenced { current };
             todo.push(Do::Reply(SiteMessage::VmRefused { vm: slot.vm, refusal }));
@@ -135,7 +144,8 @@ impl Slot {
     /// The controller is stopping: what is open can't be finished.
     pub async fn close(self: &Arc<Self>) {
         self.apart(async move |slot| {
-            if let Some(open) = slot.inner.lock().await.open.take() {
+            let open = std::mem::take(&mut slot.at_rest().await.open);
+            for open in open.into_values() {
                 open.abort().await;
             }
         })
@@ -152,13 +162,26 @@ impl Slot {
         }
     }
 
-    async fn take_frame(&self, point: PointId, frame: Frame) {
+    /// Waits until no point is being made durable.
+    async fn at_rest(&self) -> MutexGuard<'_, Inner> {
+        loop {
+            let committed = self.committed.notified();
+            let inner = self.inner.lock().await;
+            if !inner.receiver.is_committing() {
+                return inner;
+            }
+            drop(inner);
+            committed.await;
+        }
+    }
+
+    async fn take_frame(self: &Arc<Self>, point: PointId, frame: Frame) {
         let seq = frame.head.seq;
         let open = {
             let mut inner = self.inner.lock().await;
             let todo = inner.receiver.frame(point, seq);
             if let [Do::Append { .. }] = todo.as_slice() {
-                inner.open.clone()
+                inner.open.get(&point).cloned()
             } else {
                 self.perform(&mut inner, todo).await;
                 None
@@ -168,11 +191,11 @@ impl Slot {
         fault::point("intake.append");
         let appended = open.append(frame).await;
         let mut inner = self.inner.lock().await;
-        if inner.receiver.open_point() != Some(point) {
+        if !inner.receiver.is_open(point) {
             return;
         }
         let todo = match appended {
-            Ok(_) => inner.receiver.appended(seq),
+            Ok(_) => inner.receiver.appended(point, seq),
             Err(error) => inner.receiver.failed(point, self.refusal(&error)),
         };
         self.perform(&mut inner, todo).await;
@@ -193,7 +216,7 @@ impl Slot {
     }
 
     /// Does what the receiver asks, in order; each answer of the store may bring more to do.
-    async fn perform(&self, inner: &mut Inner, todo: Vec<Do>) {
+    async fn perform(self: &Arc<Self>, inner: &mut Inner, todo: Vec<Do>) {
         let mut todo = VecDeque::from(todo);
         while let Some(next) = todo.pop_front() {
             let more = match next {
@@ -206,7 +229,7 @@ impl Slot {
                 Do::Open { generation, point, parent } => {
                     match self.store.open_point(self.vm, &inner.name, generation, point, parent).await {
                         Ok(open) => {
-                            inner.open = Some(Arc::new(open));
+                            inner.open.insert(point, Arc::new(open));
                             inner.receiver.opened(generation, point, parent)
                         }
                         Err(error) => inner.receiver.failed(point, self.refusal(&error)),
@@ -214,9 +237,13 @@ impl Slot {
                 }
                 // Appending is `frame`'s own business, so that it need not hold the lock.
                 Do::Append { .. } => Vec::new(),
-                Do::Commit { frames, meta } => self.commit(inner, frames, *meta).await,
-                Do::Discard => {
-                    if let Some(open) = inner.open.take() {
+                Do::Commit { point, frames, meta } => {
+                    // Not under the lock: a commit takes as long as the disk takes.
+                    tokio::spawn(self.clone().commit(inner.open.get(&point).cloned(), point, frames, *meta));
+                    Vec::new()
+                }
+                Do::Discard { point } => {
+                    if let Some(open) = inner.open.remove(&point) {
                         open.abort().await;
                     }
                     Vec::new()
@@ -226,22 +253,46 @@ impl Slot {
         }
     }
 
-    async fn commit(&self, inner: &mut Inner, frames: u32, meta: PointMeta) -> Vec<Do> {
-        let Some(open) = inner.open.take() else { return Vec::new() };
-        let point = open.point();
-        fault::point("intake.commit");
-        let committed = open.commit(meta, frames).await;
-        fault::point("intake.committed");
-        match committed {
-            Ok(done) => {
-                tracing::info!(vm = %inner.name, %point, seq = done.seq.0, "point committed");
-                inner.receiver.committed(done.seq, done.committed_at, done.manifest)
-            }
-            Err(error) => {
-                open.abort().await;
-                inner.receiver.failed(point, self.refusal(&error))
-            }
-        }
+    /// Makes a point durable, and says so. Returns a boxed future: what follows may be the next commit.
+    fn commit(
+        self: Arc<Self>,
+        open: Option<Arc<OpenPoint>>,
+        point: PointId,
+        frames: u32,
+        meta: PointMeta,
+    ) -> Pin<Box<dyn Future<Output = ()> + Send>> {
+        Box::pin(async move {
+            let committed = match &open {
+                Some(open) => {
+                    let open = open.clone();
+                    let work = async move {
+                        fault::point("intake.commit");
+                        let committed = open.commit(meta, frames).await;
+                        fault::point("intake.committed");
+                        committed
+                    };
+                    // A task of its own, so that the others do not wait for ever if it panics.
+                    tokio::spawn(work).await.unwrap_or_else(|panic| {
+                        tracing::error!(vm = %self.vm, %panic, "a commit died");
+                        Err(PointError::Closed("its commit died"))
+                    })
+                }
+                None => Err(PointError::Closed("it is not open")),
+            };
+            let mut inner = self.inner.lock().await;
+            let inner = &mut *inner;
+            let todo = match committed {
+                Ok(done) => {
+                    inner.open.remove(&point);
+                    tracing::info!(vm = %inner.name, %point, seq = done.seq.0, "point committed");
+                    inner.receiver.committed(point, done.seq, done.committed_at, done.manifest)
+                }
+                // What was written is thrown away as the receiver says.
+                Err(error) => inner.receiver.failed(point, self.refusal(&error)),
+            };
+            self.perform(inner, todo).await;
+            self.committed.notify_waiters();
+        })
     }
 
     /// What the agent is told of an error of the store; the details are for this site's log.

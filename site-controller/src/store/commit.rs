@@ -23,7 +23,7 @@ use lifeboat::{
     },
     id::{PackId, PointId, VmId},
     page::{PAGE, pages_for},
-    session::sender::FRAMES_HELD_MAX,
+    session::sender::{FRAMES_HELD_MAX, POINTS_MAX},
     units::{Generation, Seq, UnixMs},
 };
 use std::{
@@ -39,7 +39,7 @@ pub enum PointError {
     Fenced { given: Generation, current: Generation },
     #[error("generation {given} was never given out by this site, where the VM's generation is {current}")]
     Unknown { given: Generation, current: Generation },
-    #[error("point {open} of this VM is still being received; finish or abort it first")]
+    #[error("this point, or too many others of this VM ({open}), are still being received")]
     Busy { open: PointId },
     /// The agent must send a point over `latest`, or one that is complete in itself.
     #[error("{why}; send a point over the newest one, or every image in full")]
@@ -138,10 +138,13 @@ impl OpenPoint {
         settle_doubt(&shared, vm, &mut history).await?;
         let garbage = {
             let mut admission = slot.admission.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some(open) = admission.open {
-                return Err(PointError::Busy { open });
+            if admission.open.contains(&point) {
+                return Err(PointError::Busy { open: point });
             }
-            admission.open = Some(point);
+            if let (true, Some(open)) = (admission.open.len() >= POINTS_MAX, admission.open.first()) {
+                return Err(PointError::Busy { open: *open });
+            }
+            admission.open.insert(point);
             std::mem::take(&mut admission.garbage)
         };
         drop(history);
@@ -353,7 +356,7 @@ impl Open {
     }
 
     fn release(&self) {
-        self.slot.admission.lock().unwrap_or_else(PoisonError::into_inner).open = None;
+        self.slot.admission.lock().unwrap_or_else(PoisonError::into_inner).open.remove(&self.point);
     }
 }
 

@@ -27,7 +27,7 @@ use lifeboat::{
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::{OwnedMutexGuard, Semaphore};
@@ -72,7 +72,8 @@ pub(super) struct Slot {
 
 #[derive(Debug, Default)]
 pub(super) struct Admission {
-    pub open: Option<PointId>,
+    /// Points being received.
+    pub open: BTreeSet<PointId>,
     /// Packs of points that were dropped without a word; deleted when the next point is opened.
     pub garbage: Vec<PackId>,
 }
@@ -223,7 +224,8 @@ impl Store {
     /// Whether a point of any VM is being received.
     pub fn is_receiving(&self) -> bool {
         let vms = self.shared.vms.lock().unwrap_or_else(PoisonError::into_inner);
-        vms.values().any(|slot| slot.admission.lock().unwrap_or_else(PoisonError::into_inner).open.is_some())
+        vms.values()
+            .any(|slot| !slot.admission.lock().unwrap_or_else(PoisonError::into_inner).open.is_empty())
     }
 
     /// VMs that have a history or a generation here.

@@ -130,7 +130,7 @@ fn bytes_on_their_way_stay_within_the_window_by_one_frame_at_most() {
     }
     assert!(pushed >= 2);
     assert!(!sender.has_room(u64::MAX));
-    assert!(sender.open.as_ref().unwrap().held_bytes < 200 + frame(0).encoded_len() as u64);
+    assert!(sender.held_bytes() < 200 + frame(0).encoded_len() as u64);
     sender.on_message(SiteMessage::Taken {
         vm: VM,
         point: POINT,
@@ -139,4 +139,92 @@ fn bytes_on_their_way_stay_within_the_window_by_one_frame_at_most() {
     assert!(sender.has_room(u64::MAX));
     sender.push(frame(pushed));
     assert!(!sender.has_room(1), "less was granted than the window is");
+}
+
+const NEXT: PointId = PointId::from_bytes([3; 16]);
+
+/// A sender with a point that was sent over `POINT`, which is the site's newest, and a next one over that.
+fn overlapping() -> Sender {
+    let mut sender = Sender::new(VM, "web".into(), None);
+    let base = PointId::from_bytes([1; 16]);
+    sender.link_up(1 << 20);
+    sender.on_message(standing(Some(base)));
+    sender.begin(POINT, Some(base));
+    sender.on_message(opened(&[]));
+    sender.push(frame(0));
+    sender.end(meta());
+    let begun = sender.begin(NEXT, Some(POINT));
+    assert!(matches!(begun.as_slice(), [Action::Tell(AgentMessage::Begin { parent: Some(POINT), .. })]));
+    sender.on_message(SiteMessage::Opened { vm: VM, point: NEXT, have: Vec::new() });
+    sender.push(frame(0));
+    sender
+}
+
+fn durable(point: PointId) -> SiteMessage {
+    let manifest = Digest::of(b"");
+    SiteMessage::Durable { vm: VM, point, seq: Seq(2), committed_at: UnixMs(3), manifest }
+}
+
+fn ended(actions: &[Action]) -> Vec<PointId> {
+    let of = |action: &Action| match action {
+        Action::Ended(Outcome::Durable { point, .. }) => Some(*point),
+        _ => None,
+    };
+    actions.iter().filter_map(of).collect()
+}
+
+#[test]
+fn points_under_way_become_durable_one_after_the_other() {
+    let mut sender = overlapping();
+    assert!(sender.begin(PointId::from_bytes([4; 16]), Some(POINT)).is_empty(), "only over the newest");
+    assert_eq!(ended(&sender.on_message(durable(POINT))), [POINT]);
+    sender.end(meta());
+    assert_eq!(ended(&sender.on_message(durable(NEXT))), [NEXT]);
+    let Standing::Open { latest: Some(latest), .. } = sender.standing() else { panic!() };
+    assert_eq!(latest.point, NEXT);
+}
+
+#[test]
+fn after_a_cut_link_points_under_way_go_on_from_what_the_site_holds() {
+    let base = PointId::from_bytes([1; 16]);
+    for (latest, durable, begun) in [
+        (base, vec![], vec![POINT, NEXT]),
+        (POINT, vec![POINT], vec![NEXT]),
+        (NEXT, vec![POINT, NEXT], vec![]),
+    ] {
+        let mut sender = overlapping();
+        sender.link_down();
+        sender.link_up(1 << 20);
+        let actions = sender.on_message(standing(Some(latest)));
+        assert_eq!(ended(&actions), durable);
+        let told = actions.iter().filter_map(|action| match action {
+            Action::Tell(AgentMessage::Begin { point, .. }) => Some(*point),
+            _ => None,
+        });
+        assert_eq!(told.collect::<Vec<_>>(), begun);
+    }
+    let mut sender = overlapping();
+    sender.link_down();
+    sender.link_up(1 << 20);
+    let actions = sender.on_message(standing(Some(PointId::from_bytes([9; 16]))));
+    assert!(matches!(actions.as_slice(), [Action::Ended(Outcome::Lost { point: POINT, .. })]), "{actions:?}");
+    assert_eq!(sender.points().len(), 0, "the next one is lost with it");
+}
+
+#[test]
+fn a_point_that_is_refused_takes_the_others_with_it_and_one_that_is_given_up_only_those_after_it() {
+    for point in [POINT, NEXT] {
+        let mut sender = overlapping();
+        let detail = String::new();
+        let refused = SiteMessage::PointRefused { vm: VM, point, refusal: Refusal::SiteFull { detail } };
+        let actions = sender.on_message(refused);
+        assert!(matches!(actions.last(), Some(Action::Ended(Outcome::Lost { point: POINT, .. }))));
+        let told = actions.iter().any(|action| matches!(action, Action::Tell(AgentMessage::Abort { .. })));
+        assert_eq!(told, point == NEXT, "the site still has the one before");
+        assert_eq!(sender.points().len(), 0);
+    }
+    let mut sender = overlapping();
+    let told = sender.abort_newest();
+    assert_eq!(told, [Action::Tell(AgentMessage::Abort { vm: VM, point: NEXT })]);
+    assert_eq!(sender.points().collect::<Vec<_>>(), [POINT]);
 }

@@ -102,7 +102,7 @@ fn twenty_guests_that_outrun_one_link_share_it_evenly_within_the_budget() {
             let (events, link) = mpsc::channel(10_000);
             let (control, told) = mpsc::channel(64);
             speak(&slots, told, events.clone());
-            let outbox = Outbox { reads_deltas: false, control, frames: door.lane(vm(no)) };
+            let outbox = Outbox { reads_deltas: false, overlaps: true, control, frames: door.lane(vm(no)) };
             events.send(LinkEvent::Up { outbox, window: 1 << 20, site: "sim".into() }).await.unwrap();
             let mut made = 0_u128;
             let protection = Protection {

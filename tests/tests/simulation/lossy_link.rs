@@ -44,7 +44,10 @@ impl LossyLink {
         let (frames, shipped) = mpsc::channel::<Shipment>(4);
         let (replies, mut answers) = mpsc::channel(64);
         let mut tasks = JoinSet::new();
-        let mut delay = Delay::new(rng);
+        // Some lines are long.
+        let most = [3_000, 20_000, 100_000][rng.random_range(0..3)];
+        let overlaps = rng.random_range(0..5) > 0;
+        let mut delay = Delay::new(rng, most);
         let (to_site, site_slots) = (replies, slots.clone());
         tasks.spawn(async move {
             while let Some(message) = told.recv().await {
@@ -68,7 +71,7 @@ impl LossyLink {
         });
         let shipped = Arc::new(Mutex::new(shipped));
         for _ in 0..3 {
-            let (mut delay, shipped, slots) = (Delay::new(rng), shipped.clone(), slots.clone());
+            let (mut delay, shipped, slots) = (Delay::new(rng, most), shipped.clone(), slots.clone());
             let counts = counts.clone();
             tasks.spawn(async move {
                 loop {
@@ -80,7 +83,7 @@ impl LossyLink {
                 }
             });
         }
-        let mut delay = Delay::new(rng);
+        let mut delay = Delay::new(rng, most);
         let to_actor = actor.clone();
         tasks.spawn(async move {
             while let Some(message) = answers.recv().await {
@@ -90,7 +93,7 @@ impl LossyLink {
                 }
             }
         });
-        let outbox = Outbox { reads_deltas: true, control, frames };
+        let outbox = Outbox { reads_deltas: true, overlaps, control, frames };
         let _ = actor.send(LinkEvent::Up { outbox, window: WINDOW, site: "sim".into() }).await;
         Self { tasks, actor }
     }
@@ -102,13 +105,14 @@ impl LossyLink {
     }
 }
 
-struct Delay(StdRng);
+struct Delay(StdRng, u64);
 
 impl Delay {
-    fn new(rng: &mut StdRng) -> Self {
-        Self(StdRng::seed_from_u64(rng.random()))
+    /// Of `most` microseconds.
+    fn new(rng: &mut StdRng, most: u64) -> Self {
+        Self(StdRng::seed_from_u64(rng.random()), most)
     }
     async fn wait(&mut self) {
-        tokio::time::sleep(Duration::from_micros(self.0.random_range(0..3_000))).await;
+        tokio::time::sleep(Duration::from_micros(self.0.random_range(0..self.1))).await;
     }
 }

@@ -38,7 +38,7 @@ fn in_world(seed: u64, story: impl AsyncFnOnce(&mut World)) {
 #[test]
 fn what_was_acknowledged_is_found_and_what_is_found_is_exact() {
     let (first, worlds) = (setting("LIFEBOAT_SIM_SEED", 1), setting("LIFEBOAT_SIM_WORLDS", WORLDS));
-    let (mut points, mut words, mut refs) = (0, 0, 0);
+    let (mut points, mut overlapped, mut words, mut refs) = (0, 0, 0, 0);
     for seed in first..first + worlds {
         in_world(seed, async |world| {
             for _ in 0..EVENTS {
@@ -48,11 +48,13 @@ fn what_was_acknowledged_is_found_and_what_is_found_is_exact() {
             world.catches_up().await;
             world.check("at the end").await;
             points += world.settled().len();
+            overlapped += world.overlapped();
             words += world.shipped[Codec::Words as usize].load(Ordering::Relaxed);
             refs += world.shipped[Codec::Refs as usize].load(Ordering::Relaxed);
         });
     }
     assert!(points as u64 > worlds * 5, "too few points ({points}) came about for this to mean anything");
+    assert!(overlapped > worlds * 3, "too few points ({overlapped}) were cut while others were under way");
     assert!(words > worlds && refs > worlds, "too few words ({words}) or references ({refs})");
 }
 

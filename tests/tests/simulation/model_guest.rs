@@ -47,7 +47,7 @@ pub fn page_of(value: u64) -> Vec<u8> {
 #[derive(Debug)]
 struct Machine {
     now: Instant,
-    /// Disk pages written since the cut of a point, oldest first. The last one records.
+    /// Disk pages written since the cut of a point, up to the next one's, oldest first. The last one records.
     marks: Vec<(PointId, BTreeSet<u64>)>,
     /// How often it was restarted.
     restarts: u64,
@@ -56,6 +56,8 @@ struct Machine {
     clock: u64,
     /// Points that the agent was told are durable, in that order.
     settled: Vec<PointId>,
+    /// Points that were cut while another one was under way.
+    overlapped: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -71,6 +73,7 @@ impl ModelGuest {
             truth: BTreeMap::new(),
             clock: 0,
             settled: Vec::new(),
+            overlapped: 0,
         })))
     }
 
@@ -112,6 +115,10 @@ impl ModelGuest {
         self.with(|machine| machine.settled.clone())
     }
 
+    pub fn overlapped(&self) -> u64 {
+        self.with(|machine| machine.overlapped)
+    }
+
     /// QEMU is restarted: its marks are gone.
     pub fn lose_marks(&self) {
         self.with(|machine| {
@@ -122,7 +129,7 @@ impl ModelGuest {
 
     /// An agent process's view of this guest.
     pub fn source(&self) -> ModelSource {
-        ModelSource { guest: self.clone(), held: Arc::new(Mutex::new(None)) }
+        ModelSource { guest: self.clone(), held: HeldMemory::default() }
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Machine) -> T) -> T {
@@ -130,8 +137,8 @@ impl ModelGuest {
     }
 }
 
-/// Memory as the site holds it, and of which point; lives in the agent's process.
-type HeldMemory = Arc<Mutex<Option<(PointId, Vec<u64>)>>>;
+/// Memory as points hold it that were sent, oldest first; lives in the agent's process.
+type HeldMemory = Arc<Mutex<Vec<(PointId, Vec<u64>)>>>;
 
 pub struct ModelSource {
     guest: ModelGuest,
@@ -144,10 +151,17 @@ impl Source for ModelSource {
         Ok(())
     }
 
-    async fn begin(&mut self, point: PointId, basis: Option<PointId>) -> Result<Box<dyn Cut>, CaptureError> {
-        let (owed, restarts) = self.guest.with(|machine| (machine.recover(basis), machine.restarts));
-        let held =
-            self.held.lock().unwrap().clone().filter(|(of, _)| Some(*of) == basis).map(|(_, pages)| pages);
+    async fn begin(&mut self, point: PointId, over: &[PointId]) -> Result<Box<dyn Cut>, CaptureError> {
+        let (owed, restarts) = self.guest.with(|machine| {
+            machine.overlapped += u64::from(over.len() > 1);
+            (machine.recover(over), machine.restarts)
+        });
+        let held = {
+            let mut sent = self.held.lock().unwrap();
+            let basis = sent.iter().position(|(of, _)| Some(of) == over.last());
+            sent.truncate(basis.map_or(0, |at| at + 1));
+            sent.last().map(|(_, pages)| pages.clone())
+        };
         Ok(Box::new(ModelCut {
             guest: self.guest.clone(),
             held: self.held.clone(),
@@ -163,22 +177,37 @@ impl Source for ModelSource {
         }))
     }
 
+    async fn settle(&mut self, point: PointId) -> Result<(), CaptureError> {
+        self.guest.with(|machine| {
+            if let Some(at) = machine.marks.iter().position(|(of, _)| *of == point) {
+                machine.marks.drain(..at);
+            }
+            machine.settled.push(point);
+        });
+        let mut sent = self.held.lock().unwrap();
+        if let Some(at) = sent.iter().position(|(of, _)| *of == point) {
+            sent.drain(..at);
+        }
+        Ok(())
+    }
+
     fn memory(&self) -> MemoryStatus {
         MemoryStatus { engine: Some("model".into()), ..MemoryStatus::default() }
     }
 }
 
 impl Machine {
-    /// Reconciles marks with what the site holds; `true` if the disk must go in full.
-    fn recover(&mut self, basis: Option<PointId>) -> bool {
-        let known = basis.and_then(|basis| self.marks.iter().position(|(of, _)| *of == basis));
+    /// Reconciles marks with what the site holds, and what is under way; `true` if the disk must go in full.
+    fn recover(&mut self, over: &[PointId]) -> bool {
+        let known = over.last().and_then(|basis| self.marks.iter().position(|(of, _)| of == basis));
         let Some(at) = known else {
             self.marks.clear();
             return true;
         };
         let basis = self.marks[at].0;
         let owed = self.marks.split_off(at).into_iter().flat_map(|(_, pages)| pages).collect();
-        self.marks = vec![(basis, owed)];
+        self.marks.retain(|(of, _)| over.contains(of));
+        self.marks.push((basis, owed));
         false
     }
 }
@@ -197,6 +226,12 @@ struct ModelCut {
     marked: bool,
     memory: Vec<u64>,
     changed: (u64, u64),
+}
+
+/// What was written up to the cut of `point` since the one before.
+fn owed_since(marks: &[(PointId, BTreeSet<u64>)], point: PointId) -> BTreeSet<u64> {
+    let at = marks.iter().position(|(of, _)| *of == point).unwrap();
+    marks[at - 1].1.clone()
 }
 
 fn image(no: u16, kind: ImageKind, name: &str, pages: u64, full: bool) -> Image {
@@ -244,7 +279,7 @@ impl Cut for ModelCut {
         let owed: BTreeSet<u64> = if self.disk_full {
             (0..DISK_PAGES).filter(|page| now.disk[*page as usize] != 0).collect()
         } else {
-            self.guest.with(|machine| machine.marks[0].1.clone())
+            self.guest.with(|machine| owed_since(&machine.marks, self.point))
         };
         for (page, value) in (0..MEMORY_PAGES).zip(&now.memory) {
             if site[page as usize] != *value {
@@ -274,12 +309,8 @@ impl Cut for ModelCut {
         self.changed
     }
 
-    async fn settle(self: Box<Self>) -> Result<(), CaptureError> {
-        self.guest.with(|machine| {
-            machine.marks.retain(|(of, _)| *of == self.point);
-            machine.settled.push(self.point);
-        });
-        *self.held.lock().unwrap() = Some((self.point, self.memory));
+    async fn sent(self: Box<Self>) -> Result<(), CaptureError> {
+        self.held.lock().unwrap().push((self.point, self.memory));
         Ok(())
     }
 

@@ -175,7 +175,7 @@ impl World {
             name: "sim".into(),
             source: self.guest.source(),
             settings: Settings {
-                interval: Duration::from_millis(300),
+                interval: Duration::from_millis([300, 20][self.rng.random_range(0..2)]),
                 compression: Compression::fixed(1),
                 lanes: Lanes::new(0),
                 budget: Budget::new(Budget::DEFAULT),
@@ -239,6 +239,10 @@ impl World {
         if let Some(slot) = site.slots.find(VM) {
             slot.fence(raised).await;
         }
+    }
+
+    pub fn overlapped(&self) -> u64 {
+        self.guest.overlapped()
     }
 
     pub fn settled(&self) -> Vec<PointId> {

@@ -20,6 +20,8 @@ pub(super) struct Core {
     scratch_dir: PathBuf,
     pub disks: Vec<Disk>,
     point: Option<PointId>,
+    /// The newest point known to be durable, and those sent since, in order: whose marks are kept.
+    over: Vec<PointId>,
     /// Why the views of this point are no good, if they are not.
     torn: Option<DiskError>,
 }
@@ -53,11 +55,12 @@ impl Core {
         let devices = if targets.is_empty() { Vec::new() } else { qemu.devices()? };
         let disks = targets.iter().map(|target| Disk::find(&qemu, &devices, &target.target, &target.alias));
         let disks = disks.collect::<Result<_, _>>()?;
-        Ok(Self { qemu, vm, scratch_dir, disks, point: None, torn: None })
+        Ok(Self { qemu, vm, scratch_dir, disks, point: None, over: Vec::new(), torn: None })
     }
 
-    pub fn recover(&mut self, basis: Option<PointId>) -> Result<(), DiskError> {
+    pub fn recover(&mut self, over: &[PointId]) -> Result<(), DiskError> {
         self.forget_cut();
+        self.over = over.to_vec();
         sweep(&self.qemu)?;
         let (devices, nodes) = (self.qemu.devices()?, self.qemu.nodes()?);
         let mut actions = Vec::new();
@@ -65,13 +68,13 @@ impl Core {
             *disk = Disk::find(&self.qemu, &devices, &disk.target, &disk.alias)?;
             let bitmaps =
                 nodes.iter().find(|node| node.name == disk.node).map(|node| node.bitmaps.as_slice());
-            let owed = owed(bitmaps.unwrap_or_default(), basis, disk.bytes);
+            let owed = owed(bitmaps.unwrap_or_default(), over, disk.bytes);
             actions.extend(owed.actions(&disk.node));
             disk.old = owed.old().map(str::to_owned);
         }
         // Marks on nodes that no disk writes to any more (below a snapshot, or of a disk that is no longer protected).
         for node in nodes.iter().filter(|node| self.disks.iter().all(|disk| disk.node != node.name)) {
-            actions.extend(owed(&node.bitmaps, None, 0).actions(&node.name));
+            actions.extend(owed(&node.bitmaps, &[], 0).actions(&node.name));
         }
         self.qemu.transaction(actions)
     }
@@ -174,20 +177,33 @@ impl Core {
         sweep(&self.qemu)
     }
 
-    pub fn settle(&mut self, point: PointId) -> Result<(), DiskError> {
+    pub fn sent(&mut self, point: PointId) -> Result<(), DiskError> {
         if self.point != Some(point) {
-            return Err(DiskError::OutOfOrder { asked: "settle a point that was not cut" });
+            return Err(DiskError::OutOfOrder { asked: "send a point that was not cut" });
         }
-        sweep(&self.qemu)?;
-        let mut actions = Vec::new();
-        for disk in &self.disks {
-            actions.extend(disk.old.iter().map(|old| marks::remove(&disk.node, old)));
-        }
-        self.qemu.transaction(actions)?;
         for disk in &mut self.disks {
             disk.old = disk.cut.as_ref().map(|cut| cut.mark.clone());
         }
+        self.over.push(point);
         self.forget_cut();
+        Ok(())
+    }
+
+    pub fn settle(&mut self, point: PointId) -> Result<(), DiskError> {
+        // Of a point that is not known nothing is: the next `recover` finds out.
+        let Some(at) = self.over.iter().position(|of| *of == point).filter(|_| self.point.is_none()) else {
+            return Err(DiskError::OutOfOrder { asked: "settle a point that was not sent" });
+        };
+        let nodes = if self.disks.is_empty() { Vec::new() } else { self.qemu.nodes()? };
+        let mut actions = Vec::new();
+        for disk in &self.disks {
+            let bitmaps =
+                nodes.iter().find(|node| node.name == disk.node).map(|node| node.bitmaps.as_slice());
+            let outdated = marks::outdated(bitmaps.unwrap_or_default(), &self.over[at..]);
+            actions.extend(outdated.map(|name| marks::remove(&disk.node, name)));
+        }
+        self.qemu.transaction(actions)?;
+        self.over.drain(..at);
         Ok(())
     }
 
@@ -204,7 +220,9 @@ impl Core {
             // Without the new mark there was no cut, and the old one never stopped.
             if here(&cut.mark) {
                 match disk.old.as_deref().filter(|old| here(old)) {
-                    Some(old) => actions.extend(marks::take_back(&disk.node, old, &cut.mark)),
+                    Some(old) => {
+                        actions.extend(marks::take_back(&disk.node, old, std::slice::from_ref(&cut.mark)));
+                    }
                     None => actions.push(marks::remove(&disk.node, &cut.mark)),
                 }
             }
@@ -217,12 +235,13 @@ impl Core {
     pub fn detach(&mut self) -> Result<(), DiskError> {
         sweep(&self.qemu)?;
         let nodes = self.qemu.nodes()?;
-        let actions = nodes.iter().flat_map(|node| match owed(&node.bitmaps, None, 0) {
+        let actions = nodes.iter().flat_map(|node| match owed(&node.bitmaps, &[], 0) {
             Owed::Full { remove } => remove.iter().map(|name| marks::remove(&node.name, name)).collect(),
             Owed::Delta { .. } => Vec::new(),
         });
         self.qemu.transaction(actions.collect())?;
         self.disks.iter_mut().for_each(|disk| disk.old = None);
+        self.over.clear();
         self.forget_cut();
         Ok(())
     }

@@ -1,9 +1,10 @@
 //! Disks of a running guest: which blocks changed since the basis, and their bytes as they were at the cut.
-//! Promises: a change is forgotten only by [`Disks::settle`]; a guest's write never fails because of us. Calls QEMU
+//! Promises: a change is forgotten only by [`Disks::settle`], until then it can be owed again; a guest's write never fails because of us. Calls QEMU
 //! through `hypervisor::monitor` and `capture::nbd`. Called by `capture::guest`. Methods that are not `async` block.
 //!
 //! **Marks** are QEMU's dirty bitmaps, one bit a page. Their names carry the point since which they record and the
-//! disk's size, so that a restarted agent knows what they stand for ([`marks`]). They die with QEMU: then a disk is full.
+//! disk's size, so that a restarted agent knows what they stand for ([`marks`]). Those of points under way are a chain, so
+//! that any of these may turn out to be the site's newest. They die with QEMU: then a disk is full.
 //!
 //! **Views** are `copy-before-write` filters, put between the guest and its disk while it stands still ([`core`]), and
 //! taken away as soon as the view was read ([`sweep`]). Why not `blockdev-backup sync=none`, QEMU's usual way: up to
@@ -70,7 +71,8 @@ pub struct DiskImage {
 }
 
 /// All tracked disks of one guest. For each point: `recover`, `prepare`, (guest stopped) one transaction with
-/// `mark_actions`, `marked`, (guest runs) `open_views`, `next` …, `close_views`; then `settle` or `put_back`.
+/// `mark_actions`, `marked`, (guest runs) `open_views`, `next` …, `close_views`; then `sent` or `put_back`. Some time after
+/// `sent`, while no point is being cut, `settle`.
 pub struct Disks {
     core: Arc<Mutex<Core>>,
     /// Views not read to their end yet, with their disk's index.
@@ -98,11 +100,12 @@ impl Disks {
         })
     }
 
-    /// Begins a point: takes away whatever an earlier one left, and finds out what is owed since `basis`. A disk whose
-    /// marks don't tell goes in full.
-    pub fn recover(&mut self, basis: Option<PointId>) -> Result<(), DiskError> {
+    /// Begins a point: takes away whatever an earlier one left, and finds out what is owed since its basis. `over` are the
+    /// newest point known to be durable and those under way since, the basis last: should these be lost, what they
+    /// carried is still known. A disk whose marks don't tell goes in full.
+    pub fn recover(&mut self, over: &[PointId]) -> Result<(), DiskError> {
         self.changed_bytes = 0;
-        let done = lock(&self.core).recover(basis);
+        let done = lock(&self.core).recover(over);
         self.hang_up();
         done
     }
@@ -159,11 +162,16 @@ impl Disks {
         done
     }
 
-    /// `point` is durable at the site: what it carried is no longer owed.
-    pub async fn settle(&mut self, point: PointId) -> Result<(), DiskError> {
-        let done = self.blocking(move |core| core.settle(point)).await;
+    /// `point` is on its way to the site, whole: the next one may be cut over it.
+    pub async fn sent(&mut self, point: PointId) -> Result<(), DiskError> {
+        let done = self.blocking(move |core| core.sent(point)).await;
         self.hang_up();
         done
+    }
+
+    /// `point` is durable at the site: what it carried is no longer owed.
+    pub async fn settle(&mut self, point: PointId) -> Result<(), DiskError> {
+        self.blocking(move |core| core.settle(point)).await
     }
 
     /// The point failed, wherever it was: everything that was owed before it is owed again. Can be repeated.

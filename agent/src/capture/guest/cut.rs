@@ -169,21 +169,23 @@ impl Cut for GuestCut {
         (self.memory_bytes, self.disk_bytes)
     }
 
-    async fn settle(mut self: Box<Self>) -> Result<(), CaptureError> {
+    async fn sent(mut self: Box<Self>) -> Result<(), CaptureError> {
         if !matches!(self.phase, Phase::HandedOver) {
-            return Err(failed("a point that was not handed over whole can't be settled"));
+            return Err(failed("a point that was not handed over whole can't be sent"));
         }
-        fault::point("cut.before-settle");
         let point = self.point;
         if let Some(disks) = self.disks()? {
-            disks.settle(point).await.map_err(failed)?;
+            disks.sent(point).await.map_err(failed)?;
         }
-        fault::point("cut.half-settled");
-        if let Some(state) = &mut self.state {
-            state.memory.settle(point);
+        fault::point("cut.half-sent");
+        // Large tables are compared.
+        let sent = self.step(move |state| {
+            state.memory.sent(point);
             state.unfinished = false;
-        }
-        fault::point("cut.settled");
+            Ok(())
+        });
+        sent.await?;
+        fault::point("cut.sent");
         Ok(())
     }
 

@@ -36,7 +36,7 @@ pub struct Begun {
     pub images: Vec<Image>,
 }
 
-pub fn begin(state: &mut State, basis: Option<PointId>) -> Result<Begun, CaptureError> {
+pub fn begin(state: &mut State, over: &[PointId]) -> Result<Begun, CaptureError> {
     let domain = state.domain()?;
     let running = domain.state().map_err(domain_error)?;
     if !running.is_active() {
@@ -53,8 +53,8 @@ pub fn begin(state: &mut State, basis: Option<PointId>) -> Result<Begun, Capture
     let process = domain.process().map_err(domain_error)?;
     // Disks first: what a killed agent left there may keep QEMU from draining its I/O, and the end of the migration
     // whose head is read for memory waits for that.
-    attach_disks(state, &monitor, process, &spec, basis)?;
-    let ram = begin_memory(state, &monitor, process, &spec, basis)?;
+    attach_disks(state, &monitor, process, &spec, over)?;
+    let ram = begin_memory(state, &monitor, process, &spec, over)?;
     fault::point("cut.head-read");
     state.unfinished = true;
     let disks = state.disks.iter().flat_map(|attached| attached.disks.images()).collect();
@@ -75,12 +75,12 @@ fn begin_memory(
     monitor: &Arc<DomainMonitor>,
     process: QemuProcess,
     spec: &DomainSpec,
-    basis: Option<PointId>,
+    over: &[PointId],
 ) -> Result<Vec<RamImage>, CaptureError> {
     state.take_resets();
     let target = Target { monitor: monitor.clone(), process, may_have_reset: state.may_have_reset };
     let look = Look { spec, target: &target };
-    let ram = match state.memory.begin(&look, basis, state.clock.now()) {
+    let ram = match state.memory.begin(&look, over.last().copied(), state.clock.now()) {
         Ok(ram) if ram.is_empty() => return Ok(ram),
         Ok(ram) => ram,
         Err(ChooseError::Unfit(why)) => {
@@ -104,7 +104,7 @@ fn attach_disks(
     monitor: &Arc<DomainMonitor>,
     process: QemuProcess,
     spec: &DomainSpec,
-    basis: Option<PointId>,
+    over: &[PointId],
 ) -> Result<(), CaptureError> {
     let mut targets = Vec::new();
     for disk in spec.replicated_disks() {
@@ -120,8 +120,8 @@ fn attach_disks(
             AttachedDisks { disks, targets, process }
         }
     };
-    // Whatever an earlier cut left unfinished is taken back, and what is owed since the basis is found out.
-    let recovered = attached.disks.recover(basis).map_err(disk_error);
+    // Whatever earlier cuts left unfinished is taken back, and what is owed since the basis is found out.
+    let recovered = attached.disks.recover(over).map_err(disk_error);
     state.disks = Some(attached);
     recovered
 }

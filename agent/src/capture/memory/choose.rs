@@ -241,6 +241,12 @@ impl Chooser {
         self.running.as_ref().map_or(0, |(_, engine)| engine.changed_bytes())
     }
 
+    pub fn sent(&mut self, point: PointId) {
+        if let Some((_, engine)) = &mut self.running {
+            engine.sent(point);
+        }
+    }
+
     pub fn settle(&mut self, point: PointId) {
         if let Some((kind, engine)) = &mut self.running {
             engine.settle(point);

@@ -1,6 +1,6 @@
 //! Capturing a guest's memory: engines behind one trait, so that a host gets the best one that works there.
 //! Promises of every engine: pages handed over by `before` and staged by `drain` together turn the basis into the
-//! memory of the instant of `drain`; nothing counts as held by the site before `settle`. All calls block.
+//! memory of the instant of `drain`; whatever was sent can be taken back until `settle`. All calls block.
 //! Called by `capture::guest`, by way of [`choose`], which picks the engine. Engines: [`soft_dirty`], [`snapshot`] and
 //! [`stop_and_read`].
 
@@ -11,6 +11,7 @@ mod head;
 mod held;
 mod known;
 mod layout;
+mod lineage;
 mod process_memory;
 pub mod snapshot;
 pub mod soft_dirty;
@@ -64,10 +65,11 @@ pub struct RamImage {
 }
 
 /// A way of capturing memory. A cut calls `begin`, `before` until `None`, `drain` with the guest stopped, `after`
-/// until `None`, then `settle` or `put_back`.
+/// until `None`, then `sent` or `put_back`; after `sent` the next one may begin, and `settle` follows some time.
 pub trait MemoryEngine: Send {
     fn name(&self) -> &'static str;
-    /// Looks at the running guest anew and starts a round against what the site holds of `basis`.
+    /// Looks at the running guest anew and starts a round against what the site holds of `basis`, or will hold: it is the
+    /// newest point that was sent, or, if what was sent since is lost, an earlier one.
     fn begin(&mut self, target: &Target, basis: Option<PointId>) -> Result<Vec<RamImage>, MemoryError>;
     /// Pages while the guest runs; an image's number is its block's place.
     fn before(&mut self) -> Result<Option<PageGroup>, MemoryError>;
@@ -92,7 +94,9 @@ pub trait MemoryEngine: Send {
     fn machine_config(&self) -> Vec<u8>;
     /// Bytes of changed pages found so far in this round.
     fn changed_bytes(&self) -> u64;
-    /// The site holds `point` now.
+    /// Everything was handed over and is on its way as `point`: it may be the next basis.
+    fn sent(&mut self, point: PointId);
+    /// The site holds `point` now: it, or a later one, is every next basis.
     fn settle(&mut self, point: PointId);
     /// What was handed over did not arrive: it is owed again.
     fn put_back(&mut self);

@@ -224,6 +224,10 @@ impl MemoryEngine for Snapshot {
         self.base.changed_bytes()
     }
 
+    fn sent(&mut self, point: PointId) {
+        self.base.sent(point);
+    }
+
     fn settle(&mut self, point: PointId) {
         self.base.settle(point);
     }

@@ -22,6 +22,7 @@ use super::{
     group::{Gather, ZERO},
     known::Known,
     layout::Place,
+    lineage::Lineage,
     process_memory,
 };
 use fitness::Merging;
@@ -66,13 +67,18 @@ struct Tracked {
     flags: Box<dyn PageFlags>,
     /// They were cleared by this agent, so that they tell something.
     cleared: bool,
-    /// Per block: how it was watched, and what is owed.
-    owed: HashMap<String, (Watch, PageSet)>,
+    /// What is owed since the basis.
+    owed: Owed,
+    /// What was owed before each point that was sent: should it be lost, it is owed again.
+    sent: Lineage<Owed>,
     /// Addresses of pages that were seen flagged since.
     witnesses: Vec<u64>,
     /// Whether KSM may merge its pages, once that was found out.
     mergeable: Option<bool>,
 }
+
+/// Per block: how it was watched, and pages whose flags were cleared.
+type Owed = HashMap<String, (Watch, PageSet)>;
 
 /// One cut being made.
 struct Round {
@@ -206,7 +212,30 @@ impl SoftDirty {
 
 impl Tracked {
     fn of(process: QemuProcess, flags: Box<dyn PageFlags>) -> Self {
-        Self { process, flags, cleared: false, owed: HashMap::new(), witnesses: Vec::new(), mergeable: None }
+        let (owed, sent) = (Owed::new(), Lineage::default());
+        Self { process, flags, cleared: false, owed, sent, witnesses: Vec::new(), mergeable: None }
+    }
+
+    /// What is owed since `basis`: also what points carried that were sent after it, which are lost then.
+    fn back_to(&mut self, basis: Option<PointId>) {
+        let Some(lost) = self.sent.back_to(basis) else {
+            self.owed.clear();
+            return;
+        };
+        for mut before in lost {
+            // A block of which either knows nothing is owed whole.
+            self.owed.retain(|name, (watch, owed)| {
+                let same = before.remove(name).filter(|(before, _)| *before == *watch);
+                same.is_some_and(|(_, before)| owed.add(&before))
+            });
+        }
+    }
+
+    /// The round's pages are on their way as `point`: nothing is owed since that.
+    fn advance(&mut self, point: PointId) {
+        let none = |(watch, owed): &(Watch, PageSet)| (*watch, owed.cleared());
+        let next = self.owed.iter().map(|(name, owed)| (name.clone(), none(owed))).collect();
+        self.sent.advance(point, std::mem::replace(&mut self.owed, next));
     }
 
     /// Whether flags that were seen are still there. Only clearing takes them away, and only we should do that.
@@ -238,6 +267,7 @@ impl Tracked {
     fn distrust(&mut self) {
         self.cleared = false;
         self.owed.clear();
+        self.sent.forget();
         self.witnesses.clear();
     }
 
@@ -264,6 +294,7 @@ impl MemoryEngine for SoftDirty {
             None => Tracked::of(process, (self.open)(process)?),
         };
         let tracked = self.tracked.insert(tracked);
+        tracked.back_to(basis);
         let merging = Merging::of(process)?;
         let plain =
             if tracked.may_be_merged(merging)? { Vec::new() } else { fitness::told_by_flags(process)? };
@@ -406,15 +437,22 @@ impl MemoryEngine for SoftDirty {
         self.round.as_ref().map_or(0, |round| round.changed * PAGE as u64)
     }
 
-    fn settle(&mut self, point: PointId) {
+    fn sent(&mut self, point: PointId) {
         let Some(round) = self.close_round() else { return };
         if let (true, Some(known), Some(tracked)) = (round.drained, &self.known, &mut self.tracked) {
             // Whatever was owed, the point carries. What was written since is flagged.
-            tracked.owed.values_mut().for_each(|(_, owed)| owed.clear());
+            tracked.advance(point);
             let name = |sheet: &Sheet| known.layout.blocks[sheet.block].block.name.clone();
             self.held.replace(point, round.sheets.into_iter().map(|sheet| (name(&sheet), sheet.next)));
         }
         self.staging.clear();
+    }
+
+    fn settle(&mut self, point: PointId) {
+        self.held.durable(point);
+        if let Some(tracked) = &mut self.tracked {
+            tracked.sent.durable(point);
+        }
     }
 
     fn put_back(&mut self) {

@@ -204,13 +204,17 @@ impl MemoryEngine for StopAndRead {
         self.round.as_ref().map_or(0, |round| round.changed_pages * PAGE as u64)
     }
 
-    fn settle(&mut self, point: PointId) {
+    fn sent(&mut self, point: PointId) {
         let (Some(round), Some(known)) = (self.round.take(), self.known.as_ref()) else { return };
         if round.drained {
             let names = known.layout.blocks.iter().map(|placed| placed.block.name.clone());
             self.held.replace(point, names.zip(round.next));
         }
         self.staging.clear();
+    }
+
+    fn settle(&mut self, point: PointId) {
+        self.held.durable(point);
     }
 
     fn put_back(&mut self) {

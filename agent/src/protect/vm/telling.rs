@@ -55,6 +55,7 @@ impl<S: Source> Actor<S> {
     pub(super) async fn succeeded(&mut self, point: PointId, meta: &PointMeta, committed_at: UnixMs) {
         self.failures = 0;
         self.status.points_durable += 1;
+        self.status.under_way = self.under_way.len();
         self.gauge.durable();
         self.status.pace = self.gauge.verdict(0);
         let latency_ms = self.given.clock.now().0.saturating_sub(meta.cut_at.0);
@@ -69,8 +70,7 @@ impl<S: Source> Actor<S> {
     /// Notes a point that did not make it, and returns when to try again.
     pub(super) async fn set_back(&mut self, setback: Setback) -> Instant {
         self.status.points_lost += 1;
-        // Also where it never began: nothing is under way any more that could be late.
-        self.gauge.lost();
+        self.status.under_way = self.under_way.len();
         let state = match &setback {
             Setback::Capture(CaptureError::Unsupported(_)) => VmState::Refused,
             Setback::Capture(CaptureError::NotRunning(_)) => VmState::NotRunning,
@@ -91,7 +91,8 @@ impl<S: Source> Actor<S> {
         self.set_state(state, Some(reason)).await;
         // Where no point was begun the site has nothing to say; a guest that does not run here may well run elsewhere, and
         // be its agent's there to ask about.
-        if !matches!(setback, Setback::Capture(CaptureError::NotRunning(_) | CaptureError::Busy(_))) {
+        let absent = matches!(setback, Setback::Capture(CaptureError::NotRunning(_) | CaptureError::Busy(_)));
+        if !absent && self.sender.open_point().is_none() {
             let actions = self.sender.refresh();
             self.perform(actions).await;
         }

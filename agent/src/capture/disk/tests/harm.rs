@@ -2,7 +2,7 @@
 
 use super::{
     TWO,
-    rig::{MIB, Qmp, Rig, all, point},
+    rig::{self, MIB, Qmp, Rig, all, point},
 };
 use crate::capture::disk::DiskError;
 use lifeboat::hypervisor::monitor::Monitor;
@@ -68,13 +68,13 @@ async fn an_agent_killed_at_any_step_leaves_a_guest_that_writes_and_marks_that_t
     let (mut disks, mut held) = (rig.disks(), Vec::new());
     rig.cut(&mut disks, point(1), None);
     rig.read(&mut disks, &mut held).await;
-    disks.settle(point(1)).await.unwrap();
+    rig::settle(&mut disks, point(1)).await;
     drop(disks);
     for step in 0..4u8 {
         let at = 64 * u32::from(step);
         let mut disks = rig.disks();
         rig.guest("vda", &format!("write -P 7 {at}k 4k"));
-        disks.recover(Some(point(1))).unwrap();
+        disks.recover(&[point(1)]).unwrap();
         disks.prepare(point(50 + step)).unwrap();
         if step >= 1 {
             rig.mark(&mut disks);
@@ -125,7 +125,7 @@ async fn somebody_elses_nbd_server_is_never_stopped() {
 async fn views_begun_while_the_guest_runs_are_refused() {
     let rig = Rig::new(&TWO);
     let mut disks = rig.disks();
-    disks.recover(None).unwrap();
+    disks.recover(&[]).unwrap();
     disks.prepare(point(1)).unwrap();
     rig.qmp("transaction", json!({ "actions": disks.mark_actions() }));
     disks.marked();

@@ -189,7 +189,12 @@ impl Rig {
 
     /// Cuts a point as the agent does.
     pub fn cut(&self, disks: &mut Disks, point: PointId, basis: Option<PointId>) {
-        disks.recover(basis).unwrap();
+        self.cut_over(disks, point, basis.as_slice());
+    }
+
+    /// As `cut`, while points are under way: the last of `over` is the basis.
+    pub fn cut_over(&self, disks: &mut Disks, point: PointId, over: &[PointId]) {
+        disks.recover(over).unwrap();
         disks.prepare(point).unwrap();
         self.mark(disks);
     }
@@ -270,6 +275,12 @@ pub fn image(format: &str, file: &Path, bytes: u64) {
     let mut command = Command::new("qemu-img");
     command.args(["create", "-q", "-f", format]).arg(file).arg(bytes.to_string());
     assert!(command.status().unwrap().success());
+}
+
+/// The point was sent and is durable.
+pub async fn settle(disks: &mut Disks, point: PointId) {
+    disks.sent(point).await.unwrap();
+    disks.settle(point).await.unwrap();
 }
 
 pub fn point(no: u8) -> PointId {

@@ -30,8 +30,15 @@ impl PageSet {
         self.words.len() == pages.div_ceil(WORD)
     }
 
-    pub fn clear(&mut self) {
-        self.words.fill(0);
+    /// None of the same pages.
+    pub fn cleared(&self) -> Self {
+        Self { words: vec![0; self.words.len()] }
+    }
+
+    /// Adds the pages of `other`; `false` if that is not of the same block.
+    pub fn add(&mut self, other: &Self) -> bool {
+        self.words.iter_mut().zip(&other.words).for_each(|(word, other)| *word |= other);
+        self.words.len() == other.words.len()
     }
 
     pub fn words(&self) -> &[u64] {

@@ -250,6 +250,7 @@ fn later_points_carry_what_was_written_and_lost_points_are_owed_again() {
         engine.drain().unwrap();
         apply(&mut site, after(&mut engine));
         assert!(site[0] == guest.ram() && site[1][..PAGE] == [7; PAGE]);
+        engine.sent(point(1));
         engine.settle(point(1));
 
         // A lost point, its flags cleared already: owed again, together with what was written since.
@@ -267,6 +268,7 @@ fn later_points_carry_what_was_written_and_lost_points_are_owed_again() {
         engine.drain().unwrap();
         assert_eq!(apply(&mut site, after(&mut engine)), 101);
         assert!(site[0] == guest.ram());
+        engine.sent(point(3));
         engine.settle(point(3));
 
         // Nothing was written: nothing is sent. The same was written: it is read, and not sent. Another basis: all is.
@@ -291,6 +293,7 @@ fn flags_that_somebody_else_cleared_cost_a_point_and_no_page() {
     engine.drain().unwrap();
     guest.write(7, 1);
     apply(&mut site, after(&mut engine));
+    engine.sent(point(1));
     engine.settle(point(1));
     guest.write(8, 1);
     guest.flags().clear().unwrap();
@@ -325,16 +328,31 @@ struct Attempt {
     /// Before the look, between steps of reading, before the cut, and while what was staged is handed over.
     deeds: [Vec<Deed>; 4],
     early_pauses: Vec<bool>,
-    /// Whether it gets as far as the pause, and whether the point becomes durable.
+    /// Whether it gets as far as the pause, and what then becomes of the point.
     drained: bool,
-    durable: bool,
+    fate: Fate,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// It is lost, alone.
+    PutBack,
+    /// It is under way when the next one begins.
+    Sent,
+    /// It is durable before the next one begins, and so is all that was under way.
+    Durable,
+    /// It is lost after it was sent, with all that was under way but for the oldest so many.
+    Lost(usize),
 }
 
 fn attempt() -> impl Strategy<Value = Attempt> {
     let deeds = || prop::collection::vec(deed(), 0..3);
     let deeds = [deeds(), deeds(), deeds(), deeds()];
-    (deeds, prop::collection::vec(prop::bool::weighted(0.3), 3), prop::bool::weighted(0.8), any::<bool>())
-        .prop_map(|(deeds, early_pauses, drained, durable)| Attempt { deeds, early_pauses, drained, durable })
+    let lost = (0usize..3).prop_map(Fate::Lost);
+    let fate =
+        prop_oneof![1 => Just(Fate::PutBack), 3 => Just(Fate::Sent), 1 => Just(Fate::Durable), 1 => lost];
+    (deeds, prop::collection::vec(prop::bool::weighted(0.3), 3), prop::bool::weighted(0.8), fate)
+        .prop_map(|(deeds, early_pauses, drained, fate)| Attempt { deeds, early_pauses, drained, fate })
 }
 
 fn act(guest: &mut Guest, deeds: &[Deed]) {
@@ -352,18 +370,21 @@ fn act(guest: &mut Guest, deeds: &[Deed]) {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
-    /// Goal: whatever the guest does and whatever becomes of points, one that is durable is the guest's memory.
+    /// Goal: whatever the guest does and whatever becomes of points, each is the guest's memory of its instant, made over
+    /// what the site holds or will hold. Method: some are put back, some under way while the next is cut, and of these
+    /// some are lost with all that came after.
     #[test]
-    fn every_durable_point_is_the_memory_of_its_instant(attempts in prop::collection::vec(attempt(), 1..7)) {
+    fn every_point_is_the_memory_of_its_instant(attempts in prop::collection::vec(attempt(), 1..9)) {
         for real in kernels() {
             let dir = tempfile::tempdir().unwrap();
             let mut guest = Guest::new(real);
             let mut engine = guest.engine(dir.path());
             let target = guest.target.clone();
-            let (mut site, mut basis) = (empty_site(), None);
+            // Points and what they hold: the durable one, then those under way.
+            let mut held = vec![(None, empty_site())];
             for (number, attempt) in attempts.iter().enumerate() {
                 act(&mut guest, &attempt.deeds[0]);
-                let mut arriving = site.clone();
+                let (basis, mut arriving) = held.last().unwrap().clone();
                 let images = engine.begin(&target, basis).unwrap();
                 for image in images.iter().zip(&mut arriving).filter(|(image, _)| image.full) {
                     image.1.fill(0);
@@ -384,9 +405,23 @@ proptest! {
                     apply(&mut arriving, after(&mut engine));
                     prop_assert!(arriving[0] == instant, "point {number} is not its instant");
                 }
-                if attempt.drained && attempt.durable {
-                    engine.settle(point(number as u8 + 1));
-                    (site, basis) = (arriving, Some(point(number as u8 + 1)));
+                if attempt.drained && attempt.fate != Fate::PutBack {
+                    let this = point(number as u8 + 1);
+                    engine.sent(this);
+                    held.push((Some(this), arriving));
+                    match attempt.fate {
+                        Fate::Durable => {
+                            engine.settle(this);
+                            held.drain(..held.len() - 1);
+                        }
+                        Fate::Lost(left) => held.truncate(left + 1),
+                        Fate::Sent | Fate::PutBack => {}
+                    }
+                    if held.len() > 3 {
+                        // No more than so many are under way: the oldest is durable.
+                        engine.settle(held[1].0.unwrap());
+                        held.remove(0);
+                    }
                 } else {
                     engine.put_back();
                 }

@@ -104,6 +104,7 @@ fn later_points_carry_what_changed_and_lost_points_are_owed_again() {
     engine.drain().unwrap();
     assert_eq!(apply(&mut site, all(|| engine.after())), 2);
     assert!(site[0] == *guest.ram && site[1][..PAGE] == [7; PAGE]);
+    engine.sent(point(1));
     engine.settle(point(1));
 
     // A lost point: owed again, together with what changed since.
@@ -119,6 +120,7 @@ fn later_points_carry_what_changed_and_lost_points_are_owed_again() {
     engine.drain().unwrap();
     assert_eq!(apply(&mut site, all(|| engine.after())), 101);
     assert!(site[0] == *guest.ram);
+    engine.sent(point(3));
     engine.settle(point(3));
 
     // Nothing changed: nothing is sent. Another basis: everything is.

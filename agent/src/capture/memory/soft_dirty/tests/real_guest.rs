@@ -223,6 +223,7 @@ fn cut_points(machine: &Machine, wanted: u32) {
         if attempt % 6 == 3 {
             engine.put_back();
         } else {
+            engine.sent(point(compared as u8));
             engine.settle(point(compared as u8));
             (site, basis) = (arriving, Some(point(compared as u8)));
         }
