@@ -314,6 +314,19 @@ impl Agent {
     }
 }
 
+/// Suspends a protected guest as its operator does who looks whether it worked: one that is suspended in a pause of ours
+/// is found paused already, nobody hears of it, and it goes on.
+pub fn stand_still(guest: &Guest, controller: &Controller, vm: &str, within: Duration) -> Result<()> {
+    let tick = || guest.last().map(|report| report.tick);
+    eventually(within, &format!("{vm} to stand still"), || {
+        guest.suspend()?;
+        controller.wait_more_points(vm, 1, within)?;
+        let then = tick();
+        controller.wait_more_points(vm, 1, within)?;
+        Ok((tick() == then).then_some(()))
+    })
+}
+
 /// A guest that boots, moves and is checked fast: for tests that are not about the size of anything.
 pub fn small(name: &str) -> GuestSpec {
     GuestSpec::new(name).memory_mib(136).pattern_mib(8).dirty_kib(128)

@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use rig::{
     DiskFormat, Guest, Rig, eventually,
-    product::{Agent, Controller, killed_at, replica_unharmed, small},
+    product::{Agent, Controller, killed_at, replica_unharmed, small, stand_still},
 };
 use serde_json::Value;
 use std::{collections::BTreeSet, fs, path::Path, time::Duration};
@@ -89,7 +89,7 @@ fn an_agent_that_dies_at_any_step_of_a_snapshot_leaves_the_guest_and_its_qemu_as
     let row = agent.wait_state("web", "protected", SOON)?;
     assert_eq!(row["memory_engine"]["engine"], "snapshot", "{row}");
     // A guest that its operator has paused stays so, whatever QEMU would do by itself.
-    guest.suspend()?;
+    stand_still(&guest, &controller, "web", SOON)?;
     controller.wait_more_points("web", 3, SOON)?;
     assert_eq!(guest.state()?, "paused");
     guest.resume()?;

@@ -37,6 +37,8 @@ struct UnderWay {
     times: Times,
     busy: Duration,
     bytes: u64,
+    /// Bytes of those before it that were still on their way when it began.
+    held: u64,
     /// When its lateness was last told.
     told: Instant,
     /// A first copy says nothing of the points that follow.
@@ -66,14 +68,15 @@ impl Gauge {
 
     /// A point begins. The lap of the one before ends here, if that is still under way.
     pub fn begin(&mut self, counts: bool) {
-        if let Some(lap) = self.lap(0)
+        if let Some(lap) = self.lap()
             && let Some(before) = self.point.take()
         {
             self.sent.push_back((lap, before.cut, before.counts));
         }
         let now = Instant::now();
         let (times, busy) = self.meter.read(now);
-        self.point = Some(UnderWay { begun: now, cut: None, times, busy, bytes: 0, told: now, counts });
+        let held = self.meter.held;
+        self.point = Some(UnderWay { begun: now, cut: None, times, busy, bytes: 0, held, told: now, counts });
     }
 
     pub fn cut(&mut self) {
@@ -105,7 +108,7 @@ impl Gauge {
         let (lap, cut, counts) = match self.sent.pop_front() {
             Some(sent) => sent,
             None => {
-                let Some(lap) = self.lap(0) else { return };
+                let Some(lap) = self.lap() else { return };
                 let Some(point) = self.point.take() else { return };
                 (lap, point.cut, point.counts)
             }
@@ -135,13 +138,13 @@ impl Gauge {
         self.sent.iter_mut().for_each(|(.., counts)| *counts = false);
     }
 
-    /// What to show now; `held` bytes are on their way.
-    pub fn verdict(&mut self, held: u64) -> Option<Verdict> {
+    /// What to show now.
+    pub fn verdict(&mut self) -> Option<Verdict> {
         self.point.iter_mut().for_each(|point| point.told = Instant::now());
         let late =
             self.point.as_ref().is_some_and(|point| point.counts && point.begun.elapsed() > self.interval);
-        match self.lap(held).filter(|_| late) {
-            Some(lap) => self.pace.verdict_with(&lap),
+        match self.lap().filter(|_| late) {
+            Some(lap) => self.pace.verdict_with(&lap, self.meter.held),
             None => self.pace.verdict(),
         }
     }
@@ -152,12 +155,12 @@ impl Gauge {
         Some((point.begun + self.interval).max(point.told + EACH))
     }
 
-    fn lap(&mut self, held: u64) -> Option<Lap> {
+    fn lap(&mut self) -> Option<Lap> {
         let now = Instant::now();
         let (times, busy) = self.meter.read(now);
         let point = self.point.as_ref()?;
         let latency = point.cut.map_or(Duration::ZERO, |cut| now.saturating_duration_since(cut));
-        let taken = point.bytes.saturating_sub(held);
+        let taken = (point.held + point.bytes).saturating_sub(self.meter.held);
         Some(Lap { times: times - point.times, latency, bytes: point.bytes, taken, busy: busy - point.busy })
     }
 

@@ -68,7 +68,7 @@ pub struct Lap {
     pub latency: Duration,
     /// Bytes of frames that it put on the link.
     pub bytes: u64,
-    /// Of these, bytes that the site has taken, and for how long there was something for it to take.
+    /// Bytes that the site has taken meanwhile, and for how long there was something for it to take.
     pub taken: u64,
     pub busy: Duration,
 }
@@ -129,9 +129,9 @@ impl Pace {
         (newest.times.of_point() > self.interval).then(|| self.judge(self.laps.iter())).flatten()
     }
 
-    /// While a point is under way that should have been there already: `lap` is what is known of it.
-    pub fn verdict_with(&self, lap: &Lap) -> Option<Verdict> {
-        let rest = lap.bytes.saturating_sub(lap.taken);
+    /// While a point is under way that should have been there already: `lap` is what is known of it, `rest` the bytes
+    /// that are still on their way.
+    pub fn verdict_with(&self, lap: &Lap, rest: u64) -> Option<Verdict> {
         let still = match rate(lap.taken, lap.busy) {
             Some(has) if rest > 0 => Duration::try_from_secs_f64(rest as f64 / has).unwrap_or(FOREVER),
             _ => Duration::ZERO,
@@ -205,7 +205,7 @@ pub struct Meter {
     stage: Stage,
     since: Instant,
     times: Times,
-    held: u64,
+    pub held: u64,
     held_since: Instant,
     busy: Duration,
 }
@@ -320,14 +320,14 @@ mod tests {
         let pace = Pace::new(SECOND);
         let mut under_way = lap(100, 0, 1_900, 0, 10_000_000);
         under_way.taken = 2_000_000;
-        let verdict = pace.verdict_with(&under_way).unwrap();
+        let verdict = pace.verdict_with(&under_way, 8_000_000).unwrap();
         assert_eq!(verdict.cause, Cause::LinkBound);
         // A fifth took 1.9 s, so all of it takes 9.5 s.
         assert_eq!(verdict.every_ms, 9_600);
         assert!((8_300_000..8_500_000).contains(&verdict.has_bits), "{verdict:?}");
         // Nothing taken at all: no rate, and no panic.
         under_way.taken = 0;
-        assert_eq!(pace.verdict_with(&under_way).unwrap().has_bits, 0);
+        assert_eq!(pace.verdict_with(&under_way, 10_000_000).unwrap().has_bits, 0);
     }
 
     #[test]

@@ -214,8 +214,9 @@ impl Comparisons {
         let turn = self.reading.acquire().await;
         let _turn = turn.map_err(|error| StoreError::disk("compare", "waiting for a turn", error))?;
         let objects = self.store.objects();
+        // Pinned: the point may be folded while it is read.
         let plan = || async {
-            let plan = Plan::load(objects.as_ref(), vm, head.seq).await?;
+            let plan = Plan::of(&self.store, vm, head.seq).await?;
             Ok::<_, crate::restore::RestoreError>(Reader::new(objects.clone(), Arc::new(plan)))
         };
         let reader = basis.reader.get_or_try_init(plan).await?;

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 impl<S: Source> Actor<S> {
     /// A point is late: says so before it is there.
     pub(super) async fn show_pace(&mut self) {
-        self.status.pace = self.gauge.verdict(self.sender.held_bytes());
+        self.status.pace = self.gauge.verdict();
         self.publish().await;
     }
 
@@ -57,7 +57,7 @@ impl<S: Source> Actor<S> {
         self.status.points_durable += 1;
         self.status.under_way = self.under_way.len();
         self.gauge.durable();
-        self.status.pace = self.gauge.verdict(0);
+        self.status.pace = self.gauge.verdict();
         let latency_ms = self.given.clock.now().0.saturating_sub(meta.cut_at.0);
         tracing::info!(
             vm = %self.given.name, %point, latency_ms, pause_us = meta.stats.pause_us,
