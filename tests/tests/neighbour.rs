@@ -57,6 +57,8 @@ impl Bench {
             refused += 1;
             eprintln!("refused: {}", output.stderr.trim());
             ensure!(refused <= 10, "{words:?} does not work: {}", output.stderr);
+            // A save that begins in a pause of ours can fail, and leaves the guest standing.
+            self.wake()?;
             // As somebody who reads the message and tries again.
             std::thread::sleep(Duration::from_secs(1));
             Ok(None)
