@@ -16,7 +16,9 @@ mod tests;
 pub use capabilities::{Found, Noted};
 pub use client::{Disarmed, Watchdog};
 pub use markers::Markers;
-pub use release::{LibvirtRelease, Release, Released, release_paused, status as guest_status};
+pub use release::{
+    AT_THE_END_OF_A_SAVE, LibvirtRelease, Release, Released, release_paused, status as guest_status,
+};
 pub use server::serve;
 
 use lifeboat::{hypervisor::libvirt::HypervisorError, hypervisor::monitor::MonitorError, id::VmId};

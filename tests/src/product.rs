@@ -276,9 +276,11 @@ impl Agent {
 
     /// Waits until the agent has frozen itself (`LIFEBOAT_STOP_AT`).
     pub fn wait_frozen(&mut self, within: Duration) -> Result<()> {
-        let pid = self.process()?.pid_in_host()?;
-        eventually(within, "the agent to freeze", || {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        let process = self.process()?;
+        let (stat, log) = (format!("/proc/{}/stat", process.pid_in_host()?), process.log_path().to_owned());
+        eventually(within, "the agent to be frozen", || {
+            let stat = fs::read_to_string(&stat);
+            let stat = stat.with_context(|| format!("the agent has ended:\n{}", tail(&log, 20)))?;
             Ok(stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')).then_some(()))
         })
     }

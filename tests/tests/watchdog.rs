@@ -8,7 +8,7 @@ use nix::{
     unistd::Pid,
 };
 use rig::{
-    DiskFormat, Guest, Rig, eventually,
+    DiskFormat, Guest, Rig,
     product::{Agent, Controller, killed_at, left_in_qemu, replica_unharmed, small},
     stillness::{Stillness, Verdict},
 };
@@ -99,7 +99,7 @@ fn freeze(agent: &mut Agent, guest: &Guest, rounds: u64) -> Result<u64> {
     agent.env = vec![("LIFEBOAT_STOP_AT".into(), places.join(","))];
     agent.start()?;
     for frozen in 1..=places.len() {
-        hangs(agent)?;
+        agent.wait_frozen(SOON)?;
         let log = agent.process()?.log();
         let at = log.lines().rfind(|line| line.starts_with("fault:")).unwrap_or("nowhere").to_owned();
         goes_on(guest).with_context(|| format!("while the agent hangs ({frozen}): {at}"))?;
@@ -128,7 +128,7 @@ fn without_its_watchdog(agent: &mut Agent, controller: &Controller, guest: &Gues
     agent.kill9()?;
     agent.env = vec![("LIFEBOAT_STOP_AT".into(), "cut.stopped".into())];
     agent.start()?;
-    hangs(agent)?;
+    agent.wait_frozen(SOON)?;
     for pid in watchdogs(agent)? {
         kill(pid, Signal::SIGKILL)?;
     }
@@ -164,21 +164,6 @@ fn watchdogs(agent: &mut Agent) -> Result<Vec<Pid>> {
         }
     }
     Ok(found)
-}
-
-/// Waits until the agent's process is stopped.
-fn hangs(agent: &mut Agent) -> Result<()> {
-    let pid = agent.process()?.pid_in_host()?;
-    eventually(SOON, "the agent to hang", || {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
-        let stat =
-            stat.with_context(|| format!("the agent has ended:\n{}", rig::tail(&log_of(agent), 20)))?;
-        Ok(stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')).then_some(()))
-    })
-}
-
-fn log_of(agent: &mut Agent) -> std::path::PathBuf {
-    agent.process().map(|process| process.log_path().to_owned()).unwrap_or_default()
 }
 
 /// By QEMU's own record no pause was longer than its limit, but for what the machine itself kept everybody waiting. The

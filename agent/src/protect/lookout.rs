@@ -4,7 +4,10 @@
 //! A hook of libvirt's would not help: on the host that a guest leaves, it calls none before any of this.
 //! Called by the daemon, one task per VM.
 
-use super::neighbour::{Neighbour, uptime};
+use super::{
+    neighbour::{Neighbour, uptime},
+    saves::Saves,
+};
 use crate::capture::others;
 use lifeboat::{
     hypervisor::libvirt::{Domain, DomainEvent, Happened, Hypervisor},
@@ -30,7 +33,7 @@ pub async fn watch(
     mut stop: watch::Receiver<bool>,
 ) {
     let mut events = hypervisor.subscribe();
-    let mut look = Look { hypervisor, vm, domain: None };
+    let mut look = Look { hypervisor, vm, domain: None, saves: Saves::default() };
     let mut busy_until = None::<Instant>;
     loop {
         let pause = if busy_until.is_some() { LOOK_AGAIN } else { LOOK };
@@ -88,6 +91,7 @@ struct Look {
     hypervisor: Hypervisor,
     vm: VmId,
     domain: Option<Domain>,
+    saves: Saves,
 }
 
 impl Look {
@@ -97,6 +101,9 @@ impl Look {
         if self.domain.is_none() {
             self.domain = self.hypervisor.domain_by_uuid(self.vm).ok();
         }
-        others::somebody(self.domain.as_ref()?)
+        let domain = self.domain.as_ref()?;
+        let somebody = others::somebody(domain);
+        self.saves.looked(domain, somebody.is_some());
+        somebody
     }
 }

@@ -9,6 +9,7 @@ pub mod lookout;
 pub mod neighbour;
 pub mod pace;
 pub mod resync;
+mod saves;
 pub mod status;
 pub mod touched;
 pub mod vm;

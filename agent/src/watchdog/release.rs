@@ -71,11 +71,19 @@ impl Release for LibvirtRelease {
     fn release(&self, vm: VmId) -> Result<Released, WatchdogError> {
         let Some(domain) = self.domain(vm)? else { return Ok(Released::Gone) };
         let monitor = domain.monitor();
+        let status = status(&monitor)?;
+        let stands = status == "paused" || AT_THE_END_OF_A_SAVE.contains(&status.as_str());
         // A pause that libvirt has a reason for is an operator's, a save's or a migration's: never ours.
-        if status(&monitor)? != "paused" || domain.is_held_by_libvirt()? {
+        if !stands || domain.is_held_by_libvirt()? {
             return Ok(Released::NotPaused);
         }
-        monitor.execute("cont", json!({}))?;
+        if status == "paused" {
+            monitor.execute("cont", json!({}))?;
+        } else {
+            // libvirt carries this out when its save is over and has failed, and not before: a guest that ran on after
+            // its memory was saved would change the disks under the saved image.
+            domain.resume()?;
+        }
         Ok(Released::Resumed)
     }
 
@@ -110,6 +118,10 @@ pub fn put_back_capabilities(releaser: &dyn Release, found: &Found, tries: u32, 
         }
     }
 }
+
+/// QEMU's states of a guest whose memory has gone out: into a save, a dump or to another host. libvirt resumes it if that
+/// fails, but only where it was libvirt that had stopped it.
+pub const AT_THE_END_OF_A_SAVE: [&str; 2] = ["finish-migrate", "postmigrate"];
 
 /// QEMU's own word on whether the guest runs.
 pub fn status(monitor: &dyn Monitor) -> Result<String, MonitorError> {

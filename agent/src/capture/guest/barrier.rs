@@ -54,12 +54,6 @@ pub fn cut(state: &mut State, begun: &Begun, point: PointId) -> Result<Barrier, 
     let instant = if memory { with_memory(state, begun)? } else { disks_only(state, begun)? };
     fault::point("cut.resumed");
     if let Some(others) = others::somebody(&begun.domain) {
-        // libvirt notes whether a guest ran when such a job began, and may have found it standing still.
-        tracing::warn!(
-            domain = begun.domain.name(),
-            %others,
-            "something began while the guest was being cut; if it comes back paused, resume it"
-        );
         return Err(CaptureError::Busy(others));
     }
     if memory && state.take_resets() {

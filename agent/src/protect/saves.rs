@@ -1,0 +1,54 @@
+//! Saves that found the guest standing in a pause of ours: libvirt notes in a saved image whether the guest ran when the
+//! save began, and brings it back so. Promises: such a managed save is set to run; one of a guest that its operator had
+//! suspended, or wanted back paused, is left as it is. Where the save goes to a file, nobody can tell us to which: said in
+//! the log. All calls block. Called by `protect::lookout` with each look.
+
+use lifeboat::hypervisor::libvirt::{Domain, HypervisorError};
+use std::time::{Duration, Instant};
+
+#[derive(Default)]
+pub struct Saves {
+    /// When somebody was last seen at work, it was not libvirt that had stopped the guest, nor its operator.
+    standing: bool,
+}
+
+impl Saves {
+    /// To be told of each look: whether somebody is at work.
+    pub fn looked(&mut self, domain: &Domain, at_work: bool) {
+        if at_work {
+            // A save that finds the guest running stops it first, and libvirt knows why it stands.
+            self.standing = matches!(domain.is_held_by_libvirt(), Ok(false));
+        } else if std::mem::take(&mut self.standing)
+            && let Err(error) = wake(domain)
+        {
+            let domain = domain.name();
+            tracing::warn!(domain, %error, "it may have been saved in a pause of ours: if it comes back paused, resume it");
+        }
+    }
+}
+
+fn wake(domain: &Domain) -> Result<(), HypervisorError> {
+    if !domain.was_saved()? {
+        return Ok(());
+    }
+    // libvirt ends the guest before it knows of the managed save, which a save to a file never becomes.
+    let until = Instant::now() + KNOWN_WITHIN;
+    while !domain.let_managed_save_run()? {
+        if Instant::now() > until {
+            tracing::warn!(
+                domain = domain.name(),
+                "it was saved to a file in a pause of ours: restore it with `virsh restore --running`"
+            );
+            return Ok(());
+        }
+        std::thread::sleep(KNOWN_WITHIN / 20);
+    }
+    tracing::info!(
+        domain = domain.name(),
+        "it was saved in a pause of ours; the managed save will run when it starts"
+    );
+    Ok(())
+}
+
+/// From a guest's end to libvirt's knowing of its managed save: a few calls of libvirt's own.
+const KNOWN_WITHIN: Duration = Duration::from_secs(1);
