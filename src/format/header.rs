@@ -16,6 +16,7 @@ pub enum Kind {
     Generation = 3,
     Fold = 4,
     Pruned = 5,
+    Owner = 6,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

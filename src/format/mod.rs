@@ -5,6 +5,7 @@ pub mod fold;
 pub mod frame;
 pub mod header;
 pub mod manifest;
+pub mod owner;
 pub mod pack;
 pub mod pruned;
 pub mod record;

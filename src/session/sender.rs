@@ -9,7 +9,7 @@ use crate::{
     id::{PointId, VmId},
     session::frames::FrameSet,
     units::{Generation, Seq, UnixMs},
-    wire::message::{AgentMessage, FrameRanges, Latest, Refusal, SiteMessage},
+    wire::message::{AgentMessage, FrameRanges, Latest, Place, Refusal, SiteMessage},
 };
 use std::collections::{BTreeMap, VecDeque};
 
@@ -123,6 +123,14 @@ impl Sender {
         self.link_up(self.window)
     }
 
+    /// Says where the guest is. If it is here, the standing is unknown until the site answers.
+    pub fn place(&mut self, place: Place) -> Vec<Action> {
+        if let (Place::Here { .. }, Standing::Open { .. }) = (place, &self.standing) {
+            self.standing = Standing::Unknown;
+        }
+        vec![Action::Tell(AgentMessage::Place { vm: self.vm, place })]
+    }
+
     /// The link is gone; what was on its way may or may not have arrived.
     pub fn link_down(&mut self) {
         self.standing = Standing::Unknown;
@@ -217,7 +225,7 @@ impl Sender {
                 if self.points.iter().all(|open| open.point != point) {
                     return Vec::new();
                 }
-                if let Refusal::Fenced { .. } = refusal {
+                if let Refusal::Fenced { .. } | Refusal::HeldElsewhere { .. } = refusal {
                     self.standing = Standing::Refused(refusal.clone());
                 }
                 // Those before it are given up with it, so that there is one thing to start from: what the site holds.

@@ -9,8 +9,13 @@ pub struct ProtocolVersion(pub u16);
 
 impl ProtocolVersion {
     /// What this release speaks, newest first. Version 2 added frames of changed words and of references, version 3 points
-    /// over one that is not durable yet.
-    pub const SPOKEN: &'static [Self] = &[Self(3), Self(2), Self(1)];
+    /// over one that is not durable yet, version 4 where a guest is, so that it can change hosts.
+    pub const SPOKEN: &'static [Self] = &[Self(4), Self(3), Self(2), Self(1)];
+
+    /// Whether the peer knows [`Place`](crate::wire::message::AgentMessage::Place), and what may follow from it.
+    pub fn knows_places(self) -> bool {
+        self >= Self(4)
+    }
 
     /// Whether a site that speaks it takes a point over one that is not durable yet.
     pub fn overlaps(self) -> bool {

@@ -40,6 +40,20 @@ pub enum AgentMessage {
     Report { vm: VmId, report: VmReport },
     /// How the site's copy of an image differs from ours. Answer: `Compared`, once or (while the site reads) more often.
     Compare { vm: VmId, question: Question },
+    /// Where the guest is, from version 4 on: said before the first point of a session, and when it changes. `Here` asks
+    /// for the right to write the VM's history; answer: `Vm`, or `VmRefused`. To the others there is none.
+    Place { vm: VmId, place: Place },
+}
+
+/// Where a guest is, as the agent of a host says that is told to protect it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Place {
+    /// It runs on this host; `migrated`: it came in by a live migration, so it runs nowhere else.
+    Here { migrated: bool },
+    /// It does not run on this host.
+    NotHere,
+    /// It was migrated away from this host, and runs on another one.
+    Left,
 }
 
 /// Site → agent.
@@ -93,6 +107,17 @@ pub enum SiteMessage {
 }
 
 impl SiteMessage {
+    /// The same in words that an agent understands which speaks version 3 or older.
+    pub fn before_version_4(self) -> Self {
+        match self {
+            Self::VmRefused { vm, refusal } => Self::VmRefused { vm, refusal: refusal.before_version_4() },
+            Self::PointRefused { vm, point, refusal } => {
+                Self::PointRefused { vm, point, refusal: refusal.before_version_4() }
+            }
+            other => other,
+        }
+    }
+
     /// The VM that it is about, if it is about one.
     pub fn vm(&self) -> Option<VmId> {
         match self {
@@ -138,6 +163,18 @@ pub enum Refusal {
     Invalid { detail: String },
     #[error("the site could not store it: {detail}")]
     Internal { detail: String },
+    /// Another agent writes this VM's history, and nothing shows that the guest moved here. From version 4 on.
+    #[error("{why}")]
+    HeldElsewhere { why: String },
+}
+
+impl Refusal {
+    fn before_version_4(self) -> Self {
+        match self {
+            Self::HeldElsewhere { why } => Self::Invalid { detail: why },
+            other => other,
+        }
+    }
 }
 
 /// How the protection of one VM is doing, as its agent sees it.
@@ -171,9 +208,16 @@ pub enum VmState {
     Comparing,
     /// Somebody else needs the guest's QEMU, or asked the agent to keep aside; `reason` says who.
     Yielding,
+    /// The guest was migrated to another host, whose agent protects it. From version 4 on.
+    Moved,
 }
 
 impl VmState {
+    /// What a site is told that does not know the state.
+    pub fn before_version_4(self) -> Self {
+        if self == Self::Moved { Self::NotRunning } else { self }
+    }
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
@@ -185,6 +229,7 @@ impl VmState {
             Self::Fenced => "fenced",
             Self::Comparing => "comparing",
             Self::Yielding => "yielding",
+            Self::Moved => "moved",
         }
     }
 }

@@ -29,6 +29,7 @@ use lifeboat::{
     fault,
     hypervisor::libvirt::{Domain, DomainEvent, Happened, Hypervisor, QemuProcess},
     id::{PointId, VmId},
+    wire::message::Place,
 };
 use std::{path::PathBuf, sync::Arc, time::Duration};
 use tokio::sync::{Mutex, OwnedMutexGuard, broadcast};
@@ -79,6 +80,8 @@ struct State {
     device_state: Option<(QemuProcess, DeviceState)>,
     /// A cut that was begun was neither sent nor put back.
     unfinished: bool,
+    /// The QEMU process that was seen to come in by a migration: libvirt forgets that with the first pause.
+    arrived: Option<QemuProcess>,
 }
 
 struct AttachedDisks {
@@ -115,6 +118,7 @@ impl GuestSource {
             disks: None,
             device_state: None,
             unfinished: false,
+            arrived: None,
             settings,
             hypervisor,
             clock,
@@ -147,6 +151,11 @@ impl Source for GuestSource {
         state.memory.settle(point);
         fault::point("cut.settled");
         Ok(())
+    }
+
+    async fn place(&mut self) -> Result<Option<Place>, CaptureError> {
+        let state = self.state.clone().lock_owned().await;
+        blocking(state, look::place).await.1
     }
 
     fn memory(&self) -> MemoryStatus {

@@ -16,6 +16,7 @@ use lifeboat::{
     format::manifest::{Image, PointMeta},
     id::PointId,
     page::PageGroup,
+    wire::message::Place,
 };
 
 /// One guest that points can be cut of.
@@ -28,6 +29,10 @@ pub trait Source: Send {
     /// A point that was sent is durable: what it carried is forgotten. No cut is open. If this fails or is left out, the
     /// next `begin` makes up for it.
     async fn settle(&mut self, point: PointId) -> Result<(), CaptureError>;
+    /// Where the guest is; `None` while it comes, goes, or is otherwise in somebody's hands.
+    async fn place(&mut self) -> Result<Option<Place>, CaptureError> {
+        Ok(Some(Place::Here { migrated: false }))
+    }
     /// How memory is captured and why so; known after the first `begin`.
     fn memory(&self) -> MemoryStatus;
     /// Leaves nothing behind in the guest: protection has ended. No cut is open.

@@ -39,6 +39,8 @@ pub struct Outbox {
     pub reads_deltas: bool,
     /// The site takes a point over one that is not durable yet.
     pub overlaps: bool,
+    /// The site wants to know where the guest is before it takes points of it.
+    pub places: bool,
     pub control: mpsc::Sender<AgentMessage>,
     pub frames: mpsc::Sender<Shipment>,
 }

@@ -36,6 +36,8 @@ pub struct State {
     pub afresh: bool,
     /// The guest was last seen to leave for another host.
     pub away: bool,
+    /// How often it left.
+    pub departures: u64,
     /// The protection holds nothing of QEMU's.
     pub aside: bool,
 }
@@ -106,7 +108,10 @@ impl Neighbour {
     }
 
     pub fn set_away(&self, away: bool) {
-        self.change(|state| state.away = away);
+        self.change(|state| {
+            state.departures += u64::from(away);
+            state.away = away;
+        });
     }
 
     /// Ends the protection for as long as this process lives.

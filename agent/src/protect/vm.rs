@@ -8,6 +8,7 @@
 mod comparing;
 mod telling;
 mod under_way;
+mod whereabouts;
 
 use crate::{
     capture::source::{CaptureError, Cut, Source},
@@ -41,6 +42,7 @@ use tokio::{
     time::Instant,
 };
 use under_way::Sent;
+use whereabouts::Whereabouts;
 
 /// What the operator asked for, and what the daemon gives to all its VMs alike.
 #[derive(Clone, Debug)]
@@ -115,6 +117,7 @@ impl<S: Source> Protection<S> {
             failures: 0,
             gauge,
             resync: None,
+            place: Whereabouts::default(),
         };
         actor.run().await;
     }
@@ -139,6 +142,7 @@ struct Actor<S> {
     gauge: Gauge,
     /// The open point, while it is compared with the site's newest one.
     resync: Option<Resync>,
+    place: Whereabouts,
 }
 
 impl<S: Source> Actor<S> {
@@ -173,8 +177,13 @@ impl<S: Source> Actor<S> {
             self.outcome()?;
             self.settle().await;
             let is_due = Instant::now() >= due;
-            if let (Some(over), true) = (self.may_begin(), is_due) {
-                return Ok(over);
+            if is_due && self.may_begin().is_some() {
+                if !self.is_granted().await? {
+                    continue;
+                }
+                if let Some(over) = self.may_begin() {
+                    return Ok(over);
+                }
             }
             let waits = is_due && !self.under_way.is_empty();
             self.gauge.enter(if waits { self.waits_for() } else { Stage::Rest });
@@ -185,6 +194,7 @@ impl<S: Source> Actor<S> {
     /// Keeps aside for as long as somebody wishes it, holding nothing of the guest's.
     async fn keep_aside(&mut self) -> Result<(), Setback> {
         let mut kept = false;
+        self.tell_departure().await;
         while let Some(why) = self.given.neighbour.why() {
             if self.sender.open_point().is_some() {
                 return Err(Setback::Aside(why));
@@ -209,6 +219,7 @@ impl<S: Source> Actor<S> {
                 self.set_state(VmState::Yielding, Some(why)).await;
             }
             self.step(None).await?;
+            self.tell_departure().await;
         }
         if kept {
             self.given.neighbour.set_aside(false);
@@ -416,6 +427,7 @@ impl<S: Source> Actor<S> {
                 self.down_since.get_or_insert_with(Instant::now);
                 self.sender.link_down();
                 self.gauge.link_down();
+                self.place.link_down();
                 self.status.pace = None;
                 self.resync.iter_mut().for_each(Resync::link_down);
                 let state =

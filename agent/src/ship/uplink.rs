@@ -75,6 +75,7 @@ struct Table {
 struct Up {
     reads_deltas: bool,
     overlaps: bool,
+    places: bool,
     control: mpsc::Sender<AgentMessage>,
     door: Door,
     window: u64,
@@ -84,8 +85,8 @@ struct Up {
 impl Up {
     fn event(&self, vm: VmId) -> LinkEvent {
         let (control, frames) = (self.control.clone(), self.door.lane(vm));
-        let (reads_deltas, overlaps) = (self.reads_deltas, self.overlaps);
-        let outbox = Outbox { reads_deltas, overlaps, control, frames };
+        let (reads_deltas, overlaps, places) = (self.reads_deltas, self.overlaps, self.places);
+        let outbox = Outbox { reads_deltas, overlaps, places, control, frames };
         LinkEvent::Up { outbox, window: self.window, site: self.site.clone() }
     }
 }
@@ -176,9 +177,12 @@ impl Uplink {
         self.board.set_link(format!("up: {site}"));
         let (control, control_queue) = mpsc::channel(CONTROL_QUEUED);
         let version = connection.version();
-        let (reads_deltas, overlaps) = (version.reads_deltas(), version.overlaps());
+        let (reads_deltas, overlaps, places) =
+            (version.reads_deltas(), version.overlaps(), version.knows_places());
         let (turns, door) = Turns::new(self.limits.clone());
-        self.routes.set_up(Some(Up { reads_deltas, overlaps, control, door, window, site }), "").await;
+        self.routes
+            .set_up(Some(Up { reads_deltas, overlaps, places, control, door, window, site }), "")
+            .await;
         let ended = self.carry(&connection, send, recv, control_queue, turns).await;
         connection.close(RefusalCode::DONE, "the agent hangs up");
         ended

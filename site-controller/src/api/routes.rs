@@ -2,7 +2,9 @@
 
 use super::{
     journal::{kept, prune, prune_preview},
-    types::{FailoverPreview, FailoverRequest, PointList, SiteStatus, VerifyLine, VerifyRequest, VmRow},
+    types::{
+        FailoverPreview, FailoverRequest, PointList, Released, SiteStatus, VerifyLine, VerifyRequest, VmRow,
+    },
 };
 use crate::{
     catalog::{CatalogError, VmSummary},
@@ -52,6 +54,7 @@ pub fn router(site: Arc<Site>) -> Router {
         .route("/v1/status", get(status))
         .route("/v1/vms/{vm}/points", get(points))
         .route("/v1/vms/{vm}/prune", get(prune_preview).post(prune))
+        .route("/v1/vms/{vm}/release", post(release))
         .route("/v1/failovers/preview", post(preview))
         .route("/v1/failovers", post(fail_over))
         .route("/v1/verify", post(run_verify))
@@ -127,6 +130,17 @@ async fn points(State(site): State<Arc<Site>>, Path(vm): Path<String>) -> Result
     let points = catalog.points(summary.vm).await.map_err(catalog_error)?;
     let kept = kept(&site, summary.vm, &points).await;
     Ok(Json(PointList { vm: summary.vm, name: summary.name, points, kept }))
+}
+
+/// Whoever has the guest running may write its history from now on.
+async fn release(State(site): State<Arc<Site>>, Path(vm): Path<String>) -> Result<Json<Released>, ApiError> {
+    let runbook = &site.runbook;
+    let summary = runbook.catalog.find_vm(&vm).await.map_err(catalog_error)?;
+    match runbook.intake.slots.slot(summary.vm).release().await {
+        Ok(agent) => Ok(Json(Released { vm: summary.vm, name: summary.name, agent })),
+        Err(why) => Err(ApiError::conflict("held", format!("{} can't be released: {why}", summary.name))
+            .with_hint("shut the guest off there, or take it out of that host's agent.toml, and try again")),
+    }
 }
 
 async fn preview(

@@ -91,6 +91,15 @@ pub struct PruneReport {
     pub stored_bytes: u64,
 }
 
+/// `POST /v1/vms/{vm}/release`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Released {
+    pub vm: VmId,
+    pub name: String,
+    /// The agent that had it so far, if one had.
+    pub agent: Option<String>,
+}
+
 /// `POST /v1/failovers`; answered by lines of `failover::progress::Progress`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FailoverRequest {

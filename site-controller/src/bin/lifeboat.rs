@@ -5,8 +5,8 @@ use clap::{Parser, Subcommand};
 use lifeboat::local_api::{Client, ClientError};
 use lifeboat_site_controller::{
     api::types::{
-        FailoverPreview, FailoverRequest, PointList, PrunePreview, PruneReport, SiteStatus, VerifyLine,
-        VerifyRequest,
+        FailoverPreview, FailoverRequest, PointList, PrunePreview, PruneReport, Released, SiteStatus,
+        VerifyLine, VerifyRequest,
     },
     console::{tables, watch::Display},
     failover::{
@@ -88,6 +88,14 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Let another host's agent go on with a VM's history, where nothing shows that the guest moved there.
+    ///
+    /// Needed after a guest was started elsewhere other than by a live migration: its host is lost, say. Make sure that no
+    /// other copy of it runs.
+    Release {
+        /// Name or UUID.
+        vm: String,
+    },
     /// Read and hash everything again that is stored, and say what is damaged.
     Verify {
         /// Name or UUID; all VMs where it is left out.
@@ -142,6 +150,11 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             }
             let report: PruneReport = client.post(&path, &()).await?;
             print(json, &report, tables::prune)?;
+        }
+        Command::Release { vm } => {
+            let path = format!("/v1/vms/{}/release", path_segment(&vm));
+            let released: Released = client.post(&path, &()).await?;
+            print(json, &released, tables::released)?;
         }
         Command::Verify { vm } => {
             let report = verify(&client, VerifyRequest { vm }, json).await?;

@@ -1,7 +1,7 @@
 //! Status and points as text for people. Pure: values in, text out.
 
 use crate::{
-    api::types::{FailoverPreview, Kept, PointList, PrunePreview, PruneReport, SiteStatus, VmRow},
+    api::types::{FailoverPreview, Kept, PointList, PrunePreview, PruneReport, Released, SiteStatus, VmRow},
     catalog::{PointState, PointSummary},
     failover::{journal::Phase, progress::FailoverReport},
     verify::VerifyReport,
@@ -66,6 +66,15 @@ pub fn status(status: &SiteStatus) -> String {
     let rows: Vec<Vec<String>> = status.vms.iter().map(|row| vm_row(row, status.now)).collect();
     for (row, why) in status.vms.iter().filter_map(|row| Some((row, row.frozen.as_ref()?))) {
         let _ = writeln!(out, "WARNING: {}'s journal is neither pruned nor folded: {why}", row.name);
+    }
+    for (row, other) in
+        status.vms.iter().filter_map(|row| Some((row, row.agent.as_ref()?.contender.as_ref()?)))
+    {
+        let _ = writeln!(
+            out,
+            "WARNING: {}: agent {} was refused at {}: {}",
+            row.name, other.agent, other.at, other.why
+        );
     }
     let header = ["VM", "STATE", "RPO", "POINTS", "OLDEST", "STORED", "MEMORY", "AGENT", "REASON"];
     out + &table(&header, &rows)
@@ -157,6 +166,11 @@ pub fn prune(report: &PruneReport) -> String {
         "{}: {} points were taken away, {} folded; stored: {before}, now {after}\n",
         report.name, report.pruned, report.folds
     )
+}
+
+pub fn released(released: &Released) -> String {
+    let from = released.agent.as_ref().map_or_else(String::new, |agent| format!(" (so far: {agent})"));
+    format!("{}: its history goes on from the agent that has it running next{from}\n", released.name)
 }
 
 fn point_row(point: &PointSummary, kept: Option<&Kept>) -> Vec<String> {

@@ -21,6 +21,16 @@ pub struct Seen {
     pub connected: bool,
     pub last_heard: UnixMs,
     pub report: Option<VmReport>,
+    /// Another agent that would write this VM's history, and was refused.
+    #[serde(default)]
+    pub contender: Option<Contender>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Contender {
+    pub agent: String,
+    pub why: String,
+    pub at: UnixMs,
 }
 
 /// VMs that one agent may have the board remember: an agent names them, so there must be a bound.
@@ -30,18 +40,50 @@ pub const VMS_PER_SITE_MAX: usize = 10_000;
 pub struct Board(Mutex<BTreeMap<VmId, (u64, Seen)>>);
 
 impl Board {
-    /// A session says that it watches a VM; `false` if the board is full.
+    /// A session says that it watches a VM; `false` if the board is full. What another agent said of it stays: only one
+    /// that owns the VM takes its place ([`Self::take`]).
     pub fn watch(&self, session: u64, vm: VmId, name: &str, agent: &str, now: UnixMs) -> bool {
+        let (known, room) = self
+            .rows(|rows| (rows.get(&vm).map(|(_, seen)| seen.agent == agent), rows.len() < VMS_PER_SITE_MAX));
+        match known {
+            None if !room => return false,
+            None | Some(true) => self.take(session, vm, name, agent, now),
+            Some(false) => {}
+        }
+        true
+    }
+
+    /// The row of a VM that is known is this session's from now on.
+    pub fn take(&self, session: u64, vm: VmId, name: &str, agent: &str, now: UnixMs) {
         self.rows(|rows| {
-            if !rows.contains_key(&vm) && rows.len() >= VMS_PER_SITE_MAX {
-                return false;
-            }
-            let report = rows.remove(&vm).and_then(|(_, seen)| seen.report);
-            let seen =
-                Seen { name: name.into(), agent: agent.into(), connected: true, last_heard: now, report };
+            let before = rows.remove(&vm).map(|(_, seen)| seen).filter(|seen| seen.agent == agent);
+            let (report, contender) = before.map(|seen| (seen.report, seen.contender)).unwrap_or_default();
+            let (name, agent) = (name.into(), agent.into());
+            let seen = Seen { name, agent, connected: true, last_heard: now, report, contender };
             rows.insert(vm, (session, seen));
-            true
-        })
+        });
+    }
+
+    /// The VM is this session's agent's.
+    pub fn own(&self, session: u64, vm: VmId, agent: &str, now: UnixMs) {
+        let row = self.rows(|rows| rows.get(&vm).map(|(of, seen)| (*of, seen.name.clone())));
+        if let Some((_, name)) = row.filter(|(of, _)| *of != session) {
+            self.take(session, vm, &name, agent, now);
+        }
+    }
+
+    /// Another agent than the owner would write the VM's history; with `None`, no more.
+    pub fn contend(&self, vm: VmId, agent: &str, why: Option<String>, now: UnixMs) {
+        self.rows(|rows| {
+            let Some((_, seen)) = rows.get_mut(&vm) else { return };
+            match why {
+                Some(why) => seen.contender = Some(Contender { agent: agent.into(), why, at: now }),
+                None if seen.contender.as_ref().is_some_and(|other| other.agent == agent) => {
+                    seen.contender = None
+                }
+                None => {}
+            }
+        });
     }
 
     pub fn report(&self, session: u64, vm: VmId, report: VmReport, now: UnixMs) {

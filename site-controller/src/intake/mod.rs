@@ -1,10 +1,10 @@
 //! Taking in what agents send: [`listener`] admits connections, [`session`] speaks with one agent, [`slot`] holds one
 //! VM's open point and drives the store, [`compare`] tells agents how the newest point differs from their guest, [`board`]
-//! remembers what they report.
+//! remembers what they report, [`owner`] says which of them may write a VM's history.
 
 pub mod board;
 pub mod compare;
 pub mod listener;
-
+pub mod owner;
 pub mod session;
 pub mod slot;

@@ -5,12 +5,15 @@
 use super::{
     board::Board,
     compare::Comparisons,
-    slot::{Replies, Slots},
+    slot::{Claim, Replies, Slots},
 };
 use lifeboat::{
     clock::Clock,
     id::VmId,
-    transport::{Connection, ControlRecv, ControlSend, DataRecv, Peer, RefusalCode, TransportError},
+    transport::{
+        Connection, ControlRecv, ControlSend, DataRecv, Peer, RefusalCode, TransportError,
+        version::ProtocolVersion,
+    },
     wire::message::{AgentMessage, Refusal, SiteMessage},
 };
 use std::{
@@ -55,6 +58,7 @@ impl Intake {
         tracing::info!(%agent, from = %connection.remote_address(), "agent connected");
         let ended = self.converse(session, &agent, &connection).await;
         self.board.gone(session, self.clock.now());
+        self.slots.gone(session);
         match ended {
             Err(TransportError::Protocol(why)) => {
                 tracing::warn!(%agent, %why, "agent refused: it broke the protocol");
@@ -88,7 +92,7 @@ impl Intake {
 
         let (replies, queue) = mpsc::channel(REPLIES_QUEUED);
         let mut tasks = JoinSet::new();
-        tasks.spawn(write_replies(send, queue));
+        tasks.spawn(write_replies(send, queue, connection.version()));
         tasks.spawn(self.clone().read_control(session, agent.to_owned(), recv, replies));
         loop {
             tokio::select! {
@@ -143,13 +147,17 @@ impl Intake {
                     let _ = replies.send(SiteMessage::VmRefused { vm, refusal }).await;
                     return Ok(());
                 }
-                self.slots.slot(vm).watch(name, generation, replies.clone()).await;
+                let slot = self.slots.slot(vm);
+                if slot.watch(session, agent, name.clone(), generation, replies.clone()).await {
+                    self.board.take(session, vm, &name, agent, now);
+                }
             }
             AgentMessage::Begin { vm, .. }
             | AgentMessage::End { vm, .. }
             | AgentMessage::Abort { vm, .. }
             | AgentMessage::Report { vm, .. }
             | AgentMessage::Compare { vm, .. }
+            | AgentMessage::Place { vm, .. }
                 if !watched.contains(&vm) =>
             {
                 // A report may precede the first `Watch`; anything else may not.
@@ -158,7 +166,7 @@ impl Intake {
                 }
             }
             AgentMessage::Begin { vm, generation, point, parent } => {
-                self.slots.slot(vm).begin(generation, point, parent, replies.clone()).await;
+                self.slots.slot(vm).begin(agent, generation, point, parent, replies.clone()).await;
             }
             AgentMessage::End { vm, point, frames, meta } => {
                 // A commit takes as long as the disk takes; other VMs' messages must not wait for it.
@@ -167,6 +175,18 @@ impl Intake {
             }
             AgentMessage::Abort { vm, point } => self.slots.slot(vm).abort(point).await,
             AgentMessage::Report { vm, report } => self.board.report(session, vm, report, now),
+            AgentMessage::Place { vm, place } => {
+                let claim = self.slots.slot(vm).place(session, agent, place, replies.clone()).await;
+                let why = match claim {
+                    Some(Claim::Refused(why)) => Some(why),
+                    Some(Claim::Granted) => {
+                        self.board.own(session, vm, agent, now);
+                        None
+                    }
+                    None => None,
+                };
+                self.board.contend(vm, agent, why, now);
+            }
             AgentMessage::Compare { vm, question } => self.comparisons.ask(vm, question, replies).await,
         }
         Ok(())
@@ -192,8 +212,10 @@ enum Finished {
 async fn write_replies(
     mut send: ControlSend,
     mut queue: mpsc::Receiver<SiteMessage>,
+    version: ProtocolVersion,
 ) -> Result<Finished, TransportError> {
     while let Some(message) = queue.recv().await {
+        let message = if version.knows_places() { message } else { message.before_version_4() };
         send.send(&message).await?;
     }
     Ok(Finished::Session)

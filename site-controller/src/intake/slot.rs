@@ -1,23 +1,28 @@
 //! One VM's place at the site: the receiving half of the conversation, and the points that are open in the store.
 //! Promises: points are made durable one after the other, in the order in which they build on each other; they outlive a
 //! lost link and are taken up again; what the store refuses is told to the agent and thrown away, with all that was
-//! begun over it. While a point is being made durable, frames of the next one are taken. Called by `session` for events, by `failover` to fence.
+//! begun over it. While a point is being made durable, frames of the next one are taken; points are taken of the VM's owner
+//! only ([`super::owner`]). Called by `session` for events, by `failover` to fence.
+
+mod ownership;
 
 use crate::store::{Head, OpenPoint, PointError, Store};
 use lifeboat::{
     fault,
-    format::{frame::Frame, manifest::PointMeta},
+    format::{frame::Frame, manifest::PointMeta, owner::Owner},
     id::{PointId, VmId},
     session::receiver::{Do, Held, Receiver},
     units::Generation,
     wire::message::{Latest, Refusal, SiteMessage},
 };
+pub use ownership::Claim;
+use ownership::Present;
 use std::{
     collections::{BTreeMap, VecDeque},
     pin::Pin,
     sync::{Arc, PoisonError},
 };
-use tokio::sync::{Mutex, MutexGuard, Notify, mpsc};
+use tokio::sync::{Mutex, MutexGuard, Notify, mpsc, oneshot};
 
 /// Where replies to an agent go.
 pub type Replies = mpsc::Sender<SiteMessage>;
@@ -34,6 +39,8 @@ pub struct Slot {
     vm: VmId,
     store: Store,
     inner: Mutex<Inner>,
+    /// Sessions that watch this VM.
+    present: std::sync::Mutex<BTreeMap<u64, Present>>,
     /// Told when a point has been made durable, or could not be.
     committed: Notify,
 }
@@ -44,6 +51,8 @@ struct Inner {
     receiver: Receiver,
     open: BTreeMap<PointId, Arc<OpenPoint>>,
     replies: Option<Replies>,
+    /// Whose points are taken; `None` until it was read.
+    owner: Option<Option<Owner>>,
 }
 
 impl Slots {
@@ -55,8 +64,9 @@ impl Slots {
         let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || {
             let (name, receiver, open) = (String::new(), Receiver::new(vm), BTreeMap::new());
-            let inner = Mutex::new(Inner { name, receiver, open, replies: None });
-            Arc::new(Slot { vm, store: self.store.clone(), inner, committed: Notify::new() })
+            let inner = Mutex::new(Inner { name, receiver, open, replies: None, owner: None });
+            let present = std::sync::Mutex::default();
+            Arc::new(Slot { vm, store: self.store.clone(), inner, present, committed: Notify::new() })
         };
         slots.entry(vm).or_insert_with(make).clone()
     }
@@ -65,35 +75,66 @@ impl Slots {
     pub fn find(&self, vm: VmId) -> Option<Arc<Slot>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner).get(&vm).cloned()
     }
+
+    /// A session has ended: what it said of where guests are is no longer known.
+    pub fn gone(&self, session: u64) {
+        let slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.values().for_each(|slot| slot.forget(session));
+    }
 }
 
 impl Slot {
     /// An agent's session says that it protects this VM; replies go there from now on.
-    pub async fn watch(self: &Arc<Self>, name: String, generation: Option<Generation>, replies: Replies) {
+    /// `true` if its agent may be the one that writes the history.
+    pub async fn watch(
+        self: &Arc<Self>,
+        session: u64,
+        agent: &str,
+        name: String,
+        generation: Option<Generation>,
+        replies: Replies,
+    ) -> bool {
+        let (agent, (told, owns)) = (agent.to_owned(), oneshot::channel());
         self.apart(async move |slot| {
             let mut inner = slot.at_rest().await;
-            inner.name = name;
+            let owns = slot.note_watch(&mut inner, session, &agent).await;
+            if owns || inner.name.is_empty() {
+                inner.name = name;
+            }
             let answer = inner.receiver.watch(slot.held().await, generation);
             // A VM that moves between hosts has several agents that look at it; what is open belongs to who began it.
             let taken = inner.replies.as_ref().is_some_and(|replies| !replies.is_closed());
-            if let (SiteMessage::Vm { .. }, false) = (&answer, taken) {
+            if let (SiteMessage::Vm { .. }, true, false) = (&answer, owns, taken) {
                 inner.replies = Some(replies.clone());
             }
             // A closed channel is a session that has just ended.
             let _ = replies.send(answer).await;
+            let _ = told.send(owns);
         })
         .await;
+        owns.await.unwrap_or(false)
     }
 
     pub async fn begin(
         self: &Arc<Self>,
+        agent: &str,
         generation: Generation,
         point: PointId,
         parent: Option<PointId>,
         replies: Replies,
     ) {
+        let agent = agent.to_owned();
         self.apart(async move |slot| {
             let mut inner = slot.inner.lock().await;
+            if !slot.is_owned_by(&mut inner, &agent).await {
+                drop(inner);
+                inner = slot.at_rest().await;
+                if let Err(refusal) = slot.claim(&mut inner, &agent, false).await {
+                    // To the one who asked, and not to the owner.
+                    let _ = replies.send(SiteMessage::PointRefused { vm: slot.vm, point, refusal }).await;
+                    return;
+                }
+            }
             if !inner.receiver.continues(point, parent) {
                 drop(inner);
                 inner = slot.at_rest().await;

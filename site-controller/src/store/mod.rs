@@ -18,6 +18,7 @@ mod leads;
 mod leftovers;
 mod local;
 mod objects;
+mod owner;
 mod pack;
 pub mod paths;
 mod pin;

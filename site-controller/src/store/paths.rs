@@ -9,6 +9,7 @@
 //!   `vms/<vm>/folds/<pack>.pack`: the frames of folds. In a folder of their own, which a release that knows no folds
 //!   takes for foreign and leaves alone.
 //! * `vms/<vm>/pruned/<no:016>`: which points were taken away on purpose; the highest number counts.
+//! * `vms/<vm>/owners/<no:016>`: which agent writes the history; the highest number counts.
 //! * `quarantine/<vm>/…`: what reopening set aside.
 
 use lifeboat::{
@@ -48,6 +49,14 @@ pub fn pruned(vm: VmId, no: u64) -> String {
     format!("{VMS}/{vm}/pruned/{no:016}")
 }
 
+pub fn owners_of(vm: VmId) -> String {
+    format!("{VMS}/{vm}/owners")
+}
+
+pub fn owner(vm: VmId, no: u64) -> String {
+    format!("{VMS}/{vm}/owners/{no:016}")
+}
+
 pub fn of_vm(vm: VmId) -> String {
     format!("{VMS}/{vm}")
 }
@@ -74,6 +83,7 @@ pub enum Named {
     Fold(VmId, Seq, u32),
     FoldPack(VmId, PackId),
     Pruned(VmId, u64),
+    Owner(VmId, u64),
     /// Nothing that this release puts there.
     Foreign,
 }
@@ -101,6 +111,7 @@ pub fn parse(path: &str) -> Named {
                 None => Some(Named::FoldPack(vm, name.strip_suffix(".pack")?.parse().ok()?)),
             },
             "pruned" => Some(Named::Pruned(vm, number(name)?)),
+            "owners" => Some(Named::Owner(vm, number(name)?)),
             "generations" => Some(Named::Generation(vm, Generation(number(name)?))),
             _ => None,
         }
@@ -136,6 +147,7 @@ mod tests {
         assert_eq!(parse(&fold(vm, Seq(42), 7)), Named::Fold(vm, Seq(42), 7));
         assert_eq!(parse(&fold_pack(vm, id)), Named::FoldPack(vm, id));
         assert_eq!(parse(&pruned(vm, 3)), Named::Pruned(vm, 3));
+        assert_eq!(parse(&owner(vm, 3)), Named::Owner(vm, 3));
         assert_eq!(parse(&format!("{}/0000000000000042-7.fold", folds_of(vm))), Named::Foreign);
         let foreign =
             ["vms", "vms/x/points/1", "a", "", "vms//points", &format!("{}/points/1.manifest", of_vm(vm))];

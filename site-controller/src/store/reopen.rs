@@ -102,6 +102,8 @@ pub async fn list(objects: &dyn Objects) -> Result<(BTreeMap<VmId, Listing>, Vec
             Named::Pruned(vm, no) => {
                 vms.entry(vm).or_default().pruned.insert(no);
             }
+            // Read when it is asked for.
+            Named::Owner(..) => {}
             Named::Foreign => foreign.push(object.path),
         }
     }

@@ -19,7 +19,8 @@ use std::{
 };
 use virt::{
     domain::{
-        DomainPausedReason, DomainShutoffReason, DomainState as VirtState, DomainStateReason as StateReason,
+        DomainPausedReason, DomainRunningReason, DomainShutoffReason, DomainState as VirtState,
+        DomainStateReason as StateReason,
     },
     enumutil::Enum,
     error::Error,
@@ -151,6 +152,20 @@ impl Domain {
             | DomainPausedReason::Crashed
             | DomainPausedReason::APIError => None,
         })
+    }
+
+    /// Whether it runs here because it was migrated here. libvirt says so until the first pause.
+    pub fn came_by_migration(&self) -> Result<bool, HypervisorError> {
+        let (_, reason) = self.with("asking its state", virt::domain::Domain::state)?;
+        let came = [DomainRunningReason::Migrated, DomainRunningReason::PostCopy];
+        Ok(came.into_iter().any(|came| reason == Enum::Known(StateReason::Running(Enum::Known(came)))))
+    }
+
+    /// Whether it does not run here because it was migrated to another host.
+    pub fn was_migrated_away(&self) -> Result<bool, HypervisorError> {
+        let (_, reason) = self.with("asking its state", virt::domain::Domain::state)?;
+        let gone = StateReason::Shutoff(Enum::Known(DomainShutoffReason::Migrated));
+        Ok(reason == Enum::Known(gone))
     }
 
     pub fn is_persistent(&self) -> Result<bool, HypervisorError> {

@@ -64,6 +64,9 @@ fn golden_bytes_of_every_agent_message_of_version_1() {
         (AgentMessage::Abort { vm: VM, point: POINT }, "04VP"),
         (AgentMessage::Report { vm: VM, report }, "05V02000500"),
         (AgentMessage::Compare { vm: VM, question: question() }, "06V07P010376646101800520"),
+        (AgentMessage::Place { vm: VM, place: Place::Here { migrated: true } }, "07V0001"),
+        (AgentMessage::Place { vm: VM, place: Place::NotHere }, "07V01"),
+        (AgentMessage::Place { vm: VM, place: Place::Left }, "07V02"),
     ];
     for (message, golden) in cases {
         assert_eq!(shown(&message), golden, "{message:?}");
@@ -103,6 +106,31 @@ fn golden_bytes_of_every_site_message_of_version_1() {
     ];
     for (message, golden) in cases {
         assert_eq!(shown(&message), golden, "{message:?}");
+    }
+}
+
+/// States and refusals by their numbers: what a later version added stands behind what was there.
+#[test]
+fn golden_bytes_of_every_state_and_refusal() {
+    let states = ["connecting", "seeding", "protected", "degraded", "not-running", "refused", "fenced"];
+    let states = states.into_iter().chain(["comparing", "yielding", "moved"]);
+    for (no, name) in states.enumerate() {
+        let state: VmState = postcard::from_bytes(&[no as u8]).unwrap();
+        assert_eq!((state.as_str(), hex(&state)), (name, format!("{no:02x}")));
+    }
+    assert!(postcard::from_bytes::<VmState>(&[10]).is_err());
+    let detail = || "d".to_owned();
+    let cases = [
+        (Refusal::Fenced { current: Generation(2) }, "0002"),
+        (Refusal::SiteFull { detail: detail() }, "010164"),
+        (Refusal::WrongParent { latest: None }, "0200"),
+        (Refusal::UnknownPoint, "03"),
+        (Refusal::Invalid { detail: detail() }, "040164"),
+        (Refusal::Internal { detail: detail() }, "050164"),
+        (Refusal::HeldElsewhere { why: detail() }, "060164"),
+    ];
+    for (refusal, golden) in cases {
+        assert_eq!(hex(&refusal), golden, "{refusal:?}");
     }
 }
 

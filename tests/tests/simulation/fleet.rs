@@ -59,10 +59,10 @@ fn speak(slots: &Arc<Slots>, mut told: mpsc::Receiver<AgentMessage>, actor: mpsc
         while let Some(message) = told.recv().await {
             match message {
                 AgentMessage::Watch { vm, name, generation } => {
-                    slots.slot(vm).watch(name, generation, replies.clone()).await;
+                    slots.slot(vm).watch(1, "fleet", name, generation, replies.clone()).await;
                 }
                 AgentMessage::Begin { vm, generation, point, parent } => {
-                    slots.slot(vm).begin(generation, point, parent, replies.clone()).await;
+                    slots.slot(vm).begin("fleet", generation, point, parent, replies.clone()).await;
                 }
                 AgentMessage::End { vm, point, frames, meta } => {
                     let slot = slots.slot(vm);
@@ -70,7 +70,10 @@ fn speak(slots: &Arc<Slots>, mut told: mpsc::Receiver<AgentMessage>, actor: mpsc
                 }
                 AgentMessage::Abort { vm, point } => slots.slot(vm).abort(point).await,
                 // These guests have no history that anything could be compared with.
-                AgentMessage::Hello { .. } | AgentMessage::Report { .. } | AgentMessage::Compare { .. } => {}
+                AgentMessage::Hello { .. }
+                | AgentMessage::Report { .. }
+                | AgentMessage::Compare { .. }
+                | AgentMessage::Place { .. } => {}
             }
         }
     });
@@ -102,7 +105,13 @@ fn twenty_guests_that_outrun_one_link_share_it_evenly_within_the_budget() {
             let (events, link) = mpsc::channel(10_000);
             let (control, told) = mpsc::channel(64);
             speak(&slots, told, events.clone());
-            let outbox = Outbox { reads_deltas: false, overlaps: true, control, frames: door.lane(vm(no)) };
+            let outbox = Outbox {
+                reads_deltas: false,
+                overlaps: true,
+                places: false,
+                control,
+                frames: door.lane(vm(no)),
+            };
             events.send(LinkEvent::Up { outbox, window: 1 << 20, site: "sim".into() }).await.unwrap();
             let mut made = 0_u128;
             let protection = Protection {

@@ -55,15 +55,18 @@ impl LossyLink {
                 let slot = site_slots.slot(vm);
                 match message {
                     AgentMessage::Watch { name, generation, .. } => {
-                        slot.watch(name, generation, to_site.clone()).await;
+                        slot.watch(SESSION, AGENT, name, generation, to_site.clone()).await;
                     }
                     AgentMessage::Begin { generation, point, parent, .. } => {
-                        slot.begin(generation, point, parent, to_site.clone()).await;
+                        slot.begin(AGENT, generation, point, parent, to_site.clone()).await;
                     }
                     AgentMessage::End { point, frames, meta, .. } => {
                         tokio::spawn(async move { slot.end(point, frames, meta).await });
                     }
                     AgentMessage::Abort { point, .. } => slot.abort(point).await,
+                    AgentMessage::Place { place, .. } => {
+                        slot.place(SESSION, AGENT, place, to_site.clone()).await;
+                    }
                     AgentMessage::Compare { question, .. } => comparisons.ask(vm, question, &to_site).await,
                     AgentMessage::Hello { .. } | AgentMessage::Report { .. } => {}
                 }
@@ -93,7 +96,7 @@ impl LossyLink {
                 }
             }
         });
-        let outbox = Outbox { reads_deltas: true, overlaps, control, frames };
+        let outbox = Outbox { reads_deltas: true, overlaps, places: overlaps, control, frames };
         let _ = actor.send(LinkEvent::Up { outbox, window: WINDOW, site: "sim".into() }).await;
         Self { tasks, actor }
     }
@@ -104,6 +107,10 @@ impl LossyLink {
         let _ = self.actor.send(LinkEvent::Down { why: "cut".into() }).await;
     }
 }
+
+/// There is one agent, and its sessions are not told apart.
+const AGENT: &str = "sim";
+const SESSION: u64 = 1;
 
 struct Delay(StdRng, u64);
 

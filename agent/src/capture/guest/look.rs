@@ -19,6 +19,7 @@ use lifeboat::{
         libvirt::{Domain, DomainMonitor, HypervisorError, QemuProcess, XmlView},
     },
     id::PointId,
+    wire::message::Place,
 };
 use std::sync::Arc;
 
@@ -60,6 +61,26 @@ pub fn begin(state: &mut State, over: &[PointId]) -> Result<Begun, CaptureError>
     let disks = state.disks.iter().flat_map(|attached| attached.disks.images()).collect();
     let images = images::number(&ram, disks)?;
     Ok(Begun { domain, monitor, spec, ram, images })
+}
+
+/// Where the guest is, as libvirt says.
+pub fn place(state: &mut State) -> Result<Option<Place>, CaptureError> {
+    let domain = match state.hypervisor.domain_by_uuid(state.settings.vm) {
+        Err(HypervisorError::NotFound { .. }) => return Ok(Some(Place::NotHere)),
+        domain => domain.map_err(domain_error)?,
+    };
+    if !domain.state().map_err(domain_error)?.is_active() {
+        let left = domain.was_migrated_away().map_err(domain_error)?;
+        return Ok(Some(if left { Place::Left } else { Place::NotHere }));
+    }
+    if domain.held_for().map_err(domain_error)?.is_some() {
+        return Ok(None);
+    }
+    let process = domain.process().map_err(domain_error)?;
+    if domain.came_by_migration().map_err(domain_error)? {
+        state.arrived = Some(process);
+    }
+    Ok(Some(Place::Here { migrated: state.arrived == Some(process) }))
 }
 
 pub fn read_spec(domain: &Domain) -> Result<DomainSpec, CaptureError> {

@@ -1,7 +1,7 @@
 //! The actor's part of telling: status for people, reports for the site, the remembered generation.
 //! Promises: a state and its reason change together; what did not make it says when it is tried again.
 
-use super::{Actor, Setback};
+use super::{Actor, Setback, whereabouts::ask_again};
 use crate::{
     capture::source::{CaptureError, Source},
     protect::status::DurablePoint,
@@ -76,14 +76,19 @@ impl<S: Source> Actor<S> {
             Setback::Capture(CaptureError::NotRunning(_)) => VmState::NotRunning,
             Setback::Aside(_) | Setback::Capture(CaptureError::Busy(_)) => VmState::Yielding,
             Setback::Refused(Refusal::Fenced { .. }) => VmState::Fenced,
+            Setback::Refused(Refusal::HeldElsewhere { .. }) => VmState::Refused,
             Setback::Stopping | Setback::Capture(CaptureError::Failed(_)) | Setback::Seal(_) => {
                 VmState::Degraded
             }
             Setback::Refused(_) | Setback::LinkDown(_) => VmState::Degraded,
         };
-        let mut reason = setback.to_string();
-        if state == VmState::NotRunning && self.given.neighbour.state().away {
-            reason = format!("it was migrated to another host ({reason}); protect it there");
+        let (mut state, mut reason) = (state, setback.to_string());
+        if state == VmState::NotRunning {
+            self.place.absent();
+            if self.place.left || self.given.neighbour.state().away {
+                state = VmState::Moved;
+                reason = format!("it was migrated to another host, whose agent is to protect it ({reason})");
+            }
         }
         if self.status.state != state || self.status.reason.as_deref() != Some(reason.as_str()) {
             tracing::warn!(vm = %self.given.name, state = state.as_str(), %reason, "no point was made");
@@ -97,6 +102,7 @@ impl<S: Source> Actor<S> {
             self.perform(actions).await;
         }
         let base = self.given.settings.interval.max(Duration::from_millis(200));
+        let held = if let Setback::Refused(refusal) = &setback { Some(refusal.clone()) } else { None };
         let wait = match setback {
             // What the delta was made over has changed: the answer to `refresh` says what to start from.
             Setback::Refused(Refusal::WrongParent { .. } | Refusal::UnknownPoint) if self.failures < 3 => {
@@ -107,6 +113,10 @@ impl<S: Source> Actor<S> {
             }
             Setback::Aside(_) => return Instant::now(),
             _ => (base * 2u32.pow(self.failures.min(5))).min(Duration::from_secs(60)),
+        };
+        let wait = match &held {
+            Some(refusal) => ask_again(refusal, wait),
+            None => wait,
         };
         self.failures = self.failures.saturating_add(1);
         Instant::now() + wait
@@ -120,7 +130,11 @@ impl<S: Source> Actor<S> {
 
     pub(super) async fn publish(&mut self) {
         self.given.board.put(self.status.clone());
-        let report = AgentMessage::Report { vm: self.given.vm, report: self.status.report() };
+        let mut report = self.status.report();
+        if self.outbox.as_ref().is_some_and(|outbox| !outbox.places) {
+            report.state = report.state.before_version_4();
+        }
+        let report = AgentMessage::Report { vm: self.given.vm, report };
         self.perform(vec![Action::Tell(report)]).await;
     }
 }

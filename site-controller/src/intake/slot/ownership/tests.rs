@@ -1,0 +1,223 @@
+//! The rules at work, over a real store: who is admitted, what is thrown away, what outlives a restart.
+
+use super::*;
+use crate::{
+    intake::slot::Slots,
+    store::{MemoryIndex, Objects, SeededIds, Store, StoreOptions, sim::SimDisk},
+};
+use lifeboat::{
+    clock::SystemClock,
+    format::manifest::{Image, ImageKind, PointMeta, PointStats},
+    id::{PointId, VmId},
+    units::UnixMs,
+};
+use tokio::sync::mpsc;
+
+const VM: VmId = VmId::from_bytes([3; 16]);
+const RUNS: Place = Place::Here { migrated: false };
+const ARRIVED: Place = Place::Here { migrated: true };
+
+/// A site, and its disk over restarts.
+struct World {
+    disk: SimDisk,
+    slots: Slots,
+}
+
+impl World {
+    async fn open(disk: SimDisk) -> Self {
+        let (clock, ids) = (Arc::new(SystemClock), Arc::new(SeededIds::new(7)));
+        let objects = Arc::new(disk.clone());
+        let opened =
+            Store::open(objects, clock, ids, Arc::new(MemoryIndex::default()), StoreOptions::default());
+        Self { disk, slots: Slots::new(opened.await.unwrap().0) }
+    }
+
+    async fn new() -> Self {
+        Self::open(SimDisk::new(1)).await
+    }
+
+    async fn restarted(self) -> Self {
+        Self::open(self.disk.reopen()).await
+    }
+
+    async fn agent(&self, session: u64, name: &'static str) -> Agent {
+        let (replies, inbox) = mpsc::channel(64);
+        let mut agent = Agent { slot: self.slots.slot(VM), session, name, replies, inbox };
+        let replies = agent.replies.clone();
+        agent.slot.watch(session, name, "web".into(), None, replies).await;
+        assert!(matches!(agent.hears().await, SiteMessage::Vm { .. }));
+        agent
+    }
+}
+
+struct Agent {
+    slot: Arc<Slot>,
+    session: u64,
+    name: &'static str,
+    replies: Replies,
+    inbox: mpsc::Receiver<SiteMessage>,
+}
+
+impl Agent {
+    async fn hears(&mut self) -> SiteMessage {
+        let told = tokio::time::timeout(std::time::Duration::from_secs(20), self.inbox.recv());
+        told.await.unwrap().unwrap()
+    }
+
+    async fn says(&mut self, place: Place) -> Option<Claim> {
+        let claim = self.slot.place(self.session, self.name, place, self.replies.clone()).await;
+        match (&claim, place) {
+            (Some(Claim::Granted), _) => assert!(matches!(self.hears().await, SiteMessage::Vm { .. })),
+            (Some(Claim::Refused(why)), _) => match self.hears().await {
+                SiteMessage::VmRefused { refusal: Refusal::HeldElsewhere { why: told }, .. } => {
+                    assert_eq!(*why, told)
+                }
+                other => panic!("{other:?}"),
+            },
+            (None, place) => assert!(!matches!(place, Place::Here { .. })),
+        }
+        claim
+    }
+
+    async fn is_granted(&mut self, place: Place) -> bool {
+        self.says(place).await == Some(Claim::Granted)
+    }
+
+    async fn begins(&mut self, no: u8, over: Option<u8>) -> SiteMessage {
+        let parent = over.map(point);
+        self.slot.begin(self.name, Generation::FIRST, point(no), parent, self.replies.clone()).await;
+        self.hears().await
+    }
+
+    /// An empty point, from its beginning to its end.
+    async fn commits(&mut self, no: u8, over: Option<u8>) {
+        let opened = self.begins(no, over).await;
+        assert!(matches!(opened, SiteMessage::Opened { .. }), "{opened:?}");
+        self.ends(no).await;
+        let durable = self.hears().await;
+        assert!(matches!(durable, SiteMessage::Durable { .. }), "{durable:?}");
+    }
+
+    async fn ends(&mut self, no: u8) {
+        let image = Image { no: 1, kind: ImageKind::Disk, name: "vda".into(), bytes: 4096, full: true };
+        let stats = PointStats { pause_us: 0, memory_changed_bytes: 0, disk_changed_bytes: 0 };
+        let images = vec![image];
+        let meta = PointMeta { cut_at: UnixMs(1), images, has_memory: false, was_running: true, stats };
+        self.slot.end(point(no), 0, Box::new(meta)).await;
+    }
+}
+
+fn point(no: u8) -> PointId {
+    PointId::from_bytes([no; 16])
+}
+
+#[tokio::test]
+async fn a_guest_that_left_one_host_and_arrived_at_another_changes_hands_once_and_goes_back() {
+    let mut world = World::new().await;
+    let (mut one, mut two) = (world.agent(1, "a").await, world.agent(2, "b").await);
+    assert!(one.is_granted(RUNS).await);
+    one.commits(1, None).await;
+    // Its agent has not looked yet.
+    assert!(!two.is_granted(ARRIVED).await);
+    assert_eq!(one.says(Place::Left).await, None);
+    // Who had it is nobody now; what did not arrive by a migration is not it.
+    assert!(!one.is_granted(RUNS).await && !two.is_granted(RUNS).await);
+    world = world.restarted().await;
+    let (mut one, mut two) = (world.agent(1, "a").await, world.agent(2, "b").await);
+    assert!(!one.is_granted(RUNS).await);
+    assert!(two.is_granted(ARRIVED).await);
+    two.commits(2, Some(1)).await;
+    assert!(!one.is_granted(RUNS).await && !one.is_granted(ARRIVED).await);
+    two.says(Place::Left).await;
+    assert!(one.is_granted(ARRIVED).await);
+    one.commits(3, Some(2)).await;
+    let refused = two.begins(4, Some(3)).await;
+    assert!(
+        matches!(&refused, SiteMessage::PointRefused { refusal: Refusal::HeldElsewhere { why }, .. } if why.contains("agent a")),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn the_agent_of_a_host_that_is_lost_is_succeeded_by_that_of_the_host_the_guest_arrived_at() {
+    let world = World::new().await;
+    let mut one = world.agent(1, "a").await;
+    assert!(one.is_granted(RUNS).await);
+    one.commits(1, None).await;
+    world.slots.gone(1);
+    let mut two = world.agent(2, "b").await;
+    assert!(!two.is_granted(RUNS).await, "it may as well be a second copy");
+    assert!(two.is_granted(ARRIVED).await);
+    // The first one comes back, with a copy that somebody started.
+    let mut one = world.agent(3, "a").await;
+    assert!(!one.is_granted(RUNS).await);
+    let refused = one.begins(2, Some(1)).await;
+    assert!(matches!(refused, SiteMessage::PointRefused { .. }), "{refused:?}");
+    two.commits(3, Some(1)).await;
+}
+
+/// Goal: what the former owner had begun is not committed after it, even if all of it was there but its end.
+#[tokio::test]
+async fn what_a_former_owner_had_under_way_is_thrown_away_with_the_change_of_hands() {
+    let world = World::new().await;
+    let (mut one, mut two) = (world.agent(1, "a").await, world.agent(2, "b").await);
+    assert!(one.is_granted(RUNS).await);
+    one.commits(1, None).await;
+    one.begins(2, Some(1)).await;
+    world.slots.gone(1);
+    assert!(two.is_granted(ARRIVED).await);
+    one.ends(2).await;
+    let unknown = two.hears().await;
+    assert!(
+        matches!(unknown, SiteMessage::PointRefused { refusal: Refusal::UnknownPoint, .. }),
+        "{unknown:?}"
+    );
+    two.commits(3, Some(1)).await;
+    let store = &world.slots.slot(VM).store.clone();
+    assert_eq!(store.latest(VM).await.unwrap().point, point(3));
+    assert_eq!(store.points(Some(VM)).await.unwrap().len(), 2);
+}
+
+#[tokio::test]
+async fn an_operator_s_release_lets_anybody_take_over_but_not_from_one_that_has_it_running() {
+    let world = World::new().await;
+    let (mut one, mut two) = (world.agent(1, "a").await, world.agent(2, "b").await);
+    let slot = world.slots.slot(VM);
+    assert_eq!(slot.release().await, Ok(None), "nobody has it");
+    assert!(one.is_granted(RUNS).await);
+    let held = slot.release().await;
+    assert!(held.as_ref().is_err_and(|why| why.contains("agent a")), "{held:?}");
+    one.says(Place::NotHere).await;
+    assert!(!two.is_granted(RUNS).await);
+    assert_eq!(slot.release().await, Ok(Some("a".into())));
+    let world = world.restarted().await;
+    let mut two = world.agent(2, "b").await;
+    assert!(two.is_granted(RUNS).await);
+}
+
+/// Goal: an agent of an earlier release, which says nothing of places, is served as before, and is not robbed.
+#[tokio::test]
+async fn an_agent_that_says_nothing_has_what_it_began() {
+    let world = World::new().await;
+    let (mut old, mut new) = (world.agent(1, "a").await, world.agent(2, "b").await);
+    old.commits(1, None).await;
+    assert!(!new.is_granted(ARRIVED).await);
+    old.commits(2, Some(1)).await;
+}
+
+/// Goal: where whose it is can't be read or written, no points are taken of anybody; an operator's word mends it.
+#[tokio::test]
+async fn nobody_is_admitted_while_the_owner_can_not_be_read() {
+    let world = World::new().await;
+    assert!(world.agent(1, "a").await.is_granted(RUNS).await);
+    world.disk.put_durable(&crate::store::paths::owner(VM, 8), b"?".as_slice().into()).await.unwrap();
+    let world = world.restarted().await;
+    let mut one = world.agent(1, "a").await;
+    let refused = one.begins(1, None).await;
+    assert!(
+        matches!(refused, SiteMessage::PointRefused { refusal: Refusal::Internal { .. }, .. }),
+        "{refused:?}"
+    );
+    world.slots.slot(VM).release().await.unwrap();
+    one.commits(1, None).await;
+}
