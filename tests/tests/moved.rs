@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use rig::{
     DiskFormat, Guest, GuestSpec, Link, Output, Rig, Shape, Site, eventually,
-    product::{Agent, Controller, left_in_qemu, replica_unharmed, small},
+    product::{Agent, Controller, killed_at, left_in_qemu, replica_unharmed, small, stand_still},
 };
 use serde_json::{Value, json};
 use std::{path::Path, time::Duration};
@@ -39,6 +39,8 @@ impl Hosts {
         let controller = Controller::running(&site)?;
         let guest = one.define_and_start(&Self::spec())?;
         let boot = guest.wait_for_tick(3, BOOT)?.boot;
+        // The libvirt that a guest leaves gives its disks back to root, as it takes them for nobody else's.
+        one.run(["chmod", "0666", &Self::spec().disk_path(0)])?;
         let mut agents = [&one, &two].map(|host| Agent::install(host, &controller, WEB));
         for agent in agents.iter_mut().flatten() {
             agent.start()?;
@@ -57,12 +59,16 @@ impl Hosts {
     }
 
     fn try_migrate(from: &Site, to: &Site, more: &[&str]) -> Result<Output> {
+        Self::try_migrate_over(from, to, &format!("tcp://{}", to.address()), more)
+    }
+
+    /// `data`: where the guest's memory goes.
+    fn try_migrate_over(from: &Site, to: &Site, data: &str, more: &[&str]) -> Result<Output> {
         let socket = to.folder().join("run/libvirt/libvirt-sock");
         let there = format!("qemu+unix:///system?socket={}", socket.display());
-        let data = format!("tcp://{}", to.address());
         // The two libvirts can't tell that the folder is shared.
         let words = ["-q", "-c", "qemu:///system", "migrate", "--live", "--unsafe", "--persistent"];
-        from.command("virsh").args(words).args(more).args(["web", &there, "--migrateuri", &data]).output()
+        from.command("virsh").args(words).args(more).args(["web", &there, "--migrateuri", data]).output()
     }
 
     /// Live, while points are cut; libvirt may refuse while it meets our hold of the moment, and is asked again then.
@@ -203,5 +209,64 @@ fn a_stale_copy_started_on_the_host_that_the_guest_left_is_refused_until_an_oper
     hosts.first.wait_state("web", "protected", SOON)?;
     ensure!(copy.state()? == "running", "the agent's business is points, not the guest");
     assert_eq!(hosts.controller.json(&["verify"])?["findings"], json!([]));
+    Ok(())
+}
+
+/// Goal: a failed migration leaves everything as it was; a guest whose agent is dead when it moves is taken up all the same,
+/// also if the site dies in the change of hands, before it is written and after; and who comes back finds no guest. Method:
+/// do all this, one after the other, and lose both hosts.
+#[test]
+fn a_guest_that_moves_while_its_agent_is_dead_and_the_site_dies_too_is_taken_up_all_the_same() -> Result<()> {
+    let mut hosts = Hosts::new("dead")?;
+    let nowhere =
+        Hosts::try_migrate_over(&hosts.one, &hosts.two, "tcp://127.0.0.9:1", &["--undefinesource"])?;
+    ensure!(!nowhere.status.success(), "nobody listens there");
+    eprintln!("as was wanted: {}", nowhere.stderr.trim());
+    let before = hosts.count()?;
+    hosts.goes_on_with(&hosts.first, "A1", before)?;
+
+    hosts.first.kill9()?;
+    hosts.controller.stop()?;
+    let guest = Hosts::migrate(&hosts.one, &hosts.two)?;
+    for place in ["owner.before:1", "owner.after:1"] {
+        hosts.second.kill9()?;
+        hosts.controller.env = killed_at(place);
+        hosts.controller.start()?;
+        hosts.second.start()?;
+        hosts.controller.process()?.wait(SOON).with_context(|| format!("the site should die at {place}"))?;
+    }
+    hosts.controller.start()?;
+    let before = hosts.count()?;
+    hosts.goes_on_with(&hosts.second, "A2", before)?;
+    hosts.first.start()?;
+    hosts.first.wait_state("web", "not-running", SOON)?;
+    hosts.controller.wait_more_points("web", 2, SOON)?;
+    let seen = hosts.controller.vm("web")?["agent"].clone();
+    ensure!(seen["agent"] == "A2" && seen["contender"].is_null(), "{seen}");
+    let report = guest.wait_full_check(SOON)?;
+    ensure!(report.unharmed() && report.boot == hosts.boot, "after migration: {report:?}");
+    hosts.one.power_cut();
+    hosts.two.power_cut();
+    hosts.controller.failover("web", "latest")?;
+    replica_unharmed(&hosts.site.guest("web")?, &hosts.boot, report.tick, SOON)?;
+    Ok(())
+}
+
+/// Goal: a guest that its operator had suspended moves suspended, is taken up as it is, and nobody of ours resumes it.
+#[test]
+fn a_guest_that_moves_while_it_stands_is_taken_up_standing() -> Result<()> {
+    let hosts = Hosts::new("stands")?;
+    let guest = hosts.one.guest("web")?;
+    stand_still(&guest, &hosts.controller, "web", SOON)?;
+    let before = hosts.count()?;
+    let output = Hosts::try_migrate(&hosts.one, &hosts.two, &["--undefinesource"])?;
+    ensure!(output.status.success(), "{output:?}");
+    hosts.goes_on_with(&hosts.second, "A2", before)?;
+    let there = hosts.two.guest("web")?;
+    assert_eq!(there.state()?, "paused");
+    there.resume()?;
+    there.wait(SOON, "it to report", |_| true)?;
+    let report = there.wait_full_check(SOON)?;
+    ensure!(report.unharmed() && report.boot == hosts.boot, "{report:?}");
     Ok(())
 }

@@ -47,6 +47,12 @@ impl QemuProcess {
         self.is_alive().then(|| (uptime - self.started as f64 / ticks).max(0.0))
     }
 
+    /// Whether it was started to take in a guest's state: a migration, or a saved image.
+    pub fn was_started_to_receive(&self) -> bool {
+        let command = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        self.is_alive() && command.split(|byte| *byte == 0).any(|word| word == b"-incoming")
+    }
+
     fn verify(pid: i32, vm: VmId) -> Option<Self> {
         let started = start_time(pid)?;
         let command = fs::read(format!("/proc/{pid}/cmdline")).ok()?;

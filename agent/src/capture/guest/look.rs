@@ -17,6 +17,7 @@ use lifeboat::{
     hypervisor::{
         domain_xml::DomainSpec,
         libvirt::{Domain, DomainMonitor, HypervisorError, QemuProcess, XmlView},
+        monitor::Monitor,
     },
     id::PointId,
     wire::message::Place,
@@ -77,10 +78,21 @@ pub fn place(state: &mut State) -> Result<Option<Place>, CaptureError> {
         return Ok(None);
     }
     let process = domain.process().map_err(domain_error)?;
-    if domain.came_by_migration().map_err(domain_error)? {
+    if domain.came_by_migration().map_err(domain_error)? || came_standing(&domain, process) {
         state.arrived = Some(process);
     }
     Ok(Some(Place::Here { migrated: state.arrived == Some(process) }))
+}
+
+/// A guest that was migrated while it stood, or is to stand where it came, is one whose operator suspended it, as libvirt
+/// says: that it came in is told by QEMU. One that was restored standing has another reason.
+fn came_standing(domain: &Domain, process: QemuProcess) -> bool {
+    let suspended = matches!(domain.is_held_by_libvirt(), Ok(true));
+    let completed = || {
+        let answer = domain.monitor().execute("query-migrate", serde_json::json!({})).ok()?;
+        Some(answer.get("status")?.as_str()? == "completed")
+    };
+    suspended && process.was_started_to_receive() && completed() == Some(true)
 }
 
 pub fn read_spec(domain: &Domain) -> Result<DomainSpec, CaptureError> {
