@@ -1,8 +1,10 @@
-//! Saves that found the guest standing in a pause of ours: libvirt notes in a saved image whether the guest ran when the
-//! save began, and brings it back so. Promises: such a managed save is set to run; one of a guest that its operator had
-//! suspended, or wanted back paused, is left as it is. Where the save goes to a file, nobody can tell us to which: said in
-//! the log. All calls block. Called by `protect::lookout` with each look.
+//! What took all of the guest and found it standing in a pause of ours. libvirt notes in a saved image whether the guest
+//! ran when the save began, and brings it back so; and it resumes after a dump, or after a failure, only what it had
+//! stopped itself. Promises: such a managed save is set to run, a guest that is left standing goes on; one that its
+//! operator had suspended, or wanted back paused, is left as it is. Where a save goes to a file, nobody can tell us to
+//! which: said in the log. All calls block. Called by `protect::lookout` with each look.
 
+use crate::watchdog::{AT_THE_END_OF_A_SAVE, guest_status};
 use lifeboat::hypervisor::libvirt::{Domain, HypervisorError};
 use std::time::{Duration, Instant};
 
@@ -18,12 +20,31 @@ impl Saves {
         if at_work {
             // A save that finds the guest running stops it first, and libvirt knows why it stands.
             self.standing = matches!(domain.is_held_by_libvirt(), Ok(false));
+            if self.standing && is_at_its_end(domain) {
+                let_go(domain);
+            }
         } else if std::mem::take(&mut self.standing)
             && let Err(error) = wake(domain)
         {
             let domain = domain.name();
             tracing::warn!(domain, %error, "it may have been saved in a pause of ours: if it comes back paused, resume it");
         }
+    }
+}
+
+/// Its memory has gone out, and libvirt, where it does not end the guest, resumes only what it had stopped itself.
+fn is_at_its_end(domain: &Domain) -> bool {
+    guest_status(&domain.monitor()).is_ok_and(|status| AT_THE_END_OF_A_SAVE.contains(&status.as_str()))
+}
+
+/// libvirt carries this out when its own work is over, and not before; if that has ended the guest, it refuses.
+fn let_go(domain: &Domain) {
+    match domain.resume() {
+        Ok(()) => tracing::info!(
+            domain = domain.name(),
+            "what began in a pause of ours had left it standing; resumed it"
+        ),
+        Err(error) => tracing::debug!(domain = domain.name(), %error, "it was not resumed"),
     }
 }
 

@@ -165,7 +165,8 @@ fn twenty_guests_that_outrun_one_link_share_it_evenly_within_the_budget() {
             assert!(status.points_durable >= 3 && status.points_lost == 0, "{status:?}");
             let pace = status.pace.unwrap_or_else(|| panic!("not late? {status:?}"));
             assert_eq!(pace.cause, Cause::LinkBound, "{status:?}");
-            assert!(pace.needs_bits > pace.has_bits, "{status:?}");
+            // As `pace` promises: what the last lap happened to need may just have been what it got.
+            assert!(pace.needs_bits >= pace.has_bits, "{status:?}");
         }
     });
 }

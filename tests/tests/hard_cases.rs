@@ -1,0 +1,121 @@
+//! Guests that are not like the others: memory of several nodes, many at once; and an agent whose limits are changed
+//! while it works.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use rig::{
+    DiskFormat, Rig, eventually,
+    product::{Agent, Controller, replica_unharmed, small},
+};
+use serde_json::json;
+use std::time::Duration;
+
+const BOOT: Duration = Duration::from_secs(90);
+const SOON: Duration = Duration::from_secs(120);
+
+/// Goal: memory of several nodes, each a backend of its own in QEMU, goes on where it stood. Method: a pattern that neither
+/// node can hold alone, in ordinary memory and in a memfd of QEMU's.
+#[test]
+fn a_guest_with_several_memory_nodes_goes_on_unharmed() -> Result<()> {
+    let nodes = "<cpu><numa><cell id='0' cpus='0' memory='112' unit='MiB'/><cell id='1' memory='112' unit='MiB'/>\
+                 </numa></cpu>";
+    let shared = "<memoryBacking><source type='memfd'/></memoryBacking>";
+    for (name, more) in [("nodes", nodes.to_owned()), ("nodes-memfd", format!("{nodes}{shared}"))] {
+        let rig = Rig::new(name)?;
+        let (a, b, _link) = rig.pair()?;
+        let controller = Controller::running(&b)?;
+        // Each node has 112 MiB, and the kernel lives in one of them.
+        let spec = small("web").memory_mib(224).pattern_mib(88).disk(DiskFormat::Qcow2, 32).more(&more);
+        let guest = a.define_and_start(&spec)?;
+        let boot = guest.wait_for_tick(3, BOOT)?.boot;
+        let backends = guest.qmp(r#"{"execute":"query-memdev"}"#)?;
+        ensure!(backends.matches("\"size\"").count() == 2, "two backends: {backends}");
+        let agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+        controller.wait_points("web", 4, SOON)?;
+        let row = agent.vm("web")?;
+        ensure!(row["memory_engine"]["engine"].is_string(), "{row}");
+        a.power_cut();
+        controller.failover("web", "latest")?;
+        replica_unharmed(&b.guest("web")?, &boot, 0, SOON)?;
+        drop((agent, rig));
+    }
+    Ok(())
+}
+
+/// Goal: none of many starves, also when the site comes back and all of them want it at once. Method: six guests on one
+/// agent (`LIFEBOAT_MANY=20` for twenty), and a site that dies in the middle.
+#[test]
+fn of_many_guests_on_one_agent_none_starves() -> Result<()> {
+    let many = std::env::var("LIFEBOAT_MANY").ok().and_then(|text| text.parse().ok()).unwrap_or(6_usize);
+    let rig = Rig::new("many")?;
+    let (a, b, _link) = rig.pair()?;
+    let mut controller = Controller::running(&b)?;
+    let names: Vec<String> = (1..=many).map(|no| format!("vm{no}")).collect();
+    let mut boots = Vec::new();
+    for name in &names {
+        let guest = a.define_and_start(&small(name).tick_ms(500).disk(DiskFormat::Qcow2, 16))?;
+        boots.push(guest.wait_for_tick(1, SOON)?.boot);
+    }
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let mut agent = Agent::protecting(&a, &controller, &names, "2s")?;
+    for name in &names {
+        controller.wait_points(name, 2, SOON * 3)?;
+        agent.wait_state(name, "protected", SOON)?;
+    }
+    controller.kill9()?;
+    controller.start()?;
+    for name in &names {
+        controller
+            .wait_more_points(name, 2, SOON * 3)
+            .with_context(|| format!("{name} after the site's return"))?;
+    }
+    let (memory_kib, _) = agent.process()?.memory_kib()?;
+    eprintln!("{many} guests: the agent holds {} MiB", memory_kib >> 10);
+    assert_eq!(controller.json(&["verify"])?["findings"], json!([]));
+    a.power_cut();
+    let last = names[many - 1];
+    controller.failover(last, "latest")?;
+    replica_unharmed(&b.guest(last)?, &boots[many - 1], 0, SOON)?;
+    Ok(())
+}
+
+/// Goal: limits change without a restart, and a mistake in the file changes nothing. Method: SIGHUP with a narrow limit,
+/// with a file that can't be read, and with a window of time that widens the link again; by what status says.
+#[test]
+fn limits_and_windows_are_read_again_without_a_restart() -> Result<()> {
+    let rig = Rig::new("reload")?;
+    let (a, b, _link) = rig.pair()?;
+    let controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").dirty_kib(2048))?;
+    guest.wait_for_tick(3, BOOT)?;
+    let web = "[[vm]]\nname = \"web\"\ninterval = \"500ms\"\nmax_pause = \"5s\"";
+    let mut agent = Agent::install(&a, &controller, web)?;
+    agent.start()?;
+    controller.wait_points("web", 3, SOON)?;
+    let told = |agent: &mut Agent, settings: &str, says: &str| -> Result<()> {
+        agent.configure(&controller.address(), settings)?;
+        agent.process()?.signal(Signal::SIGHUP)?;
+        agent.process()?.wait_for_log(says, SOON)?;
+        Ok(())
+    };
+    let link_bound = |agent: &Agent| {
+        eventually(SOON, "the limit to be felt", || {
+            let row = agent.vm("web")?;
+            let has = row["pace"]["has_bits"].as_u64();
+            Ok((row["pace"]["cause"] == "link-bound" && has.is_some_and(|has| has < 8_000_000)).then_some(()))
+        })
+    };
+    told(&mut agent, &format!("limit = \"4Mbit\"\n{web}"), "limits were read again")?;
+    link_bound(&agent)?;
+    told(&mut agent, &format!("limit = \"4 bananas\"\n{web}"), "the limits stay as they were")?;
+    agent.configure(&controller.address(), web)?;
+    link_bound(&agent)?;
+    let window = |from, to| format!("[[site.window]]\nfrom = \"{from}\"\nto = \"{to}\"\nlimit = \"none\"\n");
+    let always = window("00:00", "12:00") + &window("12:00", "00:00");
+    told(&mut agent, &format!("limit = \"4Mbit\"\n{always}{web}"), "limits were read again")?;
+    eventually(SOON, "the pace to recover", || {
+        let row = agent.vm("web")?;
+        Ok((row["pace"]["cause"] != "link-bound" && row["state"] == "protected").then_some(()))
+    })?;
+    Ok(())
+}
