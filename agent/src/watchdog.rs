@@ -6,6 +6,7 @@
 
 pub mod capabilities;
 mod client;
+pub mod gone_out;
 mod letting_go;
 mod markers;
 mod release;
@@ -16,9 +17,7 @@ mod tests;
 pub use capabilities::{Found, Noted};
 pub use client::{Disarmed, Watchdog};
 pub use markers::Markers;
-pub use release::{
-    AT_THE_END_OF_A_SAVE, LibvirtRelease, Release, Released, release_paused, status as guest_status,
-};
+pub use release::{LibvirtRelease, Release, Released, release_paused, status as guest_status};
 pub use server::serve;
 
 use lifeboat::{hypervisor::libvirt::HypervisorError, hypervisor::monitor::MonitorError, id::VmId};
@@ -55,6 +54,8 @@ pub enum WatchdogError {
     Hypervisor(#[from] HypervisorError),
     #[error(transparent)]
     Monitor(#[from] MonitorError),
+    #[error(transparent)]
+    GoneOut(#[from] gone_out::GoneOutError),
 }
 
 /// Agent → watchdog; each has one answer.

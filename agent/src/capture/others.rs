@@ -4,7 +4,7 @@
 //! and each step of a cut finds out by itself what stands in its way. A migration of ours is told by its brake, a node
 //! whose name begins with [`OWN`], or by being a background snapshot. Called by `capture::guest` around a cut, and by `protect::lookout` all the time.
 
-use crate::watchdog::{AT_THE_END_OF_A_SAVE, guest_status};
+use crate::watchdog::{gone_out, guest_status};
 use lifeboat::hypervisor::{libvirt::Domain, monitor::Monitor};
 use serde_json::{Value, json};
 
@@ -20,9 +20,7 @@ pub fn somebody(domain: &Domain) -> Option<String> {
 /// Its memory has gone out, and nobody has ended its QEMU or let it go on yet.
 fn end_of_a_save(monitor: &dyn Monitor) -> Option<String> {
     let status = guest_status(monitor).ok()?;
-    AT_THE_END_OF_A_SAVE
-        .contains(&status.as_str())
-        .then(|| format!("the end of a migration, save or dump of this VM ({status})"))
+    gone_out::is_end(&status).then(|| format!("the end of a migration, save or dump of this VM ({status})"))
 }
 
 fn block_job(monitor: &dyn Monitor) -> Option<String> {

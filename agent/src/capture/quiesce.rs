@@ -3,7 +3,7 @@
 //! pause that was not ours from its first to its last instant is reported, so that its point is thrown away.
 //! All calls block. Called by `capture::guest`.
 
-use crate::watchdog::{AT_THE_END_OF_A_SAVE, Markers, Watchdog, WatchdogError, guest_status};
+use crate::watchdog::{Markers, Watchdog, WatchdogError, gone_out, guest_status};
 use lifeboat::{
     fault,
     hypervisor::monitor::{Monitor, MonitorError},
@@ -160,8 +160,8 @@ impl Paused<'_> {
         }
         // Where even that failed the watchdog stays armed and goes on trying.
         let found = found?;
-        if AT_THE_END_OF_A_SAVE.contains(&found.as_str()) {
-            // It found the guest standing, and would leave it so if it fails. The watchdog, still armed, does not.
+        if gone_out::is_end(&found) {
+            // It found the guest standing, and would leave it so if it fails. The watchdog, still armed, sees to that.
             return Err(QuiesceError::Broken {
                 why: format!("it was saved or migrated meanwhile: `{found}`"),
             });

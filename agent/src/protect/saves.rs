@@ -2,16 +2,21 @@
 //! ran when the save began, and brings it back so; and it resumes after a dump, or after a failure, only what it had
 //! stopped itself. Promises: such a managed save is set to run, a guest that is left standing goes on; one that its
 //! operator had suspended, or wanted back paused, is left as it is. Where a save goes to a file, nobody can tell us to
-//! which: said in the log. All calls block. Called by `protect::lookout` with each look.
+//! which: said in the log. A look costs a few questions and never waits. Called by `protect::lookout` with each look.
 
-use crate::watchdog::{AT_THE_END_OF_A_SAVE, guest_status};
+use crate::watchdog::{gone_out, guest_status};
 use lifeboat::hypervisor::libvirt::{Domain, HypervisorError};
-use std::time::{Duration, Instant};
+use std::{
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 #[derive(Default)]
 pub struct Saves {
     /// When somebody was last seen at work, it was not libvirt that had stopped the guest, nor its operator.
     standing: bool,
+    /// What waits for libvirt. On a thread of its own: a look must not.
+    waiting: Option<JoinHandle<()>>,
 }
 
 impl Saves {
@@ -20,21 +25,28 @@ impl Saves {
         if at_work {
             // A save that finds the guest running stops it first, and libvirt knows why it stands.
             self.standing = matches!(domain.is_held_by_libvirt(), Ok(false));
-            if self.standing && is_at_its_end(domain) {
-                let_go(domain);
+            if self.standing && self.waiting.as_ref().is_none_or(JoinHandle::is_finished) && may_go_on(domain)
+            {
+                let domain = domain.clone();
+                self.waiting = Some(std::thread::spawn(move || let_go(&domain)));
             }
-        } else if std::mem::take(&mut self.standing)
-            && let Err(error) = wake(domain)
-        {
-            let domain = domain.name();
-            tracing::warn!(domain, %error, "it may have been saved in a pause of ours: if it comes back paused, resume it");
+        } else if std::mem::take(&mut self.standing) {
+            let domain = domain.clone();
+            self.waiting = Some(std::thread::spawn(move || {
+                if let Err(error) = wake(&domain) {
+                    let domain = domain.name();
+                    tracing::warn!(domain, %error, "it may have been saved in a pause of ours: if it comes back paused, resume it");
+                }
+            }));
         }
     }
 }
 
 /// Its memory has gone out, and libvirt, where it does not end the guest, resumes only what it had stopped itself.
-fn is_at_its_end(domain: &Domain) -> bool {
-    guest_status(&domain.monitor()).is_ok_and(|status| AT_THE_END_OF_A_SAVE.contains(&status.as_str()))
+fn may_go_on(domain: &Domain) -> bool {
+    let monitor = domain.monitor();
+    guest_status(&monitor).is_ok_and(|status| gone_out::is_end(&status))
+        && gone_out::may_go_on(domain, &monitor).unwrap_or(false)
 }
 
 /// libvirt carries this out when its own work is over, and not before; if that has ended the guest, it refuses.

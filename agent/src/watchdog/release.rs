@@ -1,7 +1,7 @@
 //! Letting a guest go: resumes it if, and only if, it stands paused.
 
 use super::{
-    Found, Markers, Noted, WatchdogError,
+    Found, Markers, Noted, WatchdogError, gone_out,
     letting_go::{Pace, Task},
 };
 use lifeboat::{
@@ -72,17 +72,19 @@ impl Release for LibvirtRelease {
         let Some(domain) = self.domain(vm)? else { return Ok(Released::Gone) };
         let monitor = domain.monitor();
         let status = status(&monitor)?;
-        let stands = status == "paused" || AT_THE_END_OF_A_SAVE.contains(&status.as_str());
+        let gone_out = gone_out::is_end(&status);
+        let stands = status == "paused" || gone_out;
         // A pause that libvirt has a reason for is an operator's, a save's or a migration's: never ours.
         if !stands || domain.is_held_by_libvirt()? {
             return Ok(Released::NotPaused);
         }
-        if status == "paused" {
+        if !gone_out {
             monitor.execute("cont", json!({}))?;
-        } else {
-            // libvirt carries this out when its save is over and has failed, and not before: a guest that ran on after
-            // its memory was saved would change the disks under the saved image.
+        } else if gone_out::may_go_on(&domain, &monitor)? {
+            // libvirt carries this out when its own work is over, and not before.
             domain.resume()?;
+        } else {
+            return Ok(Released::NotPaused);
         }
         Ok(Released::Resumed)
     }
@@ -118,10 +120,6 @@ pub fn put_back_capabilities(releaser: &dyn Release, found: &Found, tries: u32, 
         }
     }
 }
-
-/// QEMU's states of a guest whose memory has gone out: into a save, a dump or to another host. libvirt resumes it if that
-/// fails, but only where it was libvirt that had stopped it.
-pub const AT_THE_END_OF_A_SAVE: [&str; 2] = ["finish-migrate", "postmigrate"];
 
 /// QEMU's own word on whether the guest runs.
 pub fn status(monitor: &dyn Monitor) -> Result<String, MonitorError> {

@@ -224,6 +224,14 @@ impl Domain {
         })
     }
 
+    /// Whether the last operation of libvirt's that copied the guest's memory, and came to its end, was one that lets the
+    /// guest go on here: a dump or a snapshot. Not to be asked of a guest that runs: see [`Self::held_for`].
+    pub fn was_dumped_last(&self) -> Result<bool, HypervisorError> {
+        let operation = self.with("asking what was done last", last_operation)?;
+        let goes_on = [sys::VIR_DOMAIN_JOB_OPERATION_DUMP, sys::VIR_DOMAIN_JOB_OPERATION_SNAPSHOT];
+        Ok(operation.is_some_and(|operation| goes_on.contains(&operation)))
+    }
+
     pub fn autostart(&self) -> Result<bool, HypervisorError> {
         self.with("asking whether it starts by itself", virt::domain::Domain::autostart)
     }
@@ -284,6 +292,29 @@ fn mark_managed_save_running(domain: &virt::domain::Domain) -> Result<(), Error>
         status
     };
     if status < 0 { Err(Error::last_error()) } else { Ok(()) }
+}
+
+/// What libvirt did last with the domain, if it came to its end. The crate's own call can't be used: where nothing was
+/// done libvirt returns no array at all.
+fn last_operation(domain: &virt::domain::Domain) -> Result<Option<sys::virDomainJobOperation>, Error> {
+    let flags = sys::VIR_DOMAIN_JOB_STATS_COMPLETED | sys::VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED;
+    let (mut kind, mut count, mut params) = (0, 0, ptr::null_mut());
+    // SAFETY: the domain is alive and all pointers outlive the call.
+    let status =
+        unsafe { sys::virDomainGetJobStats(domain.as_ptr(), &mut kind, &mut params, &mut count, flags) };
+    if status < 0 {
+        return Err(Error::last_error());
+    }
+    let mut operation: c_int = 0;
+    // SAFETY: `params` is null or an array of `count`, of ours to free, once; the name is a C string that stays.
+    let found = unsafe {
+        let name = sys::VIR_DOMAIN_JOB_OPERATION.as_ptr();
+        let found = sys::virTypedParamsGetInt(params, count, name, &mut operation);
+        sys::virTypedParamsFree(params, count);
+        found
+    };
+    // It can't be negative: libvirt counts its operations from 0.
+    Ok((found == 1).then_some(operation.unsigned_abs()))
 }
 
 /// QEMU's monitor of one domain, through libvirt's passthrough. libvirt serialises it with its own jobs.
