@@ -6,6 +6,7 @@
 
 pub mod capabilities;
 mod client;
+pub mod found_standing;
 pub mod gone_out;
 mod letting_go;
 mod markers;

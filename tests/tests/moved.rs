@@ -270,3 +270,49 @@ fn a_guest_that_moves_while_it_stands_is_taken_up_standing() -> Result<()> {
     ensure!(report.unharmed() && report.boot == hosts.boot, "{report:?}");
     Ok(())
 }
+
+/// Goal: a migration that finds the guest standing in a pause of ours never leaves it standing: it is cancelled, its operator
+/// told, and the next one works. Method: freeze the agent in its pauses, migrate, thaw it early and late, in the end kill it.
+#[test]
+fn a_migration_begun_in_the_middle_of_our_pause_is_cancelled_and_the_guest_runs_on_one_host() -> Result<()> {
+    let mut hosts = Hosts::new("meets")?;
+    // A small guest is there in less than a second, and one that is there can't be kept.
+    let waits = [100, 200, 300, 300];
+    let places: Vec<_> = (1..=waits.len()).map(|round| format!("cut.memory-read:{}", 4 * round)).collect();
+    hosts.first.stop()?;
+    hosts.first.env = vec![("LIFEBOAT_STOP_AT".into(), places.join(","))];
+    hosts.first.start()?;
+    let guest = hosts.one.guest("web")?;
+    for (round, wait) in waits.into_iter().enumerate() {
+        hosts.first.wait_frozen(SOON)?;
+        let moved = std::thread::scope(|scope| {
+            let moving = scope.spawn(|| Hosts::try_migrate(&hosts.one, &hosts.two, &["--undefinesource"]));
+            std::thread::sleep(Duration::from_millis(wait));
+            if round + 1 < waits.len() {
+                hosts.first.process()?.thaw()?;
+            } else {
+                hosts.first.kill9()?;
+            }
+            moving.join().map_err(|_| anyhow::anyhow!("virsh's thread"))?
+        })?;
+        eprintln!("thawed after {wait} ms: {}", moved.stderr.trim());
+        ensure!(!moved.status.success(), "{moved:?}");
+        let then = guest.last().context("it ticked before")?.tick;
+        guest.wait_for_tick(then + 3, SOON).with_context(|| format!("thawed after {wait} ms"))?;
+        ensure!(guest.state()? == "running", "{}", guest.state()?);
+        if round + 1 < waits.len() {
+            let log = hosts.first.process()?.log();
+            ensure!(log.matches("began in a pause of ours").count() == round + 1, "{log}");
+            hosts.controller.wait_more_points("web", 2, SOON)?;
+        }
+    }
+    hosts.first.env.clear();
+    hosts.first.start()?;
+    let before = hosts.count()? + 1;
+    hosts.controller.wait_points("web", before, SOON)?;
+    let guest = Hosts::migrate(&hosts.one, &hosts.two)?;
+    hosts.goes_on_with(&hosts.second, "A2", before)?;
+    let report = guest.wait_full_check(SOON)?;
+    ensure!(report.unharmed() && report.boot == hosts.boot, "after migration: {report:?}");
+    Ok(())
+}

@@ -20,7 +20,7 @@ use crate::{
         quiesce::Pauser,
         source::{CaptureError, Cut, Source},
     },
-    watchdog::{Found, Markers, Watchdog},
+    watchdog::{Found, Markers, Watchdog, found_standing},
 };
 use async_trait::async_trait;
 use cut::GuestCut;
@@ -110,8 +110,14 @@ impl GuestSource {
             spool_dir: settings.spool_dir.clone(),
         };
         let markers = Markers::new(settings.marker_dir.clone());
+        let asked = hypervisor.clone();
+        let when_over = Box::new(move |vm| {
+            if let Ok(domain) = asked.domain_by_uuid(vm) {
+                found_standing::cancel_what_takes_it_away(&domain);
+            }
+        });
         let state = State {
-            pauser: Pauser::new(markers, watchdog, settings.pause_limit),
+            pauser: Pauser::new(markers, watchdog, settings.pause_limit, when_over),
             events: hypervisor.subscribe(),
             may_have_reset: false,
             memory: Chooser::new(wishes, memory.clone()),

@@ -1,4 +1,4 @@
-//! Others at work on a guest: an operation of libvirt's that stopped it, a migration that is not ours (saves and dumps
+//! Others at work on a guest: an operation of libvirt's, a migration that is not ours (saves and dumps
 //! are migrations too), a block job (backups are some); we have no block jobs.
 //! Promises: asks only, and nothing that costs more than a look; where nobody can be asked it says that nobody is at work,
 //! and each step of a cut finds out by itself what stands in its way. A migration of ours is told by its brake, a node
@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 
 /// What libvirt, or somebody through libvirt, is doing with a domain.
 pub fn somebody(domain: &Domain) -> Option<String> {
-    if let Ok(Some(operation)) = domain.held_for() {
+    let held = || domain.held_for().ok().flatten().map(str::to_owned);
+    if let Some(operation) = domain.job().or_else(held) {
         return Some(format!("libvirt's {operation} of this VM"));
     }
     let monitor = domain.monitor();

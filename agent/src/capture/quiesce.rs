@@ -35,11 +35,15 @@ pub enum QuiesceError {
     Broken { why: String },
 }
 
+/// What is to be done when a guest that we had stopped goes on.
+pub type WhenOver = Box<dyn Fn(VmId) + Send + Sync>;
+
 /// Pauses guests.
 pub struct Pauser {
     markers: Markers,
     watchdog: Arc<Watchdog>,
     limit: Duration,
+    when_over: WhenOver,
 }
 
 /// A guest that stands still. Dropping it resumes it, if it was we who stopped it.
@@ -55,8 +59,8 @@ pub struct Paused<'a> {
 
 impl Pauser {
     /// No pause lasts longer than `limit`.
-    pub fn new(markers: Markers, watchdog: Arc<Watchdog>, limit: Duration) -> Self {
-        Self { markers, watchdog, limit }
+    pub fn new(markers: Markers, watchdog: Arc<Watchdog>, limit: Duration, when_over: WhenOver) -> Self {
+        Self { markers, watchdog, limit, when_over }
     }
 
     pub fn pause(&self, vm: VmId, monitor: Arc<dyn Monitor>) -> Result<Paused<'_>, QuiesceError> {
@@ -187,12 +191,15 @@ impl Paused<'_> {
 
 impl Drop for Paused<'_> {
     fn drop(&mut self) {
+        if self.stopped.is_none() {
+            return;
+        }
         if !self.over
-            && self.stopped.is_some()
             && let Err(error) = self.end()
         {
             tracing::warn!(vm = %self.vm, %error, "a pause that failed was ended");
         }
+        (self.pauser.when_over)(self.vm);
     }
 }
 

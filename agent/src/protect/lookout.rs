@@ -103,7 +103,9 @@ impl Look {
         }
         let domain = self.domain.as_ref()?;
         let somebody = others::somebody(domain);
-        self.saves.looked(domain, somebody.is_some());
+        if somebody.is_some() {
+            self.saves.at_work(domain);
+        }
         somebody
     }
 }

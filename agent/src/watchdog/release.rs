@@ -1,7 +1,7 @@
 //! Letting a guest go: resumes it if, and only if, it stands paused.
 
 use super::{
-    Found, Markers, Noted, WatchdogError, gone_out,
+    Found, Markers, Noted, WatchdogError, found_standing, gone_out,
     letting_go::{Pace, Task},
 };
 use lifeboat::{
@@ -80,6 +80,7 @@ impl Release for LibvirtRelease {
         }
         if !gone_out {
             monitor.execute("cont", json!({}))?;
+            found_standing::cancel_what_takes_it_away(&domain);
         } else if gone_out::may_go_on(&domain, &monitor)? {
             // libvirt carries this out when its own work is over, and not before.
             domain.resume()?;

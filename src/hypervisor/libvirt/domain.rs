@@ -3,6 +3,7 @@
 use super::{
     connection::{Hypervisor, lock},
     error::HypervisorError,
+    job,
     process::QemuProcess,
 };
 use crate::{
@@ -154,6 +155,17 @@ impl Domain {
         })
     }
 
+    /// The operation of libvirt's own that is under way, in libvirt's words: [`super::SAVE`], [`super::MIGRATION_OUT`] and so on. Known
+    /// from its first moment on, before it is known to QEMU. `None` also where libvirt's file can't be read.
+    pub fn job(&self) -> Option<String> {
+        job::under_way(&self.name)
+    }
+
+    /// Cancels the operation that is under way: whoever began it is told so.
+    pub fn abort_job(&self) -> Result<(), HypervisorError> {
+        self.with("cancelling what is under way", job::abort)
+    }
+
     /// Whether it runs here because it was migrated here. libvirt says so until the first pause.
     pub fn came_by_migration(&self) -> Result<bool, HypervisorError> {
         let (_, reason) = self.with("asking its state", virt::domain::Domain::state)?;
@@ -207,27 +219,10 @@ impl Domain {
         self.with("resuming it", virt::domain::Domain::resume)
     }
 
-    /// Whether it is shut off because it was saved: to a file, or as a managed save.
-    pub fn was_saved(&self) -> Result<bool, HypervisorError> {
-        let (_, reason) = self.with("asking its state", virt::domain::Domain::state)?;
-        Ok(reason == Enum::Known(StateReason::Shutoff(Enum::Known(DomainShutoffReason::Saved))))
-    }
-
-    /// Makes its managed save run when it is started, even if the guest stood when it was saved. `false` if it has none.
-    pub fn let_managed_save_run(&self) -> Result<bool, HypervisorError> {
-        self.with("changing its managed save", |domain| {
-            let saved = domain.has_managed_save(0)?;
-            if saved {
-                mark_managed_save_running(domain)?;
-            }
-            Ok(saved)
-        })
-    }
-
     /// Whether the last operation of libvirt's that copied the guest's memory, and came to its end, was one that lets the
     /// guest go on here: a dump or a snapshot. Not to be asked of a guest that runs: see [`Self::held_for`].
     pub fn was_dumped_last(&self) -> Result<bool, HypervisorError> {
-        let operation = self.with("asking what was done last", last_operation)?;
+        let operation = self.with("asking what was done last", job::last_operation)?;
         let goes_on = [sys::VIR_DOMAIN_JOB_OPERATION_DUMP, sys::VIR_DOMAIN_JOB_OPERATION_SNAPSHOT];
         Ok(operation.is_some_and(|operation| goes_on.contains(&operation)))
     }
@@ -274,47 +269,6 @@ impl Domain {
             ask(&domain)
         })
     }
-}
-
-/// The XML stays as it is; libvirt wants one with each change.
-fn mark_managed_save_running(domain: &virt::domain::Domain) -> Result<(), Error> {
-    // SAFETY: the domain is alive; what comes back is a C string of ours to free, or null with an error.
-    let xml = unsafe {
-        sys::virDomainManagedSaveGetXMLDesc(domain.as_ptr(), sys::VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
-    };
-    if xml.is_null() {
-        return Err(Error::last_error());
-    }
-    // SAFETY: as above; libvirt only reads `xml`, which is freed once.
-    let status = unsafe {
-        let status = sys::virDomainManagedSaveDefineXML(domain.as_ptr(), xml, sys::VIR_DOMAIN_SAVE_RUNNING);
-        libc::free(xml.cast::<c_void>());
-        status
-    };
-    if status < 0 { Err(Error::last_error()) } else { Ok(()) }
-}
-
-/// What libvirt did last with the domain, if it came to its end. The crate's own call can't be used: where nothing was
-/// done libvirt returns no array at all.
-fn last_operation(domain: &virt::domain::Domain) -> Result<Option<sys::virDomainJobOperation>, Error> {
-    let flags = sys::VIR_DOMAIN_JOB_STATS_COMPLETED | sys::VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED;
-    let (mut kind, mut count, mut params) = (0, 0, ptr::null_mut());
-    // SAFETY: the domain is alive and all pointers outlive the call.
-    let status =
-        unsafe { sys::virDomainGetJobStats(domain.as_ptr(), &mut kind, &mut params, &mut count, flags) };
-    if status < 0 {
-        return Err(Error::last_error());
-    }
-    let mut operation: c_int = 0;
-    // SAFETY: `params` is null or an array of `count`, of ours to free, once; the name is a C string that stays.
-    let found = unsafe {
-        let name = sys::VIR_DOMAIN_JOB_OPERATION.as_ptr();
-        let found = sys::virTypedParamsGetInt(params, count, name, &mut operation);
-        sys::virTypedParamsFree(params, count);
-        found
-    };
-    // It can't be negative: libvirt counts its operations from 0.
-    Ok((found == 1).then_some(operation.unsigned_abs()))
 }
 
 /// QEMU's monitor of one domain, through libvirt's passthrough. libvirt serialises it with its own jobs.

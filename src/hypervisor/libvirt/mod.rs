@@ -7,10 +7,12 @@ mod connection;
 mod domain;
 mod error;
 mod events;
+mod job;
 mod process;
 
 pub use connection::Hypervisor;
 pub use domain::{Domain, DomainMonitor, DomainState, StartAs, XmlView};
 pub use error::HypervisorError;
 pub use events::{DomainEvent, Happened};
+pub use job::{MIGRATION_OUT, SAVE};
 pub use process::QemuProcess;

@@ -5,7 +5,8 @@
 use crate::id::VmId;
 use std::{fs, path::Path};
 
-const PID_FILES: &str = "/run/libvirt/qemu";
+/// Where libvirtd keeps, for each domain that runs, its pid and what it must know of it at its own next start.
+pub(super) const RUN_FOLDER: &str = "/run/libvirt/qemu";
 
 /// One running QEMU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,7 +19,7 @@ pub struct QemuProcess {
 impl QemuProcess {
     /// The process that runs the domain: from libvirt's pid file, or else from a search of /proc.
     pub(super) fn of_domain(vm: VmId, name: &str) -> Result<Self, String> {
-        let from_file = fs::read_to_string(Path::new(PID_FILES).join(format!("{name}.pid")))
+        let from_file = fs::read_to_string(Path::new(RUN_FOLDER).join(format!("{name}.pid")))
             .ok()
             .and_then(|text| text.trim().parse().ok());
         if let Some(found) = from_file.and_then(|pid| Self::verify(pid, vm)) {

@@ -77,6 +77,9 @@ pub fn before(state: &mut State, begun: &Begun) -> Result<Option<PageGroup>, Cap
                 return Ok(pages);
             }
         }
+        if let Some(others) = others::somebody(&begun.domain) {
+            return Err(CaptureError::Busy(others));
+        }
         let paused = state.pauser.pause(state.settings.vm, begun.monitor.clone()).map_err(pause_error)?;
         state.memory.early_pause().map_err(failed)?;
         let pause = paused.resume().map_err(pause_error)?;

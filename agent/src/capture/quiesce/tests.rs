@@ -68,7 +68,7 @@ fn pauser(guest: &Arc<Guest>, limit: Duration) -> (Pauser, Markers, tempfile::Te
         std::thread::spawn(move || serve(theirs, guest, markers));
         Ok(ours)
     });
-    (Pauser::new(markers.clone(), Arc::new(watchdog.unwrap()), limit), markers, dir)
+    (Pauser::new(markers.clone(), Arc::new(watchdog.unwrap()), limit, Box::new(drop)), markers, dir)
 }
 
 #[test]
@@ -80,6 +80,29 @@ fn a_running_guest_is_stopped_marked_and_runs_again() {
     assert_eq!((guest.status().as_str(), markers.list().unwrap()), ("paused", vec![VM]));
     paused.resume().unwrap();
     assert_eq!((guest.status().as_str(), markers.list().unwrap()), ("running", vec![]));
+}
+
+/// Goal: whoever found the guest standing in a pause of ours is looked for when it goes on, and for no operator's pause.
+#[test]
+fn who_met_a_pause_of_ours_is_looked_for_once_the_guest_goes_on() {
+    let guest = Guest::new("running");
+    let (mut pauser, _, _dir) = pauser(&guest, Duration::from_secs(60));
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (noted, found) = (seen.clone(), guest.clone());
+    pauser.when_over = Box::new(move |vm| noted.lock().unwrap().push((vm, found.status())));
+    let looked = || std::mem::take(&mut *seen.lock().unwrap());
+    let runs = || vec![(VM, "running".to_owned())];
+    pauser.pause(VM, guest.clone()).unwrap().resume().unwrap();
+    assert_eq!(looked(), runs(), "after a cut");
+    drop(pauser.pause(VM, guest.clone()).unwrap());
+    assert_eq!(looked(), runs(), "after a step failed");
+    let paused = pauser.pause(VM, guest.clone()).unwrap();
+    guest.execute("cont", json!({})).unwrap();
+    paused.was_resumed().unwrap();
+    assert_eq!(looked(), runs(), "QEMU let it go");
+    guest.execute("stop", json!({})).unwrap();
+    pauser.pause(VM, guest.clone()).unwrap().resume().unwrap();
+    assert_eq!(looked(), [], "an operator's pause");
 }
 
 #[test]
