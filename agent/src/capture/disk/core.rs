@@ -7,12 +7,12 @@ use super::{
     names::{FILTER, Mark, Names},
     qemu::{Device, Qemu},
     scratch::Scratch,
-    serve::{Offer, serve},
+    serve::{Lines, Offer, serve},
     sweep::sweep,
 };
 use lifeboat::id::{PointId, VmId};
 use serde_json::{Value, json};
-use std::{os::unix::net::UnixStream, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 pub(super) struct Core {
     qemu: Qemu,
@@ -162,13 +162,13 @@ impl Core {
         }
         let lines = serve(&self.qemu, &self.scratch_dir, &offers)?;
         let opened = opened.into_iter().zip(lines);
-        let opened = opened.map(|((target, bytes, export, old, scratch), line)| Opened {
+        let opened = opened.map(|((target, bytes, export, old, scratch), lines)| Opened {
             target,
             bytes,
             export,
             old,
             scratch,
-            line,
+            lines,
         });
         Ok(opened.collect())
     }
@@ -269,7 +269,7 @@ pub(super) struct Opened {
     pub export: String,
     pub old: Option<String>,
     pub scratch: Arc<Scratch>,
-    pub line: UnixStream,
+    pub lines: Lines,
 }
 
 impl Disk {

@@ -38,7 +38,7 @@ use self::{
     qemu::Qemu,
     view::View,
 };
-use crate::capture::nbd::{Client, NbdError};
+use crate::capture::nbd::{ALLOCATION, Client, NbdError};
 use lifeboat::{
     hypervisor::monitor::Monitor,
     id::{PointId, VmId},
@@ -215,13 +215,22 @@ impl Disks {
 }
 
 async fn connect(opened: Opened) -> Result<View, DiskError> {
-    let Opened { target, bytes, export, old, scratch, line } = opened;
-    let view = |source| DiskError::View { target: target.clone(), source };
-    let step = "watching a socket";
-    let stream = UnixStream::from_std(line).map_err(|error| view(NbdError::lost(step, error)))?;
-    let changes: Vec<String> = old.iter().map(|old| format!("qemu:dirty-bitmap:{old}")).collect();
-    let client = Client::open(stream, &export, &changes).await.map_err(view)?;
-    View::new(&target, bytes, old.is_none(), client, scratch)
+    let Opened { target, bytes, export, old, scratch, lines } = opened;
+    let open = async |line, context: String| {
+        let stream =
+            UnixStream::from_std(line).map_err(|error| NbdError::lost("watching a socket", error))?;
+        Client::open(stream, &export, &[context]).await
+    };
+    let clients = async {
+        let changes = match lines.changes.zip(old) {
+            Some((line, old)) => Some(open(line, format!("qemu:dirty-bitmap:{old}")).await?),
+            None => None,
+        };
+        Ok((open(lines.contents, ALLOCATION.into()).await?, changes))
+    };
+    let (client, changes) =
+        clients.await.map_err(|source| DiskError::View { target: target.clone(), source })?;
+    View::new(&target, bytes, client, changes, scratch)
 }
 
 fn lock(core: &Mutex<Core>) -> MutexGuard<'_, Core> {

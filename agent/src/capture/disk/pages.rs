@@ -9,15 +9,19 @@ use std::collections::VecDeque;
 pub(super) enum Kind {
     /// Must be read.
     Data,
+    /// Wanted, and known to be zero.
+    Zero,
     /// Not wanted.
     Skip,
 }
 
-/// `count` pages from `first`, to be read.
+/// `count` pages from `first` that are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Segment {
     pub first: u64,
     pub count: u64,
+    /// They need not be read.
+    pub zero: bool,
 }
 
 /// Cuts consecutive byte ranges into segments of pages.
@@ -56,13 +60,13 @@ impl Pager {
                 self.at = end;
                 return;
             }
-            push(out, kind, Segment { first: page, count: 1 });
+            push(out, kind, page, 1);
             self.partial = None;
             self.at = page_end;
         }
         let first = self.at.div_ceil(PAGE_BYTES);
         let last = if end == self.end { end.div_ceil(PAGE_BYTES) } else { end / PAGE_BYTES };
-        push(out, kind, Segment { first, count: last.saturating_sub(first) });
+        push(out, kind, first, last.saturating_sub(first));
         if end < self.end && !end.is_multiple_of(PAGE_BYTES) {
             self.partial = Some(kind);
         }
@@ -70,15 +74,14 @@ impl Pager {
     }
 }
 
-fn push(out: &mut VecDeque<Segment>, kind: Kind, segment: Segment) {
-    if segment.count == 0 || kind == Kind::Skip {
+fn push(out: &mut VecDeque<Segment>, kind: Kind, first: u64, count: u64) {
+    if count == 0 || kind == Kind::Skip {
         return;
     }
+    let zero = kind == Kind::Zero;
     match out.back_mut() {
-        Some(last) if last.first + last.count == segment.first => {
-            last.count += segment.count;
-        }
-        _ => out.push_back(segment),
+        Some(last) if last.first + last.count == first && last.zero == zero => last.count += count,
+        _ => out.push_back(Segment { first, count, zero }),
     }
 }
 
@@ -91,9 +94,9 @@ mod tests {
         /// Goal: no page of any disk is lost or told twice. Method: compare with a judgement byte by byte (in sectors).
         #[test]
         fn every_page_is_told_once_as_what_all_its_bytes_are(
-            ranges in prop::collection::vec((1u64..40, 0usize..2), 1..40),
+            ranges in prop::collection::vec((1u64..40, 0usize..3), 1..40),
         ) {
-            let kinds = [Kind::Data, Kind::Skip];
+            let kinds = [Kind::Data, Kind::Zero, Kind::Skip];
             let sectors: Vec<Kind> =
                 ranges.iter().flat_map(|(n, kind)| std::iter::repeat_n(kinds[*kind], *n as usize)).collect();
             let mut pager = Pager::new(0, sectors.len() as u64 * 512);
@@ -107,7 +110,7 @@ mod tests {
             for segment in &out {
                 for page in segment.first..segment.first + segment.count {
                     prop_assert_eq!(told[page as usize], Kind::Skip);
-                    told[page as usize] = Kind::Data;
+                    told[page as usize] = if segment.zero { Kind::Zero } else { Kind::Data };
                 }
             }
             for (page, sectors) in sectors.chunks(8).enumerate() {

@@ -8,11 +8,16 @@ use super::{
     qemu::{Qemu, unexpected},
 };
 use lifeboat::units::ByteSize;
-use nix::sys::statvfs::fstatvfs;
+use nix::{
+    errno::Errno,
+    sys::statvfs::fstatvfs,
+    unistd::{Whence, lseek},
+};
 use serde_json::json;
 use std::{
     fs::{File, OpenOptions},
     io,
+    ops::Range,
     os::{
         fd::{AsFd, AsRawFd},
         unix::fs::OpenOptionsExt,
@@ -48,6 +53,30 @@ impl Scratch {
         let set = answer["fdset-id"].as_u64().ok_or_else(|| unexpected("add-fd", "no fdset-id"))?;
         qemu.run_with_fd("add-fd", json!({ "opaque": opaque, "fdset-id": set }), readable.as_fd())?;
         Ok(format!("/dev/fdset/{set}"))
+    }
+
+    /// Which bytes from `from` to `to` hold data: all of the old contents that were kept, but zeros.
+    pub fn kept(&self, from: u64, to: u64) -> Result<Vec<Range<u64>>, DiskError> {
+        let mut kept = Vec::new();
+        let mut at = from;
+        while at < to {
+            let Some(start) = self.seek(at, Whence::SeekData)?.filter(|start| *start < to) else { break };
+            let end = self.seek(start, Whence::SeekHole)?.map_or(to, |end| end.clamp(start + 1, to));
+            kept.push(start..end);
+            at = end;
+        }
+        Ok(kept)
+    }
+
+    /// `None`: there is none behind `from`.
+    fn seek(&self, from: u64, whence: Whence) -> Result<Option<u64>, DiskError> {
+        let failed = |errno: Errno| self.failed("looking for what was kept", errno.into());
+        let from = i64::try_from(from).map_err(|_| failed(Errno::EOVERFLOW))?;
+        match lseek(&self.writable, from, whence) {
+            Ok(found) => u64::try_from(found).map(Some).map_err(|_| failed(Errno::EOVERFLOW)),
+            Err(Errno::ENXIO) => Ok(None),
+            Err(errno) => Err(failed(errno)),
+        }
     }
 
     /// Refuses to go on when the file system is nearly full: it is shared, perhaps with the guests' own disks.

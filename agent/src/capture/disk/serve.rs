@@ -34,8 +34,15 @@ pub(super) struct Offer {
     pub mark: Option<(String, String)>,
 }
 
-/// Starts the server and exports all `offers`; returns a connection for each, not yet spoken on.
-pub(super) fn serve(qemu: &Qemu, dir: &Path, offers: &[Offer]) -> Result<Vec<UnixStream>, DiskError> {
+/// Connections to one export, not yet spoken on.
+pub(super) struct Lines {
+    pub contents: UnixStream,
+    /// Where only changes are wanted. One connection is asked for the same things each time.
+    pub changes: Option<UnixStream>,
+}
+
+/// Starts the server and exports all `offers`; returns connections to each.
+pub(super) fn serve(qemu: &Qemu, dir: &Path, offers: &[Offer]) -> Result<Vec<Lines>, DiskError> {
     for Offer { filter, access, .. } in offers {
         qemu.run(
             "blockdev-add",
@@ -44,7 +51,11 @@ pub(super) fn serve(qemu: &Qemu, dir: &Path, offers: &[Offer]) -> Result<Vec<Uni
     }
     let door = Door::open(dir)?;
     start_server(qemu, &door.listener)?;
-    let lines = offers.iter().map(|_| door.connect()).collect::<Result<_, _>>()?;
+    let mut lines = Vec::with_capacity(offers.len());
+    for offer in offers {
+        let changes = offer.mark.as_ref().map(|_| door.connect()).transpose()?;
+        lines.push(Lines { contents: door.connect()?, changes });
+    }
     for Offer { access, export, mark, .. } in offers {
         let bitmaps: Vec<_> = mark.iter().map(|(node, name)| json!({ "node": node, "name": name })).collect();
         qemu.run(

@@ -2,6 +2,7 @@
 
 mod harm;
 pub mod rig;
+mod sparse;
 
 use self::rig::{Given, MIB, Rig, all, image, point};
 use super::DiskError;

@@ -2,18 +2,20 @@
 //! Promises: at most [`WINDOW_PAGES`] pages are held; pages of one group are in order. Called by `disk`. Calls
 //! `capture::nbd`.
 //!
-//! No request crosses a border between [`CLUSTER`]s. QEMU 7.2 needs that: `hbitmap_status` there says "clean" of a range
+//! No read crosses a border between [`CLUSTER`]s. QEMU 7.2 needs that: `hbitmap_status` there says "clean" of a range
 //! that begins dirty and ends clean, and `copy-before-write` then reads the guest's *new* data in a cluster that it has
-//! kept, if one request goes on into a cluster that it has not. Within one cluster all is kept or nothing is. For the
-//! same reason `base:allocation` of a view is never asked: what is unallocated or zero QEMU finds out itself when it
-//! is asked to read, and answers with a hole, without reading or sending it.
+//! kept, if one request goes on into a cluster that it has not. Within one cluster all is kept or nothing is.
+//!
+//! For the same reason `base:allocation` of a view may tell what is zero *now*. It is believed where our scratch holds no
+//! data, looked at after the answer: what was not zero at the cut was kept there before it changed. So a disk
+//! costs what is in it, however large it is.
 
 use super::{
     DiskError,
     pages::{Kind, Pager, Segment},
     scratch::Scratch,
 };
-use crate::capture::nbd::{Client, NbdError, PendingRead, REQUEST_MAX, STATE_DIRTY};
+use crate::capture::nbd::{Client, NbdError, PendingRead, STATE_DIRTY, STATE_ZERO, STATUS_SPAN_MAX};
 use bytes::{Bytes, BytesMut};
 use lifeboat::page::{Content, GROUP_PAGES, PAGE, PageRun, is_zero};
 use std::{collections::VecDeque, sync::Arc};
@@ -22,10 +24,14 @@ pub(super) struct View {
     target: String,
     bytes: u64,
     client: Client,
-    /// Everything is wanted but zeros; otherwise what the dirty bitmap says, zeros included.
-    full: bool,
+    /// What changed is wanted, zeros included; without it everything is but zeros.
+    changes: Option<Client>,
     scratch: Arc<Scratch>,
     pager: Pager,
+    /// What is known of the bytes that the pager takes next: how many, and whether they are wanted.
+    known: VecDeque<(u64, bool)>,
+    /// Bytes of the next question what is zero.
+    span: u64,
     segments: VecDeque<Segment>,
     group: Group,
     groups: VecDeque<Group>,
@@ -42,12 +48,12 @@ struct Group {
 }
 
 impl View {
-    /// `client` is connected to the export of a disk of `bytes` bytes; with its dirty bitmap unless `full`.
+    /// Connected to the export of a disk of `bytes` bytes: `client` with its allocation, `changes` with its dirty bitmap.
     pub fn new(
         target: &str,
         bytes: u64,
-        full: bool,
         client: Client,
+        changes: Option<Client>,
         scratch: Arc<Scratch>,
     ) -> Result<Self, DiskError> {
         if client.size() != bytes {
@@ -57,9 +63,12 @@ impl View {
             target: target.into(),
             bytes,
             client,
-            full,
+            // Of a whole disk nothing needs to be asked.
+            known: changes.is_none().then_some((bytes, true)).into_iter().collect(),
+            changes,
             scratch,
             pager: Pager::new(0, bytes),
+            span: SPAN_MIN,
             segments: VecDeque::new(),
             group: Group::default(),
             groups: VecDeque::new(),
@@ -76,22 +85,18 @@ impl View {
                 return Ok(Some(ready));
             }
             self.scratch.check()?;
-            let target = self.target.clone();
-            let view = |source| DiskError::View { target, source };
-            match self.advance().await {
-                Ok(true) => {}
-                Ok(false) => return Ok(None),
-                Err(error) => return Err(view(error)),
+            if !self.advance().await? {
+                return Ok(None);
             }
         }
     }
 
     /// Does one step; `false` when there is nothing left to do.
-    async fn advance(&mut self) -> Result<bool, NbdError> {
+    async fn advance(&mut self) -> Result<bool, DiskError> {
         self.fill().await?;
         if let Some(group) = self.groups.pop_front() {
             self.pages_in_flight -= group.pages;
-            self.collect(group).await?;
+            self.collect(group).await.map_err(|source| self.failed(source))?;
         } else if self.zeros.is_empty() {
             return Ok(false);
         } else {
@@ -104,18 +109,22 @@ impl View {
     }
 
     /// Keeps the window full of reads.
-    async fn fill(&mut self) -> Result<(), NbdError> {
-        while self.pages_in_flight < WINDOW_PAGES {
+    async fn fill(&mut self) -> Result<(), DiskError> {
+        while self.pages_in_flight < WINDOW_PAGES && self.zeros.len() < ZERO_RUNS {
             let Some(segment) = self.next_segment().await? else {
                 self.close_group();
                 return Ok(());
             };
-            self.start_reads(segment).await?;
+            if segment.zero {
+                self.push_zeros(segment);
+                continue;
+            }
+            self.start_reads(segment).await.map_err(|source| self.failed(source))?;
         }
         Ok(())
     }
 
-    async fn next_segment(&mut self) -> Result<Option<Segment>, NbdError> {
+    async fn next_segment(&mut self) -> Result<Option<Segment>, DiskError> {
         loop {
             if let Some(segment) = self.segments.pop_front() {
                 return Ok(Some(segment));
@@ -127,19 +136,69 @@ impl View {
         }
     }
 
-    /// Finds out which of the next bytes are wanted.
-    async fn look_further(&mut self) -> Result<(), NbdError> {
-        let left = self.bytes - self.pager.at();
-        if self.full {
-            self.pager.take(left, Kind::Data, &mut self.segments);
+    /// Finds out which of the next bytes are wanted, and which of these are zero.
+    async fn look_further(&mut self) -> Result<(), DiskError> {
+        let Some((bytes, wanted)) = self.known.pop_front() else { return self.ask_for_changes().await };
+        if !wanted {
+            self.pager.take(bytes, Kind::Skip, &mut self.segments);
             return Ok(());
         }
-        let len = u32::try_from(left).unwrap_or(u32::MAX).min(REQUEST_MAX);
-        for span in self.client.status(self.pager.at(), len).await? {
-            let dirty = span.flags.first().is_some_and(|flags| flags & STATE_DIRTY != 0);
-            self.pager.take(span.bytes, if dirty { Kind::Data } else { Kind::Skip }, &mut self.segments);
+        // What is small is read without asking.
+        if bytes < ALLOCATION_FROM && self.changes.is_some() {
+            self.pager.take(bytes, Kind::Data, &mut self.segments);
+            return Ok(());
+        }
+        let (at, len) = (self.pager.at(), bytes.min(self.span));
+        let spans = self.client.status(at, len as u32).await.map_err(|source| self.failed(source))?;
+        let told: u64 = spans.iter().map(|span| span.bytes).sum();
+        if told < bytes {
+            self.known.push_front((bytes - told, true));
+        }
+        // QEMU's search keeps its main thread busy: far only where there is nothing to be found.
+        let alike = spans.len() == 1 && told == len;
+        self.span = if alike { (2 * self.span).min(SPAN_MAX) } else { SPAN_MIN };
+        for span in spans {
+            if span.flags.first().is_some_and(|flags| flags & STATE_ZERO != 0) {
+                self.take_zeros(span.bytes)?;
+            } else {
+                self.pager.take(span.bytes, Kind::Data, &mut self.segments);
+            }
         }
         Ok(())
+    }
+
+    async fn ask_for_changes(&mut self) -> Result<(), DiskError> {
+        let Some(changes) = &self.changes else { return Ok(()) };
+        let len = u32::try_from(self.bytes - self.pager.at()).unwrap_or(u32::MAX).min(STATUS_SPAN_MAX);
+        let spans = changes.status(self.pager.at(), len).await.map_err(|source| self.failed(source))?;
+        let is_dirty = |flags: &[u32]| flags.first().is_some_and(|flags| flags & STATE_DIRTY != 0);
+        self.known.extend(spans.into_iter().map(|span| (span.bytes, is_dirty(&span.flags))));
+        Ok(())
+    }
+
+    /// The next `bytes` are said to be zero, and were so at the cut but for what was kept.
+    fn take_zeros(&mut self, bytes: u64) -> Result<(), DiskError> {
+        let kind = if self.changes.is_some() { Kind::Zero } else { Kind::Skip };
+        let end = self.pager.at() + bytes;
+        for kept in self.scratch.kept(self.pager.at(), end)? {
+            self.pager.take(kept.start - self.pager.at(), kind, &mut self.segments);
+            self.pager.take(kept.end - kept.start, Kind::Data, &mut self.segments);
+        }
+        self.pager.take(end - self.pager.at(), kind, &mut self.segments);
+        Ok(())
+    }
+
+    fn push_zeros(&mut self, segment: Segment) {
+        let (mut first, end) = (segment.first, segment.first + segment.count);
+        while first < end {
+            let count = u32::try_from(end - first).unwrap_or(u32::MAX);
+            self.zeros.push(PageRun::new(first, count));
+            first += u64::from(count);
+        }
+    }
+
+    fn failed(&self, source: NbdError) -> DiskError {
+        DiskError::View { target: self.target.clone(), source }
     }
 
     async fn start_reads(&mut self, mut segment: Segment) -> Result<(), NbdError> {
@@ -190,7 +249,7 @@ impl View {
             parts.push(bytes);
         }
         let all = zeros.is_empty();
-        if !self.full {
+        if self.changes.is_some() {
             self.zeros.extend(zeros);
         }
         if runs.is_empty() {
@@ -221,6 +280,12 @@ fn padded(bytes: Bytes, run: PageRun) -> Bytes {
     padded.freeze()
 }
 
+/// The first question what is zero is about so many bytes, and each one after an answer that was not all alike …
+const SPAN_MIN: u64 = 32 << 20;
+/// … and about twice as many after each that was, up to this.
+const SPAN_MAX: u64 = 128 << 20;
+/// A stretch of changed bytes that is worth the question.
+const ALLOCATION_FROM: u64 = 8 << 20;
 /// Pages in flight: 8 MiB of a disk.
 const WINDOW_PAGES: usize = 2048;
 /// `copy-before-write` keeps this much at once (64 KiB is its least, and nothing about our scratch makes it more).

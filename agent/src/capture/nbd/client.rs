@@ -3,7 +3,7 @@
 //! flight with the same cause. Called by `capture::disk::view`.
 
 use super::{
-    HANDSHAKE_WITHIN, NbdError, REPLY_WITHIN, REQUEST_MAX, handshake,
+    HANDSHAKE_WITHIN, NbdError, REPLY_WITHIN, REQUEST_MAX, STATUS_SPAN_MAX, handshake,
     reply::{Extents, ReadInFlight, StatusInFlight},
 };
 use bytes::Bytes;
@@ -74,7 +74,7 @@ impl Client {
 
     /// Asks for bytes; returns once the request is queued. Wait for the answer with [`PendingRead::wait`].
     pub async fn read(&self, offset: u64, len: u32) -> Result<PendingRead, NbdError> {
-        self.check(offset, len)?;
+        self.check(offset, len, REQUEST_MAX)?;
         let (done, answer) = oneshot::channel();
         let waiting = Waiting::Read { read: ReadInFlight::new(offset, len), failed: None, done };
         self.submit(CMD_READ, offset, len, waiting).await?;
@@ -84,7 +84,7 @@ impl Client {
     /// Status of the export from `offset`: spans that cover at least one byte and at most `len`. The server decides how
     /// far it looks, so ask again from where the spans end.
     pub async fn status(&self, offset: u64, len: u32) -> Result<Vec<Span>, NbdError> {
-        self.check(offset, len)?;
+        self.check(offset, len, STATUS_SPAN_MAX)?;
         let (done, answer) = oneshot::channel();
         let status = StatusInFlight::new(&self.contexts);
         self.submit(CMD_BLOCK_STATUS, offset, len, Waiting::Status { status, failed: None, done }).await?;
@@ -92,9 +92,9 @@ impl Client {
         Ok(shortest(&extents, u64::from(len)))
     }
 
-    fn check(&self, offset: u64, len: u32) -> Result<(), NbdError> {
+    fn check(&self, offset: u64, len: u32, most: u32) -> Result<(), NbdError> {
         let fits = offset.checked_add(u64::from(len)).is_some_and(|end| end <= self.size);
-        if len == 0 || len > REQUEST_MAX || !fits {
+        if len == 0 || len > most || !fits {
             return Err(NbdError::OutOfRange { offset, len, size: self.size });
         }
         Ok(())

@@ -14,6 +14,10 @@ use std::{io, sync::Arc, time::Duration};
 
 /// Bytes of one request at the most: what every NBD server takes.
 pub const REQUEST_MAX: u32 = 32 << 20;
+/// Bytes of one question for block status at the most. The protocol gives them 32 bits.
+pub const STATUS_SPAN_MAX: u32 = 2 << 30;
+/// The context that tells what is zero.
+pub const ALLOCATION: &str = "base:allocation";
 /// Flag of `base:allocation`: nothing is allocated here (what is read may still come from a backing file).
 pub const STATE_HOLE: u32 = 1;
 /// Flag of `base:allocation`: reads as zeros.
@@ -47,7 +51,7 @@ pub enum NbdError {
     /// No answer in time.
     #[error("the NBD server gave no answer within {} s while {step}", after.as_secs())]
     Silent { step: &'static str, after: Duration },
-    /// Our own mistake: a request outside of the export, empty, or larger than [`REQUEST_MAX`].
+    /// Our own mistake: a request outside of the export, empty, or larger than [`REQUEST_MAX`] or [`STATUS_SPAN_MAX`].
     #[error("a request of {len} bytes at {offset} does not fit an export of {size} bytes")]
     OutOfRange { offset: u64, len: u32, size: u64 },
 }
