@@ -113,7 +113,7 @@ impl GuestSource {
         let asked = hypervisor.clone();
         let when_over = Box::new(move |vm| {
             if let Ok(domain) = asked.domain_by_uuid(vm) {
-                found_standing::cancel_what_takes_it_away(&domain);
+                found_standing::look(&domain);
             }
         });
         let state = State {

@@ -1,7 +1,7 @@
 //! What took all of the guest and found it standing in a pause of ours. libvirt resumes after a dump, or after a failure,
 //! only what it had stopped itself. Promises: a guest that is left standing goes on; one that its operator had suspended
-//! is left as it is. A look costs a few questions and never waits. Called by `protect::lookout` with each look. That a
-//! save or a migration which finds it standing does not work is `watchdog::found_standing`'s business.
+//! is left as it is. A look costs a few questions and never waits. Called by `protect::lookout` with each look. What
+//! becomes of a save or a migration which finds it standing is `watchdog::found_standing`'s business.
 
 use crate::watchdog::{gone_out, guest_status};
 use lifeboat::hypervisor::libvirt::Domain;

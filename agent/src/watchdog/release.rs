@@ -57,12 +57,17 @@ impl LibvirtRelease {
 }
 
 impl LibvirtRelease {
-    /// The guest; `None` if it does not run.
+    /// The guest; `None` if libvirt does not know it.
     fn domain(&self, vm: VmId) -> Result<Option<Domain>, WatchdogError> {
-        let domain = match self.hypervisor()?.domain_by_uuid(vm) {
-            Err(HypervisorError::NotFound { .. }) => return Ok(None),
-            domain => domain?,
-        };
+        match self.hypervisor()?.domain_by_uuid(vm) {
+            Err(HypervisorError::NotFound { .. }) => Ok(None),
+            domain => Ok(Some(domain?)),
+        }
+    }
+
+    /// The guest; `None` if it does not run.
+    fn running(&self, vm: VmId) -> Result<Option<Domain>, WatchdogError> {
+        let Some(domain) = self.domain(vm)? else { return Ok(None) };
         Ok(domain.state()?.is_active().then_some(domain))
     }
 }
@@ -70,6 +75,10 @@ impl LibvirtRelease {
 impl Release for LibvirtRelease {
     fn release(&self, vm: VmId) -> Result<Released, WatchdogError> {
         let Some(domain) = self.domain(vm)? else { return Ok(Released::Gone) };
+        if !domain.state()?.is_active() {
+            found_standing::look(&domain);
+            return Ok(Released::Gone);
+        }
         let monitor = domain.monitor();
         let status = status(&monitor)?;
         let gone_out = gone_out::is_end(&status);
@@ -80,7 +89,7 @@ impl Release for LibvirtRelease {
         }
         if !gone_out {
             monitor.execute("cont", json!({}))?;
-            found_standing::cancel_what_takes_it_away(&domain);
+            found_standing::look(&domain);
         } else if gone_out::may_go_on(&domain, &monitor)? {
             // libvirt carries this out when its own work is over, and not before.
             domain.resume()?;
@@ -91,7 +100,7 @@ impl Release for LibvirtRelease {
     }
 
     fn put_back(&self, vm: VmId, noted: &Noted) -> Result<bool, WatchdogError> {
-        match self.domain(vm)? {
+        match self.running(vm)? {
             Some(domain) => noted.put_back(&domain.monitor()),
             None => noted.forget().map(|()| true),
         }

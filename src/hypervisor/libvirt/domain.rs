@@ -219,6 +219,23 @@ impl Domain {
         self.with("resuming it", virt::domain::Domain::resume)
     }
 
+    /// Whether it is shut off because it was saved: to a file, or as a managed save.
+    pub fn was_saved(&self) -> Result<bool, HypervisorError> {
+        let (_, reason) = self.with("asking its state", virt::domain::Domain::state)?;
+        Ok(reason == Enum::Known(StateReason::Shutoff(Enum::Known(DomainShutoffReason::Saved))))
+    }
+
+    /// Makes its managed save run when it is started, even if the guest stood when it was saved. `false` if it has none.
+    pub fn let_managed_save_run(&self) -> Result<bool, HypervisorError> {
+        self.with("changing its managed save", |domain| {
+            let saved = domain.has_managed_save(0)?;
+            if saved {
+                mark_managed_save_running(domain)?;
+            }
+            Ok(saved)
+        })
+    }
+
     /// Whether the last operation of libvirt's that copied the guest's memory, and came to its end, was one that lets the
     /// guest go on here: a dump or a snapshot. Not to be asked of a guest that runs: see [`Self::held_for`].
     pub fn was_dumped_last(&self) -> Result<bool, HypervisorError> {
@@ -269,6 +286,24 @@ impl Domain {
             ask(&domain)
         })
     }
+}
+
+/// The XML stays as it is; libvirt wants one with each change.
+fn mark_managed_save_running(domain: &virt::domain::Domain) -> Result<(), Error> {
+    // SAFETY: the domain is alive; what comes back is a C string of ours to free, or null with an error.
+    let xml = unsafe {
+        sys::virDomainManagedSaveGetXMLDesc(domain.as_ptr(), sys::VIR_DOMAIN_SAVE_IMAGE_XML_SECURE)
+    };
+    if xml.is_null() {
+        return Err(Error::last_error());
+    }
+    // SAFETY: as above; libvirt only reads `xml`, which is freed once.
+    let status = unsafe {
+        let status = sys::virDomainManagedSaveDefineXML(domain.as_ptr(), xml, sys::VIR_DOMAIN_SAVE_RUNNING);
+        libc::free(xml.cast::<c_void>());
+        status
+    };
+    if status < 0 { Err(Error::last_error()) } else { Ok(()) }
 }
 
 /// QEMU's monitor of one domain, through libvirt's passthrough. libvirt serialises it with its own jobs.
