@@ -114,6 +114,22 @@ impl Hosts {
         Ok(self.controller.points("web")?.len())
     }
 
+    /// Still the guest that it was at the beginning; the tick that it has reached.
+    fn is_unharmed(&self, guest: &Guest, after: &str) -> Result<u64> {
+        let report = guest.wait_full_check(SOON)?;
+        ensure!(report.unharmed() && report.boot == self.boot, "after {after}: {report:?}");
+        Ok(report.tick)
+    }
+
+    /// Both hosts are lost, and the guest goes on at the site.
+    fn lost_and_unharmed(self, tick: u64) -> Result<()> {
+        self.one.power_cut();
+        self.two.power_cut();
+        self.controller.failover("web", "latest")?;
+        replica_unharmed(&self.site.guest("web")?, &self.boot, tick, SOON)?;
+        Ok(())
+    }
+
     /// Refused at the agent, and shown at the site.
     fn is_refused(&self, agent: &Agent, name: &str, words: &str) -> Result<()> {
         let row = eventually(SOON, &format!("{name} to be refused"), || {
@@ -145,16 +161,14 @@ fn a_live_migrated_guest_goes_on_being_protected_by_the_other_hosts_agent_and_ba
     hosts.goes_on_with(&hosts.second, "A2", before)?;
     let row = hosts.first.wait_state("web", "moved", SOON)?;
     ensure!(row["reason"].as_str().is_some_and(|why| why.contains("another host")), "{row}");
-    let report = guest.wait_full_check(SOON)?;
-    ensure!(report.unharmed() && report.boot == hosts.boot, "after migration: {report:?}");
+    hosts.is_unharmed(&guest, "migration")?;
 
     // Its way back meets the second agent's points, and marks of the first one's are long gone.
     let before = hosts.count()?;
     let guest = Hosts::migrate(&hosts.two, &hosts.one)?;
     hosts.goes_on_with(&hosts.first, "A1", before)?;
     hosts.second.wait_state("web", "moved", SOON)?;
-    let report = guest.wait_full_check(SOON)?;
-    ensure!(report.unharmed() && report.boot == hosts.boot, "after the way back: {report:?}");
+    let tick = hosts.is_unharmed(&guest, "the way back")?;
     hosts.first.command()?.args(["yield", "web"]).run()?;
     assert_eq!(left_in_qemu(&guest)?, Vec::<String>::new());
     hosts.first.command()?.args(["resume", "web"]).run()?;
@@ -163,11 +177,7 @@ fn a_live_migrated_guest_goes_on_being_protected_by_the_other_hosts_agent_and_ba
     let vms = hosts.controller.status()?["vms"].as_array().map(Vec::len);
     assert_eq!(vms, Some(1), "it is one VM all the time");
     assert_eq!(hosts.controller.json(&["verify"])?["findings"], json!([]));
-    hosts.one.power_cut();
-    hosts.two.power_cut();
-    hosts.controller.failover("web", "latest")?;
-    replica_unharmed(&hosts.site.guest("web")?, &hosts.boot, report.tick, SOON)?;
-    Ok(())
+    hosts.lost_and_unharmed(tick)
 }
 
 /// Goal: a copy that did not move is never taken for the VM, whoever starts it where, and whatever was restarted; an operator
@@ -243,13 +253,8 @@ fn a_guest_that_moves_while_its_agent_is_dead_and_the_site_dies_too_is_taken_up_
     hosts.controller.wait_more_points("web", 2, SOON)?;
     let seen = hosts.controller.vm("web")?["agent"].clone();
     ensure!(seen["agent"] == "A2" && seen["contender"].is_null(), "{seen}");
-    let report = guest.wait_full_check(SOON)?;
-    ensure!(report.unharmed() && report.boot == hosts.boot, "after migration: {report:?}");
-    hosts.one.power_cut();
-    hosts.two.power_cut();
-    hosts.controller.failover("web", "latest")?;
-    replica_unharmed(&hosts.site.guest("web")?, &hosts.boot, report.tick, SOON)?;
-    Ok(())
+    let tick = hosts.is_unharmed(&guest, "migration")?;
+    hosts.lost_and_unharmed(tick)
 }
 
 /// Goal: a guest that its operator had suspended moves suspended, is taken up as it is, and nobody of ours resumes it.
@@ -266,9 +271,7 @@ fn a_guest_that_moves_while_it_stands_is_taken_up_standing() -> Result<()> {
     assert_eq!(there.state()?, "paused");
     there.resume()?;
     there.wait(SOON, "it to report", |_| true)?;
-    let report = there.wait_full_check(SOON)?;
-    ensure!(report.unharmed() && report.boot == hosts.boot, "{report:?}");
-    Ok(())
+    hosts.is_unharmed(&there, "its operator resumed it").map(drop)
 }
 
 /// Goal: a migration that finds the guest standing in a pause of ours never leaves it standing: it is cancelled, its operator
@@ -312,7 +315,5 @@ fn a_migration_begun_in_the_middle_of_our_pause_is_cancelled_and_the_guest_runs_
     hosts.controller.wait_points("web", before, SOON)?;
     let guest = Hosts::migrate(&hosts.one, &hosts.two)?;
     hosts.goes_on_with(&hosts.second, "A2", before)?;
-    let report = guest.wait_full_check(SOON)?;
-    ensure!(report.unharmed() && report.boot == hosts.boot, "after migration: {report:?}");
-    Ok(())
+    hosts.is_unharmed(&guest, "migration").map(drop)
 }
