@@ -72,6 +72,8 @@ impl Controller {
     /// Starts the daemon and waits until it answers. `env` is used once.
     pub fn start(&mut self) -> Result<()> {
         let mut command = self.daemon_command()?.arg("run").env("LIFEBOAT_LOG", "info").named("controller");
+        // As its unit has it.
+        command = command.env("MALLOC_ARENA_MAX", "2");
         for (key, value) in std::mem::take(&mut self.env) {
             command = command.env(&key, value);
         }
