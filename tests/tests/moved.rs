@@ -196,7 +196,9 @@ fn a_stale_copy_started_on_the_host_that_the_guest_left_is_refused_until_an_oper
     let copy = hosts.one.define_and_start(&stale)?;
     hosts.is_refused(&hosts.first, "A1", "agent A2 protects this VM and has it running")?;
     hosts.controller.wait_more_points("web", 2, SOON)?;
-    let said = hosts.controller.cli(&["release", "web"])?;
+    let asked = hosts.controller.cli(&["release", "web"])?;
+    ensure!(!asked.status.success() && asked.stderr.contains("agent `A1` has it running"), "{asked:?}");
+    let said = hosts.controller.cli(&["release", "web", "--yes"])?;
     ensure!(!said.status.success() && said.stderr.contains("agent A2 says that the guest runs"), "{said:?}");
 
     // Nobody is left to ask.
@@ -214,7 +216,7 @@ fn a_stale_copy_started_on_the_host_that_the_guest_left_is_refused_until_an_oper
     hosts.second.wait_state("web", "not-running", SOON)?;
     hosts.is_refused(&hosts.first, "A1", "it is off there")?;
     let before = hosts.count()?;
-    hosts.controller.cli(&["release", "web"])?.success()?;
+    hosts.controller.cli(&["release", "web", "--yes"])?.success()?;
     hosts.controller.wait_points("web", before + 2, SOON)?;
     hosts.first.wait_state("web", "protected", SOON)?;
     ensure!(copy.state()? == "running", "the agent's business is points, not the guest");

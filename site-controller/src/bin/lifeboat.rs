@@ -6,7 +6,7 @@ use lifeboat::local_api::{Client, ClientError};
 use lifeboat_site_controller::{
     api::types::{
         FailoverPreview, FailoverRequest, PointList, PrunePreview, PruneReport, Released, SiteStatus,
-        VerifyLine, VerifyRequest,
+        VerifyLine, VerifyRequest, VmRow,
     },
     console::{tables, watch::Display},
     failover::{
@@ -95,6 +95,9 @@ enum Command {
     Release {
         /// Name or UUID.
         vm: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
     },
     /// Read and hash everything again that is stored, and say what is damaged.
     Verify {
@@ -151,7 +154,15 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
             let report: PruneReport = client.post(&path, &()).await?;
             print(json, &report, tables::prune)?;
         }
-        Command::Release { vm } => {
+        Command::Release { vm, yes } => {
+            if !yes {
+                let status: SiteStatus = client.get("/v1/status").await?;
+                let is_meant = |row: &&VmRow| row.name == vm || row.vm.to_string() == vm;
+                // One that is not known is refused by the site in its own words.
+                if let Some(row) = status.vms.iter().find(is_meant) {
+                    confirm(&tables::release_preview(row), &row.name)?;
+                }
+            }
             let path = format!("/v1/vms/{}/release", path_segment(&vm));
             let released: Released = client.post(&path, &()).await?;
             print(json, &released, tables::released)?;

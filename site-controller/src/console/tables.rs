@@ -217,6 +217,26 @@ pub fn preview(preview: &FailoverPreview) -> String {
     out
 }
 
+/// What the operator is asked to confirm.
+pub fn release_preview(row: &VmRow) -> String {
+    let mut out = String::new();
+    let _ = writeln!(out, "Release of {} ({})", row.name, row.vm);
+    if let Some(seen) = &row.agent {
+        let connected =
+            if seen.connected { "connected" } else { "NOT connected: its copy may run all the same" };
+        let _ = writeln!(out, "  its history is agent `{}`'s so far ({connected})", seen.agent);
+        if let Some(contender) = &seen.contender {
+            let _ = writeln!(out, "  agent `{}` has it running and would go on with it", contender.agent);
+        }
+    }
+    let _ = writeln!(
+        out,
+        "  the next agent that has it running goes on with its history, and no other does from then on"
+    );
+    let _ = writeln!(out, "  make sure that only one copy of it runs, and that it is the right one");
+    out
+}
+
 pub fn failover(report: &FailoverReport) -> String {
     let verb = if report.resumed { "resumed" } else { "booted" };
     if report.already_done {
