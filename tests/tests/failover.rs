@@ -202,7 +202,8 @@ fn a_vm_that_is_unknown_or_off_is_shown_as_such_and_protected_once_it_runs() -> 
         })
     };
     said("ghost", "libvirt knows no VM `ghost`")?;
-    said("later", "`later` is shut off")?;
+    let row = said("later", "`later` is shut off")?;
+    assert_eq!(row["points_lost"], 0, "nothing was begun: {row}");
     guest.start()?;
     controller.wait_points("later", 2, SOON)?;
     agent.wait_state("later", "protected", SOON)?;

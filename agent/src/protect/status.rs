@@ -37,6 +37,7 @@ pub struct VmStatus {
     #[serde(default)]
     pub under_way: usize,
     pub points_durable: u64,
+    /// Points that were begun and given up; a guest that could not be cut at all has none.
     pub points_lost: u64,
     /// Pause of the last cut, microseconds.
     pub last_pause_us: Option<u64>,

@@ -69,7 +69,6 @@ impl<S: Source> Actor<S> {
 
     /// Notes a point that did not make it, and returns when to try again.
     pub(super) async fn set_back(&mut self, setback: Setback) -> Instant {
-        self.status.points_lost += 1;
         self.status.under_way = self.under_way.len();
         let state = match &setback {
             Setback::Capture(CaptureError::Unsupported(_)) => VmState::Refused,

@@ -102,6 +102,7 @@ impl<S: Source> Actor<S> {
 
     /// Gives up what the setback has lost: `cut`, if one was open, or everything under way.
     pub(super) async fn give_up(&mut self, setback: &Setback, cut: Option<PointId>) {
+        self.status.points_lost += u64::from(cut.is_some());
         let actions = if setback.is_of_the_cut() {
             self.gauge.cut_lost();
             let newest = self.sender.points().last();
