@@ -51,6 +51,14 @@ uuid_id! {
     /// One pack object in a store.
     PackId
 }
+uuid_id! {
+    /// One instant at which several VMs stood still together: what the points of a group's members have in common.
+    CutId
+}
+uuid_id! {
+    /// A protection group.
+    GroupId
+}
 
 impl PointId {
     /// The first group of the id: enough for a person to tell points apart in a list.

@@ -209,7 +209,10 @@ impl Sender {
     pub fn on_message(&mut self, message: SiteMessage) -> Vec<Action> {
         match message {
             // A greeting is the link's business, a comparison the resync's.
-            SiteMessage::Welcome { .. } | SiteMessage::Compared { .. } => Vec::new(),
+            SiteMessage::Welcome { .. }
+            | SiteMessage::Compared { .. }
+            | SiteMessage::Assign { .. }
+            | SiteMessage::Cut { .. } => Vec::new(),
             SiteMessage::Vm { generation, latest, .. } => self.on_standing(generation, latest),
             SiteMessage::VmRefused { refusal, .. } => {
                 let lost = self.lose(|| refusal.clone());

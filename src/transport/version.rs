@@ -9,8 +9,14 @@ pub struct ProtocolVersion(pub u16);
 
 impl ProtocolVersion {
     /// What this release speaks, newest first. Version 2 added frames of changed words and of references, version 3 points
-    /// over one that is not durable yet, version 4 where a guest is, so that it can change hosts.
-    pub const SPOKEN: &'static [Self] = &[Self(4), Self(3), Self(2), Self(1)];
+    /// over one that is not durable yet, version 4 where a guest is, so that it can change hosts, version 5 what a
+    /// site orders: whom to protect, and cuts of several VMs.
+    pub const SPOKEN: &'static [Self] = &[Self(5), Self(4), Self(3), Self(2), Self(1)];
+
+    /// Whether the peer knows [`order`](crate::wire::order): inventories, assignments, cuts of several VMs.
+    pub fn knows_orders(self) -> bool {
+        self >= Self(5)
+    }
 
     /// Whether the peer knows [`Place`](crate::wire::message::AgentMessage::Place), and what may follow from it.
     pub fn knows_places(self) -> bool {

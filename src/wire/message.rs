@@ -5,9 +5,12 @@
 use crate::{
     chunk::digest::Digest,
     format::manifest::PointMeta,
-    id::{PointId, VmId},
+    id::{CutId, PointId, VmId},
     units::{Generation, Seq, UnixMs},
-    wire::compare::{Answer, Question},
+    wire::{
+        compare::{Answer, Question},
+        order::{Assignment, CutOrder, Offered, Part},
+    },
 };
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +46,11 @@ pub enum AgentMessage {
     /// Where the guest is, from version 4 on: said before the first point of a session, and when it changes. `Here` asks
     /// for the right to write the VM's history; answer: `Vm`, or `VmRefused`. To the others there is none.
     Place { vm: VmId, place: Place },
+    /// The VMs that this host has; after the greeting, and whenever that changes. From version 5 on. Answer: `Assign` for
+    /// each that a group of the site protects.
+    Inventory { vms: Vec<Offered> },
+    /// How the VM's part in a cut stands; answers a `Cut`. From version 5 on.
+    Part { vm: VmId, cut: CutId, part: Part },
 }
 
 /// Where a guest is, as the agent of a host says that is told to protect it.
@@ -104,6 +112,17 @@ pub enum SiteMessage {
         vm: VmId,
         answer: Answer,
     },
+    /// A group protects the VM so; `None`: no group does (any more). To agents that have the VM. From version 5 on.
+    Assign {
+        vm: VmId,
+        assignment: Option<Assignment>,
+    },
+    /// An order of a cut of several VMs, or of the last one before a planned failover. From version 5 on.
+    Cut {
+        vm: VmId,
+        cut: CutId,
+        order: CutOrder,
+    },
 }
 
 impl SiteMessage {
@@ -128,7 +147,9 @@ impl SiteMessage {
             | Self::Taken { vm, .. }
             | Self::Durable { vm, .. }
             | Self::PointRefused { vm, .. }
-            | Self::Compared { vm, .. } => Some(*vm),
+            | Self::Compared { vm, .. }
+            | Self::Assign { vm, .. }
+            | Self::Cut { vm, .. } => Some(*vm),
         }
     }
 }

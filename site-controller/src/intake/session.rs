@@ -158,6 +158,7 @@ impl Intake {
             | AgentMessage::Report { vm, .. }
             | AgentMessage::Compare { vm, .. }
             | AgentMessage::Place { vm, .. }
+            | AgentMessage::Part { vm, .. }
                 if !watched.contains(&vm) =>
             {
                 // A report may precede the first `Watch`; anything else may not.
@@ -188,6 +189,8 @@ impl Intake {
                 self.board.contend(vm, agent, why, now);
             }
             AgentMessage::Compare { vm, question } => self.comparisons.ask(vm, question, replies).await,
+            // Nothing is ordered yet.
+            AgentMessage::Inventory { .. } | AgentMessage::Part { .. } => {}
         }
         Ok(())
     }

@@ -4,18 +4,32 @@ use super::*;
 use crate::chunk::fingerprint::{Fingerprint, FingerprintKey};
 use crate::format::manifest::{Image, ImageKind, PointStats};
 use crate::wire::compare::{Fingerprints, Level, Reply, Span};
+use crate::wire::order::{ConsistencyWish, CutKind, MemoryWish};
 use proptest::prelude::*;
 
 const VM: VmId = VmId::from_bytes([0xaa; 16]);
 const POINT: PointId = PointId::from_bytes([0xbb; 16]);
+const CUT: CutId = CutId::from_bytes([0xcc; 16]);
 
 fn hex(value: &impl Serialize) -> String {
     postcard::to_stdvec(value).unwrap().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// The golden text, with the ids written as `V` and `P`.
+/// The golden text, with the ids written as `V`, `P` and `C`.
 fn shown(value: &impl Serialize) -> String {
-    hex(value).replace(&format!("10{}", "aa".repeat(16)), "V").replace(&format!("10{}", "bb".repeat(16)), "P")
+    let ids = [("aa", "V"), ("bb", "P"), ("cc", "C")];
+    ids.iter().fold(hex(value), |text, (byte, short)| text.replace(&format!("10{}", byte.repeat(16)), short))
+}
+
+fn assignment() -> Assignment {
+    Assignment {
+        group: "g".into(),
+        interval_ms: 300,
+        memory: MemoryWish::Off,
+        consistency: ConsistencyWish::App,
+        together: true,
+        paused: false,
+    }
 }
 
 fn question() -> Question {
@@ -67,6 +81,11 @@ fn golden_bytes_of_every_agent_message_of_version_1() {
         (AgentMessage::Place { vm: VM, place: Place::Here { migrated: true } }, "07V0001"),
         (AgentMessage::Place { vm: VM, place: Place::NotHere }, "07V01"),
         (AgentMessage::Place { vm: VM, place: Place::Left }, "07V02"),
+        (
+            AgentMessage::Inventory { vms: vec![Offered { vm: VM, name: "w".into(), running: true }] },
+            "0801V017701",
+        ),
+        (AgentMessage::Part { vm: VM, cut: CUT, part: Part::Ready }, "09VC00"),
     ];
     for (message, golden) in cases {
         assert_eq!(shown(&message), golden, "{message:?}");
@@ -103,9 +122,41 @@ fn golden_bytes_of_every_site_message_of_version_1() {
         (compared(Reply::Reading { done_bytes: 5, total_bytes: 300 }), "07V070005ac02".to_owned()),
         (compared(fingerprints()), format!("07V0701{}80208405010301{}", "01".repeat(32), "02".repeat(16))),
         (compared(Reply::Refused { why: "w".into() }), "07V07020177".to_owned()),
+        (SiteMessage::Assign { vm: VM, assignment: None }, "08V00".to_owned()),
+        (SiteMessage::Assign { vm: VM, assignment: Some(assignment()) }, "08V010167ac0202010100".to_owned()),
+        (SiteMessage::Cut { vm: VM, cut: CUT, order: CutOrder::CallOff }, "09VC03".to_owned()),
     ];
     for (message, golden) in cases {
         assert_eq!(shown(&message), golden, "{message:?}");
+    }
+}
+
+/// Of version 5.
+#[test]
+fn golden_bytes_of_every_part_of_a_cut_and_every_order() {
+    let (at, generation) = (UnixMs(300), Generation(2));
+    let parts = [
+        (Part::Ready, "00"),
+        (Part::Stopped { at, ran: true }, "01ac0201"),
+        (Part::Cut { point: POINT, together: true, pause_us: 5 }, "02P0105"),
+        (Part::Out { why: "w".into() }, "030177"),
+        (Part::Held { point: POINT }, "04P"),
+        (Part::HoldEnded { gone: true }, "0501"),
+    ];
+    for (part, golden) in parts {
+        assert_eq!(shown(&part), golden, "{part:?}");
+    }
+    let orders = [
+        (CutOrder::Prepare { kind: CutKind::Group, within_ms: 300 }, "0000ac02"),
+        (CutOrder::Prepare { kind: CutKind::Final, within_ms: 300 }, "0001ac02"),
+        (CutOrder::Stop { at }, "01ac02"),
+        (CutOrder::Go { together: true }, "0201"),
+        (CutOrder::CallOff, "03"),
+        (CutOrder::Resume { generation }, "0402"),
+        (CutOrder::ShutOff { generation }, "0502"),
+    ];
+    for (order, golden) in orders {
+        assert_eq!(shown(&order), golden, "{order:?}");
     }
 }
 

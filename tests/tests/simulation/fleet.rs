@@ -73,7 +73,9 @@ fn speak(slots: &Arc<Slots>, mut told: mpsc::Receiver<AgentMessage>, actor: mpsc
                 AgentMessage::Hello { .. }
                 | AgentMessage::Report { .. }
                 | AgentMessage::Compare { .. }
-                | AgentMessage::Place { .. } => {}
+                | AgentMessage::Place { .. }
+                | AgentMessage::Inventory { .. }
+                | AgentMessage::Part { .. } => {}
             }
         }
     });

@@ -68,7 +68,10 @@ impl LossyLink {
                         slot.place(SESSION, AGENT, place, to_site.clone()).await;
                     }
                     AgentMessage::Compare { question, .. } => comparisons.ask(vm, question, &to_site).await,
-                    AgentMessage::Hello { .. } | AgentMessage::Report { .. } => {}
+                    AgentMessage::Hello { .. }
+                    | AgentMessage::Report { .. }
+                    | AgentMessage::Inventory { .. }
+                    | AgentMessage::Part { .. } => {}
                 }
             }
         });
