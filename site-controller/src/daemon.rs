@@ -1,7 +1,7 @@
 //! The daemon: opens what is there, wires the rooms, says that it is ready, and stops in order.
 
 use crate::{
-    api::routes::{self, Site},
+    api::{routes, site::Site},
     catalog::{Catalog, SledIndex},
     config::SiteConfig,
     failover::{journal::Journal, runbook::Runbook},

@@ -1,6 +1,12 @@
-//! The operator's requests, as JSON over HTTP on a unix socket: [`types`] are its shapes, [`routes`] its answers.
-//! No policy of its own: it asks the catalogue, the runbook and the verifier. Served by `daemon`, used by `lifeboat`.
+//! The operator's requests, as JSON over HTTP: [`types`] are their shapes, [`routes`] the table of them, one file for each
+//! family the answers. No policy of its own: it asks the catalogue, the runbook and the verifier. Served by `daemon`, used
+//! by `lifeboat`.
 
-mod journal;
+mod failovers;
+mod points;
+pub mod role;
 pub mod routes;
+pub mod site;
+mod status;
 pub mod types;
+mod verify;

@@ -1,8 +1,8 @@
-//! Answers about the journal: why points are kept, what would go, and pruning by hand.
+//! A VM's journal: its points and why they are kept, what would go, and pruning by hand.
 
 use super::{
-    routes::{Site, catalog_error},
-    types::{Kept, PrunePreview, PruneReport},
+    site::{Site, catalog_error},
+    types::{Kept, PointList, PrunePreview, PruneReport},
 };
 use crate::{
     catalog::PointSummary,
@@ -18,8 +18,19 @@ use std::{
     sync::Arc,
 };
 
+pub(super) async fn points(
+    State(site): State<Arc<Site>>,
+    Path(vm): Path<String>,
+) -> Result<Json<PointList>, ApiError> {
+    let catalog = &site.runbook.catalog;
+    let summary = catalog.find_vm(&vm).await.map_err(catalog_error)?;
+    let points = catalog.points(summary.vm).await.map_err(catalog_error)?;
+    let kept = kept(&site, summary.vm, &points).await;
+    Ok(Json(PointList { vm: summary.vm, name: summary.name, points, kept }))
+}
+
 /// Of each of `points`, why it is there. Where that can't be told, nothing is said.
-pub(super) async fn kept(site: &Site, vm: VmId, points: &[PointSummary]) -> Vec<Kept> {
+async fn kept(site: &Site, vm: VmId, points: &[PointSummary]) -> Vec<Kept> {
     let Ok(outlook) = site.keeper.outlook(vm).await else {
         return points.iter().map(|_| Kept { why: "?".into(), layers: 0 }).collect();
     };

@@ -1,0 +1,92 @@
+//! Failovers: what one would mean, and doing it.
+
+use super::{
+    site::{LINES_QUEUED, Site, catalog_error},
+    types::{FailoverPreview, FailoverRequest},
+};
+use crate::failover::{
+    images::ImageError,
+    journal::Phase,
+    progress::{Progress, Watcher},
+    runbook::{FailoverError, LATEST, Request},
+};
+use axum::{Json, extract::State, response::Response};
+use lifeboat::{
+    error::chain,
+    local_api::{ApiError, ndjson},
+};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+pub(super) async fn preview(
+    State(site): State<Arc<Site>>,
+    Json(request): Json<FailoverRequest>,
+) -> Result<Json<FailoverPreview>, ApiError> {
+    let runbook = &site.runbook;
+    let summary = runbook.catalog.find_vm(&request.vm).await.map_err(catalog_error)?;
+    let journal = runbook.journal.load(summary.vm).map_err(|error| ApiError::internal(error.to_string()))?;
+    let unfinished = journal.filter(|record| record.phase != Phase::Running);
+    let given = match &unfinished {
+        Some(record) if request.point == LATEST => record.point.to_string(),
+        _ => request.point,
+    };
+    let point = runbook.catalog.find(summary.vm, &given).await.map_err(catalog_error)?;
+    let seen = runbook.intake.board.seen(summary.vm);
+    Ok(Json(FailoverPreview {
+        vm: summary.vm,
+        name: summary.name,
+        lost_ms: runbook.clock.now().0.saturating_sub(point.cut_at.0),
+        point,
+        source_connected: seen.as_ref().is_some_and(|seen| seen.connected),
+        source_agent: seen.map(|seen| seen.agent),
+        unfinished,
+    }))
+}
+
+pub(super) async fn fail_over(
+    State(site): State<Arc<Site>>,
+    Json(request): Json<FailoverRequest>,
+) -> Response {
+    let (lines, queue) = mpsc::channel::<Result<Progress, ApiError>>(LINES_QUEUED);
+    let (steps, mut told) = mpsc::channel(LINES_QUEUED);
+    let forward = lines.clone();
+    tokio::spawn(async move {
+        while let Some(progress) = told.recv().await {
+            if forward.send(Ok(progress)).await.is_err() {
+                // Nobody watches any more; the failover goes on.
+                told.close();
+            }
+        }
+    });
+    // Its own task: a failover is not undone because the operator's terminal went away.
+    tokio::spawn(async move {
+        let watcher = Watcher::new(steps);
+        let request = Request { vm: request.vm, point: request.point };
+        match site.runbook.emergency(request, &watcher).await {
+            Ok(report) => watcher.finish(Progress::Done { report }).await,
+            Err(error) => {
+                tracing::error!(error = chain(&error), "failover did not succeed");
+                let _ = lines.send(Err(failover_error(&error))).await;
+            }
+        }
+    });
+    ndjson(queue)
+}
+
+fn failover_error(error: &FailoverError) -> ApiError {
+    let message = chain(error);
+    match error {
+        FailoverError::Catalog(_) => ApiError::not_found("not-found", message),
+        FailoverError::Busy
+        | FailoverError::AnotherPoint { .. }
+        | FailoverError::RunsFromAnother { .. }
+        | FailoverError::DoneBefore { .. } => ApiError::conflict("conflict", message),
+        FailoverError::Preflight(_) => ApiError::conflict("preflight", message)
+            .with_hint("nothing was changed; mend this and run the failover again"),
+        FailoverError::Restore(_) | FailoverError::Image(ImageError::Restore(_)) => {
+            ApiError::internal(message).with_hint("nothing was started; `--point` takes another point")
+        }
+        _ => ApiError::internal(message)
+            .with_hint("run the same command again: it goes on from the last step that was completed"),
+    }
+}

@@ -1,0 +1,79 @@
+//! `lifeboat`: the operator's command. Asks the site controller on this machine and shows what it says.
+//! Each family of commands has a file of its own, with its arguments and its `run`; [`ask`] is what they share.
+
+mod ask;
+mod failover;
+mod points;
+mod release;
+mod status;
+mod verify;
+
+use ask::Site;
+use clap::{Parser, Subcommand};
+use lifeboat::local_api::{Client, ClientError};
+use std::{path::PathBuf, process::ExitCode};
+
+/// Look at recovery points, check them, and fail VMs over to this site.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "\
+EXAMPLES
+  lifeboat status
+  lifeboat points web
+  lifeboat failover web --emergency
+  lifeboat failover web --emergency --point '5m ago' --yes
+  lifeboat verify web --json
+  lifeboat prune web --dry-run
+
+EXIT CODES
+  0  done    1  not done; the reason is on stderr    2  wrong usage    3  verify found damage"
+)]
+struct Arguments {
+    /// The site controller's socket.
+    #[arg(long, global = true, env = "LIFEBOAT_SOCKET", default_value = "/run/lifeboat-site/api.sock")]
+    socket: PathBuf,
+    /// Print JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// In the order in which `lifeboat --help` lists them.
+#[derive(Subcommand)]
+enum Command {
+    Status(status::Status),
+    Points(points::Points),
+    Failover(failover::Failover),
+    Prune(points::Prune),
+    Release(release::Release),
+    Verify(verify::Verify),
+}
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> ExitCode {
+    match run(Arguments::parse()).await {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lifeboat: {error:#}");
+            if let Some(hint) = error.downcast_ref::<ClientError>().and_then(|e| e.hint()) {
+                eprintln!("  {hint}");
+            }
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
+    let client = Client::new(&arguments.socket, "lifeboat-site-controller");
+    let site = Site { client, json: arguments.json };
+    match arguments.command {
+        Command::Status(status) => status.run(&site).await,
+        Command::Points(points) => points.run(&site).await,
+        Command::Failover(failover) => failover.run(&site).await,
+        Command::Prune(prune) => prune.run(&site).await,
+        Command::Release(release) => release.run(&site).await,
+        Command::Verify(verify) => verify.run(&site).await,
+    }
+}
