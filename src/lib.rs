@@ -5,8 +5,8 @@
 //! 2. data and their bytes: [`chunk`], [`extent`], [`format`], [`wire`], [`qemu`]
 //! 3. behaviour without sockets or clocks: [`session`]
 //! 4. edges, each foreign crate in one room: [`durable`] (small files), [`transport`] (quinn, rustls, rcgen),
-//!    [`hypervisor`] (virt), [`local_api`] (axum, hyper over a unix socket), [`config`] (toml), [`telemetry`] (tracing),
-//!    [`calendar`] (jiff's time zones), [`fault`]
+//!    [`hypervisor`] (virt), [`nbd`] (a client of QEMU's disk servers), [`local_api`] (axum, hyper over a unix socket),
+//!    [`config`] (toml), [`telemetry`] (tracing), [`calendar`] (jiff's time zones), [`fault`]
 
 pub mod calendar;
 pub mod chunk;
@@ -20,6 +20,7 @@ pub mod format;
 pub mod hypervisor;
 pub mod id;
 pub mod local_api;
+pub mod nbd;
 pub mod page;
 pub mod qemu;
 pub mod session;

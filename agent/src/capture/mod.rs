@@ -1,11 +1,10 @@
 //! Cutting points of a running guest.
 //! [`source`] is the contract that protection relies on; [`guest`] is its one real implementation, made of
-//! [`memory`], [`disk`] (over [`nbd`]) and the pause ([`quiesce`]).
+//! [`memory`], [`disk`] (over [`lifeboat::nbd`]) and the pause ([`quiesce`]).
 
 pub mod disk;
 pub mod guest;
 pub mod memory;
-pub mod nbd;
 pub mod others;
 pub mod quiesce;
 pub mod source;

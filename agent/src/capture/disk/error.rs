@@ -1,6 +1,6 @@
 //! What can go wrong with marks and views, by what the caller must do about it.
 
-use crate::capture::nbd::NbdError;
+use lifeboat::nbd::NbdError;
 use lifeboat::{hypervisor::monitor::MonitorError, units::ByteSize};
 use std::{io, path::PathBuf};
 

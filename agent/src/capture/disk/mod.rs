@@ -38,7 +38,7 @@ use self::{
     qemu::Qemu,
     view::View,
 };
-use crate::capture::nbd::{ALLOCATION, Client, NbdError};
+use lifeboat::nbd::{ALLOCATION, Client, NbdError};
 use lifeboat::{
     hypervisor::monitor::Monitor,
     id::{PointId, VmId},

@@ -1,6 +1,6 @@
 //! A server that agrees on everything and then says what the test tells it to.
 
-use crate::capture::nbd::{
+use crate::nbd::{
     Client,
     client::{CHUNK_DATA, CHUNK_MAGIC, CHUNK_STATUS, REQUEST_MAGIC},
     handshake::{
