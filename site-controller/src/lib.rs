@@ -1,6 +1,7 @@
 //! The site controller as a library: it takes in what agents send ([`intake`]), keeps it ([`store`], [`catalog`]), proves
-//! it ([`verify`]), keeps it within bounds ([`retention`]), and brings VMs back ([`restore`], [`failover`]). [`api`]
-//! serves the operator's commands, which [`console`] shows; [`daemon`] wires the rooms.
+//! it ([`verify`]), keeps it within bounds ([`retention`]), takes in disks that are here already ([`seed`]), and brings VMs
+//! back ([`restore`], [`failover`]). [`api`] serves the operator's commands, which [`console`] shows; [`daemon`] wires the
+//! rooms.
 
 pub mod api;
 pub mod catalog;
@@ -11,6 +12,7 @@ pub mod failover;
 pub mod intake;
 pub mod restore;
 pub mod retention;
+pub mod seed;
 pub mod setup;
 pub mod store;
 pub mod verify;

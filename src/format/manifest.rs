@@ -39,6 +39,8 @@ pub mod blob {
     pub const MACHINE_CONFIG: &str = "machine-config";
     /// Device sections, as `xen-save-devices-state` writes them, without their first 8 bytes; ends with the EOF byte.
     pub const DEVICE_STATE: &str = "device-state";
+    /// The point is a seed: disks that the site read itself, not the VM's as it ran at an instant. JSON, for people.
+    pub const SEED: &str = "seed";
 }
 
 /// One address space of a point.

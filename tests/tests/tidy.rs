@@ -73,7 +73,7 @@ const SITE: &[&[&str]] = &[
     &["catalog", "restore", "verify", "setup"],
     &["intake"],
     &["failover"],
-    &["retention"],
+    &["retention", "seed"],
     &["api"],
     &["console"],
     &["daemon"],

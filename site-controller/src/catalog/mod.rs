@@ -1,6 +1,6 @@
 //! Which VMs and points there are, and which of them an operator means.
 //! Promises: what is ambiguous is refused with the choices; a damaged point is never handed out as if it were whole, and
-//! an older one never in its place without saying so. Called by the API, failover, drills. Calls the store.
+//! an older one never in its place without saying so; nor a seed, unless it is named by its id. Called by the API, failover, drills. Calls the store.
 
 mod index;
 mod select;
@@ -11,7 +11,7 @@ pub use select::{Selector, select};
 
 use crate::store::{Store, StoreError};
 use lifeboat::{
-    id::VmId,
+    id::{PointId, VmId},
     units::{Generation, UnixMs},
 };
 use serde::{Deserialize, Serialize};
@@ -35,6 +35,11 @@ pub enum CatalogError {
          `2025-01-31T12:00:00Z`, `12:00:00` (UTC) or `5m ago`"
     )]
     Unreadable { given: String },
+    #[error(
+        "the newest point, {point} of {at}, is a seed: disks that lay at this site, and not the VM as it ran since. Name \
+         the point that you want; {instead}"
+    )]
+    NewestIsSeed { point: PointId, at: UnixMs, instead: String },
     #[error("point {point} can't be restored: {why}. {instead}")]
     Damaged { point: String, why: String, instead: String },
     #[error(transparent)]

@@ -60,9 +60,15 @@ pub fn select<'a>(
 ) -> Result<&'a PointSummary, CatalogError> {
     let oldest = points.first().ok_or(CatalogError::NoPoints { vm })?;
     let found = match selector {
-        Selector::Latest => points.last(),
+        Selector::Latest => {
+            let newest = points.last();
+            if let Some(seed) = newest.filter(|newest| newest.seed) {
+                return Err(newest_is_seed(seed, points));
+            }
+            newest
+        }
         Selector::AtOrBefore(at) => {
-            let early = points.iter().filter(|point| point.cut_at <= *at);
+            let early = points.iter().filter(|point| point.cut_at <= *at && !point.seed);
             let newest = early.max_by_key(|point| (point.cut_at, point.seq));
             Some(newest.ok_or(CatalogError::TooEarly { vm, at: *at, oldest: oldest.cut_at })?)
         }
@@ -91,6 +97,14 @@ pub fn select<'a>(
         None => "There is no whole point before it".to_owned(),
     };
     Err(CatalogError::Damaged { point: found.point.to_string(), why: why.clone(), instead })
+}
+
+fn newest_is_seed(seed: &PointSummary, points: &[PointSummary]) -> CatalogError {
+    let instead = match points.iter().rev().find(|point| !point.seed) {
+        Some(other) => format!("the newest other one is {} of {}", other.point, other.cut_at),
+        None => "there is no other".to_owned(),
+    };
+    CatalogError::NewestIsSeed { point: seed.point, at: seed.cut_at, instead }
 }
 
 const DAY_MS: u64 = 24 * 3600 * 1000;

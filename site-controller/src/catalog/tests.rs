@@ -27,6 +27,7 @@ fn point(seq: u64, id: [u8; 2], cut_at: u64) -> PointSummary {
         committed_at: UnixMs(cut_at + 500),
         generation: Generation::FIRST,
         has_memory: true,
+        seed: false,
         memory_changed_bytes: 1,
         disk_changed_bytes: 2,
         wire_bytes: 3,
@@ -174,4 +175,20 @@ fn an_index_holds_what_it_was_given_and_forgets_what_is_no_longer_true() {
     changed.state = PointState::Damaged("gone".into());
     assert_eq!(index.reconcile(&[changed.clone(), three.clone()]), 2);
     assert_eq!(index.points(None).unwrap(), [changed, three]);
+}
+
+/// Whoever has lost a site means a state in which the VM ran.
+#[test]
+fn a_seed_is_gone_back_to_only_if_it_is_named() {
+    let mut points = vec![point(1, [1, 1], NOW.0 - 3000), point(2, [2, 2], NOW.0 - 2000)];
+    points[1].seed = true;
+    let refused = found(&points, "latest").unwrap_err().to_string();
+    assert!(refused.contains("is a seed") && refused.contains(&points[0].point.to_string()), "{refused}");
+    assert_eq!(found(&points, "0s ago").unwrap(), 1);
+    assert_eq!(found(&points, "0202").unwrap(), 2);
+    points.remove(0);
+    assert!(found(&points, "latest").unwrap_err().to_string().contains("no other"));
+    assert!(matches!(found(&points, "0s ago"), Err(CatalogError::TooEarly { .. })));
+    points.push(point(3, [3, 3], NOW.0 - 1000));
+    assert_eq!(found(&points, "latest").unwrap(), 3);
 }

@@ -5,6 +5,7 @@
 //! only ([`super::owner`]). Called by `session` for events, by `failover` to fence.
 
 mod ownership;
+mod reserve;
 
 use crate::store::{Head, OpenPoint, PointError, Store};
 use lifeboat::{
@@ -16,7 +17,8 @@ use lifeboat::{
     wire::message::{Latest, Refusal, SiteMessage},
 };
 pub use ownership::Claim;
-use ownership::Present;
+use ownership::{Present, RUNS};
+pub use reserve::Reservation;
 use std::{
     collections::{BTreeMap, VecDeque},
     pin::Pin,
@@ -43,6 +45,8 @@ pub struct Slot {
     present: std::sync::Mutex<BTreeMap<u64, Present>>,
     /// Told when a point has been made durable, or could not be.
     committed: Notify,
+    /// Why the site takes no agent's points just now, if so.
+    reserved: std::sync::Mutex<Option<String>>,
 }
 
 #[derive(Debug)]
@@ -66,7 +70,9 @@ impl Slots {
             let (name, receiver, open) = (String::new(), Receiver::new(vm), BTreeMap::new());
             let inner = Mutex::new(Inner { name, receiver, open, replies: None, owner: None });
             let present = std::sync::Mutex::default();
-            Arc::new(Slot { vm, store: self.store.clone(), inner, present, committed: Notify::new() })
+            let (store, committed, reserved) =
+                (self.store.clone(), Notify::new(), std::sync::Mutex::default());
+            Arc::new(Slot { vm, store, inner, present, committed, reserved })
         };
         slots.entry(vm).or_insert_with(make).clone()
     }
@@ -126,7 +132,7 @@ impl Slot {
         let agent = agent.to_owned();
         self.apart(async move |slot| {
             let mut inner = slot.inner.lock().await;
-            if !slot.is_owned_by(&mut inner, &agent).await {
+            if slot.reserved().is_some() || !slot.is_owned_by(&mut inner, &agent).await {
                 drop(inner);
                 inner = slot.at_rest().await;
                 if let Err(refusal) = slot.claim(&mut inner, &agent, false).await {

@@ -1,7 +1,8 @@
 //! The fingerprints of all pages of an image of a point, so that an agent can find out what differs.
 //! The image is read once, verified, in the order of the packs; the fingerprints go to a nameless sparse file, 16 bytes a
 //! page, so that a region's stand in one block of it and a region of zeros is a hole. Promises: memory as a restore's, disk
-//! 1/256 of what the image holds; nothing is left behind however the controller ends. Called by `intake::compare`.
+//! 1/256 of what the image holds; nothing is left behind however the controller ends. Called by `intake::compare`
+//! and by `seed`.
 
 use crate::restore::{Progress, Reader, RestoreError, Run};
 use futures_util::TryStreamExt;
@@ -68,6 +69,19 @@ impl ImageFingerprints {
             progress(Progress { done_bytes, total_bytes });
         }
         Ok(Self { file, key, bytes })
+    }
+
+    pub fn key(&self) -> FingerprintKey {
+        self.key
+    }
+
+    /// Of the pages of one region; zero beyond the image's end. Blocks.
+    pub fn table(&self, region: u64) -> io::Result<RegionTable> {
+        let mut block = [0; PAGE];
+        if region < regions_for(self.bytes) {
+            self.file.read_exact_at(&mut block, region * PAGE as u64)?;
+        }
+        Ok(table(&block))
     }
 
     /// Of `count` pages from `first`. Blocks.

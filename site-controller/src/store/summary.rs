@@ -2,7 +2,10 @@
 //! The index is never the truth: whatever is missing or wrong there is read again from the manifests (I-9).
 
 use lifeboat::{
-    format::{header::FileHeader, manifest::Manifest},
+    format::{
+        header::FileHeader,
+        manifest::{ImageKind, Manifest, blob},
+    },
     id::{PointId, VmId},
     units::{Generation, Seq, UnixMs},
 };
@@ -40,6 +43,9 @@ pub struct PointSummary {
     pub committed_at: UnixMs,
     pub generation: Generation,
     pub has_memory: bool,
+    /// Disks that the site read itself, and no state of the VM that anybody should go back to unasked.
+    #[serde(default)]
+    pub seed: bool,
     pub memory_changed_bytes: u64,
     pub disk_changed_bytes: u64,
     pub wire_bytes: u64,
@@ -62,6 +68,7 @@ impl PointSummary {
             committed_at: manifest.committed_at,
             generation: manifest.generation,
             has_memory: manifest.meta.has_memory,
+            seed: manifest.image(ImageKind::Blob, blob::SEED).is_some(),
             memory_changed_bytes: manifest.meta.stats.memory_changed_bytes,
             disk_changed_bytes: manifest.meta.stats.disk_changed_bytes,
             wire_bytes: manifest.wire_bytes,

@@ -15,8 +15,8 @@ use super::{
     pages::{Kind, Pager, Segment},
     scratch::Scratch,
 };
-use lifeboat::nbd::{Client, NbdError, PendingRead, STATE_DIRTY, STATE_ZERO, STATUS_SPAN_MAX};
 use bytes::{Bytes, BytesMut};
+use lifeboat::nbd::{Client, NbdError, PendingRead, STATE_DIRTY, STATE_ZERO, STATUS_SPAN_MAX};
 use lifeboat::page::{Content, GROUP_PAGES, PAGE, PageRun, is_zero};
 use std::{collections::VecDeque, sync::Arc};
 

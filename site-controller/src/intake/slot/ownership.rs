@@ -3,8 +3,9 @@
 //! is committed after it; where the owner can't be read or written, nobody's points are taken.
 
 use super::{Inner, Replies, Slot};
+pub(super) use crate::intake::owner::Word;
 use crate::{
-    intake::owner::{Verdict, Word, judge},
+    intake::owner::{Verdict, judge},
     store::StoreError,
 };
 use lifeboat::{
@@ -123,6 +124,9 @@ impl Slot {
         agent: &str,
         migrated: bool,
     ) -> Result<(), Refusal> {
+        if let Some(why) = self.reserved() {
+            return Err(Refusal::HeldElsewhere { why });
+        }
         let internal = |error: StoreError| Refusal::Internal { detail: error.to_string() };
         let owner = self.owner(inner).await.map_err(internal)?;
         let word = owner.as_ref().map_or(Word::Absent, |owner| self.word_of(owner.agent()));
@@ -176,7 +180,7 @@ impl Slot {
         }
     }
 
-    async fn owner(&self, inner: &mut Inner) -> Result<Option<Owner>, StoreError> {
+    pub(super) async fn owner(&self, inner: &mut Inner) -> Result<Option<Owner>, StoreError> {
         if let Some(owner) = &inner.owner {
             return Ok(owner.clone());
         }
@@ -196,7 +200,7 @@ impl Slot {
     }
 
     /// What the newest session of the agent says.
-    fn word_of(&self, agent: &str) -> Word {
+    pub(super) fn word_of(&self, agent: &str) -> Word {
         let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
         match present.values().rev().find(|present| present.agent == agent).map(|present| present.place) {
             None => Word::Absent,
@@ -211,7 +215,7 @@ fn fenced(current: Generation) -> Refusal {
     Refusal::Fenced { current }
 }
 
-const RUNS: Place = Place::Here { migrated: false };
+pub(super) const RUNS: Place = Place::Here { migrated: false };
 const UNKNOWN: &str = "unknown";
 
 #[cfg(test)]
