@@ -12,6 +12,7 @@ use crate::{
         slot::Slots,
     },
     retention::keeper::Keeper,
+    seed::Seeder,
     store::{LocalObjects, Objects, RandomIds, Store, StoreOptions},
 };
 use anyhow::Context;
@@ -61,6 +62,12 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let libvirt = config.libvirt.clone();
     let hypervisor = tokio::task::spawn_blocking(move || Hypervisor::connect(&libvirt)).await?;
     let hypervisor = hypervisor.context("libvirt is needed to start replicas")?;
+    let seeder = Seeder {
+        store: store.clone(),
+        hypervisor: Some(hypervisor.clone()),
+        run_dir: config.run_dir.clone(),
+        scratch_dir: config.data_dir.clone(),
+    };
     let runbook = Arc::new(Runbook::new(
         store.clone(),
         Catalog::new(store),
@@ -81,8 +88,16 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let (order, stop) = watch::channel(false);
     let keeping = tokio::spawn(keeper.clone().run(stop.clone()));
     let stopping = stop.clone();
-    let site =
-        Arc::new(Site { config, runbook, keeper, stop: stopping, certificate_expires, refused, findings });
+    let site = Arc::new(Site {
+        config,
+        runbook,
+        keeper,
+        seeder,
+        stop: stopping,
+        certificate_expires,
+        refused,
+        findings,
+    });
 
     let listener = tokio::spawn(listen(endpoint, intake, enrolment, stop.clone()));
     let mut stopped = stop.clone();

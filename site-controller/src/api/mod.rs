@@ -6,6 +6,7 @@ mod failovers;
 mod points;
 pub mod role;
 pub mod routes;
+mod seeds;
 pub mod site;
 mod status;
 pub mod types;

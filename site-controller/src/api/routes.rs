@@ -4,6 +4,7 @@
 use super::{
     failovers, points,
     role::Role::{self, Operator, Viewer},
+    seeds,
     site::Site,
     status, verify,
 };
@@ -31,6 +32,7 @@ pub fn table() -> Vec<Route> {
         post("/v1/vms/{vm}/release", Operator, status::release),
         post("/v1/failovers/preview", Viewer, failovers::preview).changes_nothing(),
         post("/v1/failovers", Operator, failovers::fail_over),
+        post("/v1/seeds", Operator, seeds::seed),
         post("/v1/verify", Operator, verify::run_verify).changes_nothing(),
     ]
 }

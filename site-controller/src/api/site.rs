@@ -2,7 +2,7 @@
 
 use crate::{
     catalog::CatalogError, config::SiteConfig, failover::runbook::Runbook, retention::keeper::Keeper,
-    store::StoreError,
+    seed::Seeder, store::StoreError,
 };
 use lifeboat::{error::chain, local_api::ApiError, units::UnixMs};
 use std::sync::Arc;
@@ -13,6 +13,7 @@ pub struct Site {
     pub config: SiteConfig,
     pub runbook: Arc<Runbook>,
     pub keeper: Arc<Keeper>,
+    pub seeder: Seeder,
     /// The daemon is stopping.
     pub stop: watch::Receiver<bool>,
     pub certificate_expires: UnixMs,

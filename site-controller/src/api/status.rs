@@ -65,7 +65,11 @@ async fn row(runbook: &Runbook, summary: VmSummary, now: UnixMs) -> Result<VmRow
         points: summary.points,
         damaged_points: summary.damaged_points,
         stored_bytes: summary.stored_bytes,
-        rpo_ms: summary.latest.as_ref().map(|latest| now.0.saturating_sub(latest.cut_at.0)),
+        rpo_ms: summary
+            .latest
+            .as_ref()
+            .filter(|latest| !latest.seed)
+            .map(|latest| now.0.saturating_sub(latest.cut_at.0)),
         latest: summary.latest,
         oldest: journal.points.first().map(|oldest| oldest.cut_at),
         layers: journal.points.iter().map(|point| point.layers).max().unwrap_or_default(),

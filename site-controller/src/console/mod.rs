@@ -1,4 +1,5 @@
 //! What `lifeboat` shows: [`tables`] for people, [`watch`] for work that takes time. JSON is the API's own shapes.
 
+pub mod seeds;
 pub mod tables;
 pub mod watch;

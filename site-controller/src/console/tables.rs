@@ -182,7 +182,12 @@ fn point_row(point: &PointSummary, kept: Option<&Kept>) -> Vec<String> {
         point.seq.to_string(),
         point.point.short(),
         point.cut_at.to_string(),
-        if point.has_memory { "memory" } else { "disks only" }.to_owned(),
+        match (point.seed, point.has_memory) {
+            (true, _) => "seed",
+            (false, true) => "memory",
+            (false, false) => "disks only",
+        }
+        .to_owned(),
         format!("{:.1} ms", point.pause_us as f64 / 1e3),
         ByteSize(point.memory_changed_bytes).to_string(),
         ByteSize(point.disk_changed_bytes).to_string(),

@@ -71,9 +71,15 @@ impl Image {
         }
         let started = command.spawn();
         let mut process = started.map_err(|error| refuse(format!("qemu-nbd (of qemu-utils): {error}")))?;
-        let stream = connect(&mut process, &socket.0).await.map_err(refuse)?;
-        let client = Client::open(stream, "", &[ALLOCATION.to_owned()]).await;
-        let client = client.map_err(|source| failed(file, source))?;
+        let stream = connect(&mut process, &socket.0).await.map_err(&refuse)?;
+        let client = match Client::open(stream, "", &[ALLOCATION.to_owned()]).await {
+            Ok(client) => client,
+            // It listens before it opens the image; what it then can't open it tells on its way out.
+            Err(source) => match tokio::time::timeout(ENDS_WITHIN, process.wait()).await {
+                Ok(Ok(_)) => return Err(refuse(last_words(&mut process).await)),
+                Ok(Err(_)) | Err(_) => return Err(failed(file, source)),
+            },
+        };
         Ok(Self { file: file.clone(), client, _process: process, _socket: socket, _hold: hold })
     }
 
@@ -99,18 +105,22 @@ async fn connect(process: &mut Child, socket: &Path) -> Result<UnixStream, Strin
             return Ok(stream);
         }
         if process.try_wait().map_err(|error| error.to_string())?.is_some() {
-            let mut said = Vec::new();
-            if let Some(stderr) = process.stderr.take() {
-                let _ = stderr.take(SAID_MAX).read_to_end(&mut said).await;
-            }
-            let said = String::from_utf8_lossy(&said);
-            return Err(said.trim().trim_start_matches("qemu-nbd: ").replace('\n', " "));
+            return Err(last_words(process).await);
         }
         if Instant::now() >= until {
             return Err("qemu-nbd does not serve it".into());
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+/// Why it has ended.
+async fn last_words(process: &mut Child) -> String {
+    let mut said = Vec::new();
+    if let Some(stderr) = process.stderr.take() {
+        let _ = stderr.take(SAID_MAX).read_to_end(&mut said).await; // what there is of it
+    }
+    String::from_utf8_lossy(&said).trim().trim_start_matches("qemu-nbd: ").replace('\n', " ")
 }
 
 /// Reading ahead through an image.
@@ -175,5 +185,6 @@ impl Regions<'_> {
 
 const AHEAD: usize = 4;
 const LISTENS_WITHIN: Duration = Duration::from_secs(30);
+const ENDS_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const SAID_MAX: u64 = 4096;

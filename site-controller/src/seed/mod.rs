@@ -10,6 +10,7 @@ pub mod disks;
 mod image;
 mod import;
 mod locks;
+pub mod request;
 #[cfg(test)]
 mod tests;
 

@@ -13,8 +13,9 @@ use crate::{
     store::{LocalObjects, Objects, PointSummary, Store, testing},
 };
 use lifeboat::{
-    format::manifest::ImageKind, hypervisor::domain_xml::DomainSpec, page::PAGE, units::ByteSize,
+    format::manifest::ImageKind, hypervisor::domain_xml::DomainSpec, nbd::Client, page::PAGE, units::ByteSize,
 };
+use rand::{RngCore, SeedableRng, rngs::StdRng};
 use std::{
     fs,
     os::unix::fs::FileExt,
@@ -23,6 +24,7 @@ use std::{
     sync::Arc,
 };
 use tempfile::TempDir;
+use tokio::net::UnixStream;
 
 struct World {
     dir: TempDir,
@@ -73,25 +75,31 @@ fn qemu_img(words: &[&str], files: &[&Path]) {
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
 }
 
-/// 5 MiB and a bit, with holes, and bytes that differ from page to page.
-fn content(seed: u8) -> Vec<u8> {
+/// 5 MiB and a bit of noise, with holes.
+fn content(seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; (5 << 20) + 3 * 512];
+    let mut rng = StdRng::seed_from_u64(seed);
     for (at, page) in bytes.chunks_mut(PAGE).enumerate() {
         if at % 7 != 3 && !(300..900).contains(&at) {
-            page.fill(seed.wrapping_add(at as u8) | 1);
+            rng.fill_bytes(page);
         }
     }
     bytes
 }
 
 /// A process that holds an image open for writing.
-fn writer(path: &Path, socket: &Path) -> Child {
+async fn writer(path: &Path, socket: &Path) -> Child {
     let mut command = Command::new("qemu-nbd");
-    command.args(["--format", "raw", "--socket"]).arg(socket).arg(path);
+    command.args(["--persistent", "--format", "raw", "--socket"]).arg(socket).arg(path);
     let child = command.stderr(Stdio::null()).spawn().unwrap();
-    while !socket.exists() {
-        std::thread::yield_now();
-    }
+    let stream = loop {
+        match UnixStream::connect(socket).await {
+            Ok(stream) => break stream,
+            Err(_) => tokio::task::yield_now().await,
+        }
+    };
+    // It listens before it has opened the image.
+    Client::open(stream, "", &[]).await.unwrap();
     child
 }
 
@@ -160,7 +168,7 @@ async fn an_image_that_a_qemu_writes_to_is_no_seed_and_none_writes_to_one_that_i
     let world = World::new().await;
     let raw = world.path("vda.raw");
     fs::write(&raw, vec![1; 1 << 20]).unwrap();
-    let mut busy = writer(&raw, &world.path("w"));
+    let mut busy = writer(&raw, &world.path("w")).await;
     let refused = world.seed(&[disk("vda", &raw, DiskFormat::Raw)]).await.unwrap_err();
     assert!(refused.to_string().contains("open for writing"), "{refused}");
     busy.kill().unwrap();
@@ -183,9 +191,12 @@ async fn what_can_not_be_read_is_named_and_leaves_nothing() {
     let broken = world.path("vda.qcow2");
     fs::write(&broken, b"no qcow2").unwrap();
     let missing = world.path("gone.raw");
-    for (path, format) in [(&broken, DiskFormat::Qcow2), (&missing, DiskFormat::Raw)] {
+    for (path, format, why) in
+        [(&broken, DiskFormat::Qcow2, "not in qcow2 format"), (&missing, DiskFormat::Raw, "No such file")]
+    {
         let refused = world.seed(&[disk("vda", path, format)]).await.unwrap_err().to_string();
         assert!(refused.contains("disk vda") && refused.contains(&*path.to_string_lossy()), "{refused}");
+        assert!(refused.contains(why), "{refused}");
     }
     assert!(world.points().await.is_empty() && !world.store.is_receiving());
     // The VM is free again.

@@ -2,10 +2,12 @@
 
 mod failovers;
 mod points;
+mod seeds;
 mod status;
 mod verify;
 
 pub use failovers::*;
 pub use points::*;
+pub use seeds::*;
 pub use status::*;
 pub use verify::*;

@@ -5,6 +5,7 @@ mod ask;
 mod failover;
 mod points;
 mod release;
+mod seed;
 mod status;
 mod verify;
 
@@ -48,6 +49,7 @@ enum Command {
     Failover(failover::Failover),
     Prune(points::Prune),
     Release(release::Release),
+    Seed(seed::Seed),
     Verify(verify::Verify),
 }
 
@@ -74,6 +76,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Failover(failover) => failover.run(&site).await,
         Command::Prune(prune) => prune.run(&site).await,
         Command::Release(release) => release.run(&site).await,
+        Command::Seed(seed) => seed.run(&site).await,
         Command::Verify(verify) => verify.run(&site).await,
     }
 }

@@ -1,0 +1,16 @@
+//! Seeds: the shapes.
+
+pub use crate::seed::request::SeedRequest;
+use crate::seed::{SeedProgress, SeedReport};
+use serde::{Deserialize, Serialize};
+
+/// One line of what `POST /v1/seeds` answers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum SeedLine {
+    Progress(SeedProgress),
+    /// The last line.
+    Done {
+        report: SeedReport,
+    },
+}
