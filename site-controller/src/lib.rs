@@ -1,6 +1,6 @@
 //! The site controller as a library: it takes in what agents send ([`intake`]), keeps it ([`store`], [`catalog`]), proves
-//! it ([`verify`]), keeps it within bounds ([`retention`]), takes in disks that are here already ([`seed`]), and brings VMs
-//! back ([`restore`], [`failover`]). [`api`] serves the operator's commands, which [`console`] shows; [`daemon`] wires the
+//! it ([`verify`]), keeps it within bounds ([`retention`]), takes in disks that are here already ([`seed`]), knows which
+//! VMs belong together ([`group`]), and brings them back ([`restore`], [`failover`]). [`api`] serves the operator's commands, which [`console`] shows; [`daemon`] wires the
 //! rooms.
 
 pub mod api;
@@ -9,6 +9,7 @@ pub mod config;
 pub mod console;
 pub mod daemon;
 pub mod failover;
+pub mod group;
 pub mod intake;
 pub mod restore;
 pub mod retention;

@@ -72,6 +72,7 @@ const SITE: &[&[&str]] = &[
     &["config", "store"],
     &["catalog", "restore", "verify", "setup"],
     &["intake"],
+    &["group"],
     &["failover"],
     &["retention", "seed"],
     &["api"],

@@ -1,0 +1,322 @@
+//! A protection group as an operator writes it: one shape for the file that `lifeboat apply` reads, for the API and for
+//! what is stored. Promises: what [`GroupSpec::check`] has let pass can be acted on: every span and rule can be read, every
+//! name is one, the order of the starts has no circle. Pure.
+
+use crate::store::retain::Policy;
+use lifeboat::{
+    units::Span,
+    wire::order::{ConsistencyWish, MemoryWish},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+/// A group, as written. Keys that are left out have the values that `Default` gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupSpec {
+    /// 1 to 63 of `a-z`, `A-Z`, `0-9`, `-`, `_` and `.`.
+    pub name: String,
+    /// Names or UUIDs.
+    pub vms: Vec<String>,
+    /// How old the newest durable point may be: `5s`. Points are cut twice as often.
+    #[serde(default = "rpo")]
+    pub rpo: String,
+    /// Which points are kept; without it, as `site.toml` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keep: Option<Vec<String>>,
+    #[serde(default)]
+    pub memory: MemoryWish,
+    /// What a point without memory is to be.
+    #[serde(default)]
+    pub consistency: ConsistencyWish,
+    #[serde(default)]
+    pub runbook: RunbookSpec,
+    #[serde(default)]
+    pub drill: DrillSpec,
+}
+
+/// What a failover does besides restoring.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RunbookSpec {
+    /// By member.
+    pub vm: BTreeMap<String, VmSteps>,
+    /// From the source's network or bridge to `network:NAME`, `bridge:NAME` or `none` here.
+    pub networks: BTreeMap<String, String>,
+    /// The libvirt network that drills use; without it each makes an isolated one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drill_network: Option<String>,
+    /// Commands that run here before the first replica starts.
+    pub before: Vec<Vec<String>>,
+    /// Commands that run here after the last one runs.
+    pub after: Vec<Vec<String>>,
+    /// How long each of them may take.
+    pub script_limit: String,
+    /// For how long a failover can be rolled to another point.
+    pub undo_window: String,
+    /// A resume that goes wrong falls back to a boot from the same point's disks.
+    pub cold_boot: bool,
+}
+
+/// What a failover does for one member.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct VmSteps {
+    /// Members that must be up before this one starts.
+    pub after: Vec<String>,
+    /// When it counts as up: `agent`, `tcp:PORT`, `tcp:HOST:PORT`, `console:TEXT`, `delay:5s`; all of them.
+    pub wait_for: Vec<String>,
+    pub wait_at_most: String,
+    /// libvirt hosts that it may start on; none: any of the site's.
+    pub hosts: Vec<String>,
+    /// A command that is run in the guest once it goes on.
+    pub guest_hook: Vec<String>,
+}
+
+/// Failovers for trial.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DrillSpec {
+    /// How often one runs by itself: `7d`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<String>,
+    /// Commands that say by their exit code whether the replicas are as they should be.
+    pub checks: Vec<Vec<String>>,
+    /// For how long evidence is kept.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_for: Option<String>,
+}
+
+/// When a member counts as up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WaitFor {
+    /// Its guest agent answers.
+    Agent,
+    /// Somebody listens; without a host, at the address that the guest agent tells.
+    Tcp {
+        host: Option<String>,
+        port: u16,
+    },
+    /// Its console has said this.
+    Console(String),
+    Delay(Duration),
+}
+
+/// Where a network of the source leads here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NetworkHere {
+    Network(String),
+    Bridge(String),
+    /// No cable.
+    Nowhere,
+}
+
+/// Which key of a group can't be used, and what would do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("group `{group}`: {key} = {given}: {why}")]
+pub struct SpecError {
+    pub group: String,
+    pub key: String,
+    pub given: String,
+    pub why: String,
+}
+
+impl GroupSpec {
+    /// A group of `vms` with everything else left out.
+    pub fn new(name: &str, vms: &[&str]) -> Self {
+        Self {
+            name: name.into(),
+            vms: vms.iter().map(|vm| (*vm).into()).collect(),
+            rpo: rpo(),
+            keep: None,
+            memory: MemoryWish::default(),
+            consistency: ConsistencyWish::default(),
+            runbook: RunbookSpec::default(),
+            drill: DrillSpec::default(),
+        }
+    }
+
+    /// Refuses what can't be acted on.
+    pub fn check(&self) -> Result<(), SpecError> {
+        let wrong = |key: &str, given: &str, why: &str| SpecError {
+            group: self.name.escape_debug().to_string(),
+            key: key.into(),
+            given: given.escape_debug().to_string(),
+            why: why.into(),
+        };
+        if !is_name(&self.name) {
+            return Err(wrong("name", &self.name, "write 1 to 63 letters, digits, `-`, `_` or `.`: `shop`"));
+        }
+        if self.vms.is_empty() || self.vms.len() > MEMBERS_MAX {
+            return Err(wrong("vms", &self.vms.join(", "), "name 1 to 64 VMs"));
+        }
+        let mut seen = BTreeSet::new();
+        if let Some(twice) = self.vms.iter().find(|vm| vm.is_empty() || !seen.insert(vm.as_str())) {
+            return Err(wrong("vms", twice, "name each VM once"));
+        }
+        let rpo = self.span("rpo", &self.rpo)?;
+        if !(RPO_MIN..=RPO_MAX).contains(&rpo) {
+            return Err(wrong("rpo", &self.rpo, "write a span from 400ms to 24h: `5s`"));
+        }
+        if let Some(rules) = &self.keep {
+            Policy::parse(rules).map_err(|error| wrong("keep", &rules.join(", "), &error.to_string()))?;
+        }
+        for (key, span) in [
+            ("runbook.script_limit", &self.runbook.script_limit),
+            ("runbook.undo_window", &self.runbook.undo_window),
+        ] {
+            self.span(key, span)?;
+        }
+        for (key, span) in [("drill.every", &self.drill.every), ("drill.keep_for", &self.drill.keep_for)] {
+            span.iter().try_for_each(|span| self.span(key, span).map(drop))?;
+        }
+        self.check_members()?;
+        self.networks().map(drop)
+    }
+
+    /// From the start of one cut to that of the next: half the RPO, so that the newest durable point stays younger.
+    pub fn interval(&self) -> Duration {
+        self.rpo().div_f64(2.0).max(INTERVAL_MIN)
+    }
+
+    pub fn rpo(&self) -> Duration {
+        self.rpo.parse::<Span>().map_or(RPO_MAX, |span| span.0)
+    }
+
+    pub fn keep(&self) -> Option<Policy> {
+        self.keep.as_ref().and_then(|rules| Policy::parse(rules).ok())
+    }
+
+    /// Where the source's networks lead here.
+    pub fn networks(&self) -> Result<BTreeMap<String, NetworkHere>, SpecError> {
+        let read = |(from, to): (&String, &String)| {
+            let here = match to.split_once(':') {
+                Some(("network", name)) if !name.is_empty() => NetworkHere::Network(name.into()),
+                Some(("bridge", name)) if !name.is_empty() => NetworkHere::Bridge(name.into()),
+                None if to == "none" => NetworkHere::Nowhere,
+                _ => {
+                    let why = "write `network:NAME`, `bridge:NAME` or `none`";
+                    return Err(self.wrong(&format!("runbook.networks.{from}"), to, why));
+                }
+            };
+            Ok((from.clone(), here))
+        };
+        self.runbook.networks.iter().map(read).collect()
+    }
+
+    /// Members in the order in which they start: each row once all rows before it are up.
+    pub fn starts(&self) -> Result<Vec<Vec<String>>, SpecError> {
+        let mut left: Vec<&String> = self.vms.iter().collect();
+        let mut rows: Vec<Vec<String>> = Vec::new();
+        while !left.is_empty() {
+            let up: BTreeSet<&String> = rows.iter().flatten().collect();
+            let may_start = |vm: &&String| {
+                let steps = self.runbook.vm.get(*vm);
+                steps.is_none_or(|steps| steps.after.iter().all(|before| up.contains(before)))
+            };
+            let (row, rest): (Vec<_>, Vec<_>) = left.into_iter().partition(may_start);
+            if row.is_empty() {
+                let names: Vec<&str> = rest.iter().map(|vm| vm.as_str()).collect();
+                let why = "each of these waits for another one of them: leave one `after` out";
+                return Err(self.wrong("runbook.vm.after", &names.join(", "), why));
+            }
+            rows.push(row.into_iter().cloned().collect());
+            left = rest;
+        }
+        Ok(rows)
+    }
+
+    /// What member `vm` has to wait for, and how long at most.
+    pub fn waits(&self, vm: &str) -> Result<(Vec<WaitFor>, Duration), SpecError> {
+        let none = VmSteps::default();
+        let steps = self.runbook.vm.get(vm).unwrap_or(&none);
+        let at_most = self.span(&format!("runbook.vm.{vm}.wait_at_most"), &steps.wait_at_most)?;
+        let waits = steps.wait_for.iter().map(|wait| {
+            let why = "write `agent`, `tcp:PORT`, `tcp:HOST:PORT`, `console:TEXT` or `delay:5s`";
+            parse_wait(wait).ok_or_else(|| self.wrong(&format!("runbook.vm.{vm}.wait_for"), wait, why))
+        });
+        Ok((waits.collect::<Result<_, _>>()?, at_most))
+    }
+
+    fn check_members(&self) -> Result<(), SpecError> {
+        for (vm, steps) in &self.runbook.vm {
+            for named in steps.after.iter().chain([vm]) {
+                if !self.vms.contains(named) {
+                    let why = "name it as it stands in `vms`";
+                    return Err(self.wrong(&format!("runbook.vm.{vm}"), named, why));
+                }
+            }
+            self.waits(vm)?;
+        }
+        self.starts().map(drop)
+    }
+
+    fn span(&self, key: &str, given: &str) -> Result<Duration, SpecError> {
+        given.parse::<Span>().map(|span| span.0).map_err(|error| self.wrong(key, given, &format!("{error}")))
+    }
+
+    fn wrong(&self, key: &str, given: &str, why: &str) -> SpecError {
+        let given = given.escape_debug().to_string();
+        SpecError { group: self.name.clone(), key: key.into(), given, why: why.into() }
+    }
+}
+
+fn parse_wait(text: &str) -> Option<WaitFor> {
+    match text.split_once(':') {
+        None => (text == "agent").then_some(WaitFor::Agent),
+        Some(("tcp", rest)) => {
+            let (host, port) = match rest.rsplit_once(':') {
+                Some((host, port)) if !host.is_empty() => (Some(host.to_owned()), port),
+                Some(_) => return None,
+                None => (None, rest),
+            };
+            Some(WaitFor::Tcp { host, port: port.parse().ok().filter(|port| *port > 0)? })
+        }
+        Some(("console", text)) if !text.is_empty() => Some(WaitFor::Console(text.into())),
+        Some(("delay", span)) => span.parse::<Span>().ok().map(|span| WaitFor::Delay(span.0)),
+        Some(_) => None,
+    }
+}
+
+/// Whether a group may be called so: it becomes part of paths and of commands.
+pub fn is_name(name: &str) -> bool {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    (1..=63).contains(&name.len()) && name.chars().all(plain) && !name.starts_with(['-', '.'])
+}
+
+fn rpo() -> String {
+    "5s".into()
+}
+
+impl Default for RunbookSpec {
+    fn default() -> Self {
+        Self {
+            vm: BTreeMap::new(),
+            networks: BTreeMap::new(),
+            drill_network: None,
+            before: Vec::new(),
+            after: Vec::new(),
+            script_limit: "60s".into(),
+            undo_window: "1h".into(),
+            cold_boot: true,
+        }
+    }
+}
+
+impl Default for VmSteps {
+    fn default() -> Self {
+        let (after, wait_for, hosts, guest_hook) = Default::default();
+        Self { after, wait_for, wait_at_most: "120s".into(), hosts, guest_hook }
+    }
+}
+
+/// Members of one group: all of them stand until the last one does.
+pub const MEMBERS_MAX: usize = 64;
+const INTERVAL_MIN: Duration = Duration::from_millis(200);
+const RPO_MIN: Duration = Duration::from_millis(400);
+const RPO_MAX: Duration = Duration::from_secs(86_400);
+
+#[cfg(test)]
+mod tests;
