@@ -16,7 +16,7 @@ pub(super) async fn run_verify(
 ) -> Result<Response, ApiError> {
     let runbook = site.runbook.clone();
     let vm = match request.vm {
-        Some(given) => Some(runbook.catalog.find_vm(&given).await.map_err(catalog_error)?.vm),
+        Some(given) => Some(runbook.catalog.which(&given).await.map_err(catalog_error)?),
         None => None,
     };
     let (lines, queue) = mpsc::channel(LINES_QUEUED);

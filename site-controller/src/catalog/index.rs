@@ -4,9 +4,10 @@
 //! runs under `catch_unwind` (a flipped byte may also panic); its background flusher is off, because nothing waits for
 //! it; everything is compared with the manifests' truth at each start, so that a lost or wrong entry never lasts; a
 //! damaged folder is moved to `<folder>.damaged` and a bloated one replaced. Where sled can't be used at all (no room),
-//! the index lives in memory. Blocking; called through the store, on blocking threads.
+//! the index lives in memory. The order of points is kept in memory in either case: an entry of it that went wrong on disk
+//! would not be missed. Blocking; called through the store, on blocking threads.
 
-use crate::store::{MemoryIndex, PointSummary, SummaryIndex};
+use crate::store::{Ask, MemoryIndex, Order, PointSummary, SummaryIndex};
 use lifeboat::{chunk::digest::Digest, id::VmId, units::Seq};
 use std::{
     collections::BTreeMap,
@@ -39,7 +40,7 @@ pub struct SledIndex {
 enum State {
     /// Nothing can be answered before the next `reconcile`.
     Unknown,
-    Sled(sled::Db),
+    Sled(sled::Db, Order),
     Memory(MemoryIndex),
 }
 
@@ -99,7 +100,7 @@ impl SummaryIndex for SledIndex {
                 Ok((db, truth.len() as u64))
             });
             let (next, corrected) = match brought_up {
-                Ok((db, corrected)) => (State::Sled(db), corrected),
+                Ok((db, corrected)) => (State::Sled(db, Order::of(truth)), corrected),
                 Err(IndexError::Sled(_) | IndexError::Entry | IndexError::Panic | IndexError::File(_)) => {
                     tracing::warn!(folder = %self.folder.display(), "no index on disk; it is kept in memory");
                     let memory = MemoryIndex::default();
@@ -120,7 +121,8 @@ impl SummaryIndex for SledIndex {
                     memory.put(summary);
                     Ok(())
                 }
-                State::Sled(db) => guarded(|| {
+                State::Sled(db, order) => guarded(|| {
+                    order.put(summary);
                     db.insert(key(summary.vm, summary.seq), encode(summary)?)?;
                     Ok(())
                 }),
@@ -140,8 +142,9 @@ impl SummaryIndex for SledIndex {
                     memory.forget(vm, seqs);
                     Ok(())
                 }
-                State::Sled(db) => guarded(|| {
+                State::Sled(db, order) => guarded(|| {
                     for seq in seqs {
+                        order.forget(vm, *seq);
                         db.remove(key(vm, *seq))?;
                     }
                     Ok(())
@@ -159,7 +162,7 @@ impl SummaryIndex for SledIndex {
             let read = match state {
                 State::Unknown => return None,
                 State::Memory(memory) => return memory.points(vm),
-                State::Sled(db) => guarded(|| {
+                State::Sled(db, _) => guarded(|| {
                     let prefix = vm.map_or(Vec::new(), |vm| vm.as_bytes().to_vec());
                     db.scan_prefix(prefix).map(|entry| decode(entry?)).collect()
                 }),
@@ -171,11 +174,32 @@ impl SummaryIndex for SledIndex {
             read.ok()
         })
     }
+
+    fn find(&self, vm: VmId, ask: Ask) -> Option<Option<PointSummary>> {
+        self.with(|state| {
+            let read = match state {
+                State::Unknown => return None,
+                State::Memory(memory) => return memory.find(vm, ask),
+                State::Sled(db, order) => {
+                    let Some(seq) = order.find(vm, ask) else { return Some(None) };
+                    guarded(|| {
+                        let at = key(vm, seq);
+                        decode((at.as_slice().into(), db.get(at)?.ok_or(IndexError::Entry)?))
+                    })
+                }
+            };
+            if let Err(error) = &read {
+                tracing::warn!(%error, "the index is rebuilt from the manifests");
+                *state = State::Unknown;
+            }
+            read.ok().map(Some)
+        })
+    }
 }
 
 impl Drop for SledIndex {
     fn drop(&mut self) {
-        if let State::Sled(db) = self.state.get_mut().unwrap_or_else(PoisonError::into_inner) {
+        if let State::Sled(db, _) = self.state.get_mut().unwrap_or_else(PoisonError::into_inner) {
             // Saves the next start some corrections; nothing depends on it.
             let _ = guarded(|| Ok(db.flush()?));
         }

@@ -1,6 +1,7 @@
 //! Which VMs and points there are, and which of them an operator means.
 //! Promises: what is ambiguous is refused with the choices; a damaged point is never handed out as if it were whole, and
-//! an older one never in its place without saying so; nor a seed, unless it is named by its id. Called by the API, failover, drills. Calls the store.
+//! an older one never in its place without saying so; nor a seed, unless it is named by its id. Called by the API, failover,
+//! drills. Calls the store.
 
 mod index;
 mod select;
@@ -9,7 +10,7 @@ pub use crate::store::{PointState, PointSummary};
 pub use index::SledIndex;
 pub use select::{Selector, select};
 
-use crate::store::{Store, StoreError};
+use crate::store::{Ask, Store, StoreError};
 use lifeboat::{
     id::{PointId, VmId},
     units::{Generation, UnixMs},
@@ -75,40 +76,51 @@ impl Catalog {
         for vm in self.store.vms() {
             let from = points.partition_point(|point| point.vm < vm);
             let own = &points[from..points.partition_point(|point| point.vm <= vm)];
-            let latest = own.last().cloned();
-            let name = latest.as_ref().map_or_else(|| vm.to_string(), |latest| latest.name.clone());
-            let damaged = own.iter().filter(|point| point.state != PointState::Ok);
-            vms.push(VmSummary {
-                vm,
-                name,
-                generation: self.store.generation(vm).await,
-                points: own.len() as u64,
-                damaged_points: damaged.count() as u64,
-                stored_bytes: own.iter().map(|point| point.stored_bytes).sum(),
-                latest,
-            });
+            vms.push(self.summary(vm, own).await);
         }
         Ok(vms)
     }
 
-    /// The VM with this id or name.
-    pub async fn find_vm(&self, given: &str) -> Result<VmSummary, CatalogError> {
-        let vms = self.vms().await?;
-        let list = |vms: &[VmSummary]| {
-            let shown: Vec<_> = vms.iter().take(8).map(|vm| format!("{} ({})", vm.name, vm.vm)).collect();
+    async fn summary(&self, vm: VmId, own: &[PointSummary]) -> VmSummary {
+        let latest = own.last().cloned();
+        let damaged = own.iter().filter(|point| point.state != PointState::Ok);
+        VmSummary {
+            vm,
+            name: name_of(vm, latest.as_ref()),
+            generation: self.store.generation(vm).await,
+            points: own.len() as u64,
+            damaged_points: damaged.count() as u64,
+            stored_bytes: own.iter().map(|point| point.stored_bytes).sum(),
+            latest,
+        }
+    }
+
+    /// The VM with this id or name. Of each VM the newest point is looked at.
+    pub async fn which(&self, given: &str) -> Result<VmId, CatalogError> {
+        let id: Option<VmId> = given.parse().ok();
+        let mut known = Vec::new();
+        for vm in self.store.vms() {
+            known.push((vm, name_of(vm, self.store.find(vm, Ask::Newest).await?.as_ref())));
+        }
+        let list = |vms: &[&(VmId, String)]| {
+            let shown: Vec<_> = vms.iter().take(8).map(|(vm, name)| format!("{name} ({vm})")).collect();
             if shown.is_empty() { "none".into() } else { shown.join(", ") }
         };
-        let id: Option<VmId> = given.parse().ok();
-        let known = list(&vms);
-        let mut found: Vec<_> = vms.into_iter().filter(|vm| Some(vm.vm) == id || vm.name == given).collect();
-        match (found.pop(), found.is_empty()) {
-            (Some(vm), true) => Ok(vm),
-            (Some(vm), false) => {
-                found.push(vm);
-                Err(CatalogError::ManyVms { given: given.into(), choices: list(&found) })
+        let found: Vec<_> = known.iter().filter(|(vm, name)| Some(*vm) == id || name == given).collect();
+        match found.as_slice() {
+            [(vm, _)] => Ok(*vm),
+            [] => {
+                let known = list(&known.iter().collect::<Vec<_>>());
+                Err(CatalogError::NoVm { given: given.into(), known })
             }
-            (None, _) => Err(CatalogError::NoVm { given: given.into(), known }),
+            several => Err(CatalogError::ManyVms { given: given.into(), choices: list(several) }),
         }
+    }
+
+    /// The VM with this id or name, and what its points come to.
+    pub async fn find_vm(&self, given: &str) -> Result<VmSummary, CatalogError> {
+        let vm = self.which(given).await?;
+        Ok(self.summary(vm, &self.points(vm).await?).await)
     }
 
     /// The points of a VM, oldest first.
@@ -119,8 +131,13 @@ impl Catalog {
     /// The point that an operator means by `latest`, the beginning of an id, or a time.
     pub async fn find(&self, vm: VmId, given: &str) -> Result<PointSummary, CatalogError> {
         let selector = Selector::parse(given, self.store.clock().now())?;
-        select(vm, &self.points(vm).await?, &selector).cloned()
+        select(&self.store, vm, &selector).await
     }
+}
+
+/// As its newest point calls it.
+fn name_of(vm: VmId, latest: Option<&PointSummary>) -> String {
+    latest.map_or_else(|| vm.to_string(), |latest| latest.name.clone())
 }
 
 #[cfg(test)]

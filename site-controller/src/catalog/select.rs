@@ -1,9 +1,9 @@
-//! What an operator means by a point: reading it and choosing. Pure.
-//! A time means the newest point that was *cut* at or before it, by the source's clock.
+//! What an operator means by a point. A time means the newest point that was *cut* at or before it, by the source's clock.
+//! Promises that damaged points are named, not skipped.
 
 use crate::{
     catalog::CatalogError,
-    store::{PointState, PointSummary},
+    store::{Ask, PointState, PointSummary, Store},
 };
 use lifeboat::{
     id::VmId,
@@ -52,55 +52,48 @@ impl Selector {
     }
 }
 
-/// The one point of `points` (one VM's, oldest first) that is meant. Damaged points are named, not skipped.
-pub fn select<'a>(
-    vm: VmId,
-    points: &'a [PointSummary],
-    selector: &Selector,
-) -> Result<&'a PointSummary, CatalogError> {
-    let oldest = points.first().ok_or(CatalogError::NoPoints { vm })?;
+/// The one point of a VM that is meant. Only for the beginning of an id all of them are looked at.
+pub async fn select(store: &Store, vm: VmId, selector: &Selector) -> Result<PointSummary, CatalogError> {
     let found = match selector {
         Selector::Latest => {
-            let newest = points.last();
-            if let Some(seed) = newest.filter(|newest| newest.seed) {
-                return Err(newest_is_seed(seed, points));
+            let newest = store.find(vm, Ask::Newest).await?;
+            if let Some(seed) = newest.as_ref().filter(|newest| newest.seed) {
+                return Err(newest_is_seed(seed, store.find(vm, Ask::NewestNoSeed).await?));
             }
             newest
         }
-        Selector::AtOrBefore(at) => {
-            let early = points.iter().filter(|point| point.cut_at <= *at && !point.seed);
-            let newest = early.max_by_key(|point| (point.cut_at, point.seq));
-            Some(newest.ok_or(CatalogError::TooEarly { vm, at: *at, oldest: oldest.cut_at })?)
-        }
-        Selector::Id(prefix) => {
-            let same = |point: &&PointSummary| point.point.to_string().starts_with(prefix.as_str());
-            let mut matching = points.iter().filter(same);
-            let first = matching.next();
-            if let (Some(first), Some(second)) = (first, matching.next()) {
-                let all = [first, second].into_iter().chain(matching).take(8);
-                let choices: Vec<_> = all.map(|point| point.point.to_string()).collect();
-                return Err(CatalogError::ManyPoints { given: prefix.clone(), choices: choices.join(", ") });
-            }
-            first
-        }
+        Selector::AtOrBefore(at) => store.find(vm, Ask::AtOrBefore(*at)).await?,
+        Selector::Id(prefix) => by_id(store.points(Some(vm)).await?, prefix)?,
     };
-    let given = || match selector {
-        Selector::Latest => "latest".to_owned(),
-        Selector::Id(prefix) => prefix.clone(),
-        Selector::AtOrBefore(at) => at.to_string(),
+    let Some(found) = found else {
+        let oldest = store.find(vm, Ask::Oldest).await?.ok_or(CatalogError::NoPoints { vm })?;
+        return Err(match selector {
+            Selector::Latest => CatalogError::NoPoints { vm },
+            Selector::AtOrBefore(at) => CatalogError::TooEarly { vm, at: *at, oldest: oldest.cut_at },
+            Selector::Id(prefix) => CatalogError::NoPoint { vm, given: prefix.clone() },
+        });
     };
-    let found = found.ok_or_else(|| CatalogError::NoPoint { vm, given: given() })?;
     let PointState::Damaged(why) = &found.state else { return Ok(found) };
-    let whole = points.iter().rev().find(|point| point.seq < found.seq && point.state == PointState::Ok);
-    let instead = match whole {
+    let instead = match store.find(vm, Ask::WholeBefore(found.seq)).await? {
         Some(whole) => format!("The newest whole point before it is {} of {}", whole.point, whole.cut_at),
         None => "There is no whole point before it".to_owned(),
     };
     Err(CatalogError::Damaged { point: found.point.to_string(), why: why.clone(), instead })
 }
 
-fn newest_is_seed(seed: &PointSummary, points: &[PointSummary]) -> CatalogError {
-    let instead = match points.iter().rev().find(|point| !point.seed) {
+fn by_id(points: Vec<PointSummary>, prefix: &str) -> Result<Option<PointSummary>, CatalogError> {
+    let mut matching = points.into_iter().filter(|point| point.point.to_string().starts_with(prefix));
+    let first = matching.next();
+    if let (Some(first), Some(second)) = (&first, matching.next()) {
+        let all = [first.clone(), second].into_iter().chain(matching).take(8);
+        let choices: Vec<_> = all.map(|point| point.point.to_string()).collect();
+        return Err(CatalogError::ManyPoints { given: prefix.into(), choices: choices.join(", ") });
+    }
+    Ok(first)
+}
+
+fn newest_is_seed(seed: &PointSummary, other: Option<PointSummary>) -> CatalogError {
+    let instead = match other {
         Some(other) => format!("the newest other one is {} of {}", other.point, other.cut_at),
         None => "there is no other".to_owned(),
     };

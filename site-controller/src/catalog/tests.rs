@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::store::{
-    Objects, SummaryIndex,
+    Ask, MemoryIndex, Objects, SummaryIndex,
     sim::SimDisk,
     testing::{Guest, VM, commit, open_with},
 };
@@ -37,12 +37,16 @@ fn point(seq: u64, id: [u8; 2], cut_at: u64) -> PointSummary {
     }
 }
 
-fn found(points: &[PointSummary], given: &str) -> Result<u64, CatalogError> {
-    select(VM, points, &Selector::parse(given, NOW)?).map(|point| point.seq.0)
+/// What is meant where the index holds these points.
+async fn found(points: &[PointSummary], given: &str) -> Result<u64, CatalogError> {
+    let index = Arc::new(MemoryIndex::default());
+    let (store, _) = open_with(Arc::new(SimDisk::new(1)), 1 << 20, index.clone()).await?;
+    index.reconcile(points);
+    select(&store, VM, &Selector::parse(given, NOW)?).await.map(|point| point.seq.0)
 }
 
-#[test]
-fn an_operator_names_a_point_by_latest_by_id_or_by_time() {
+#[tokio::test]
+async fn an_operator_names_a_point_by_latest_by_id_or_by_time() {
     let minute = 60_000;
     let points = [
         point(1, [0xab, 0xcd], NOW.0 - 20 * minute),
@@ -63,27 +67,27 @@ fn an_operator_names_a_point_by_latest_by_id_or_by_time() {
         ("2023-11-15T11:50:00Z", 2),
         ("2023-11-15T12:49:59+01:00", 1),
     ] {
-        assert_eq!(found(&points, given).unwrap(), seq, "{given}");
+        assert_eq!(found(&points, given).await.unwrap(), seq, "{given}");
     }
-    let many = found(&points, "ab").unwrap_err();
+    let many = found(&points, "ab").await.unwrap_err();
     assert!(matches!(&many, CatalogError::ManyPoints { choices, .. } if choices.matches("ab").count() == 2));
-    assert!(matches!(found(&points, "cc"), Err(CatalogError::NoPoint { .. })));
+    assert!(matches!(found(&points, "cc").await, Err(CatalogError::NoPoint { .. })));
     // Half past twelve is still to come today: yesterday's is meant.
-    assert!(matches!(found(&points, "12:30:00"), Err(CatalogError::TooEarly { .. })));
-    assert!(matches!(found(&[], "latest"), Err(CatalogError::NoPoints { .. })));
+    assert!(matches!(found(&points, "12:30:00").await, Err(CatalogError::TooEarly { .. })));
+    assert!(matches!(found(&[], "latest").await, Err(CatalogError::NoPoints { .. })));
     for given in ["", "yesterday", "5 parsecs ago", "25:00:00", "../etc", "\u{0}", "ago"] {
-        let error = found(&points, given).unwrap_err();
+        let error = found(&points, given).await.unwrap_err();
         assert!(matches!(error, CatalogError::Unreadable { .. }), "{given}: {error}");
     }
 }
 
-#[test]
-fn a_damaged_point_is_never_taken_nor_silently_replaced_by_an_older_one() {
+#[tokio::test]
+async fn a_damaged_point_is_never_taken_nor_silently_replaced_by_an_older_one() {
     let mut points = [point(1, [1, 1], NOW.0 - 9000), point(2, [2, 2], NOW.0 - 5000)];
     points[1].state = PointState::Damaged("pack missing".into());
-    let error = found(&points, "latest").unwrap_err().to_string();
+    let error = found(&points, "latest").await.unwrap_err().to_string();
     assert!(error.contains("pack missing") && error.contains(&points[0].point.to_string()), "{error}");
-    assert_eq!(found(&points, "6s ago").unwrap(), 1);
+    assert_eq!(found(&points, "6s ago").await.unwrap(), 1);
 }
 
 fn index(folder: &Path) -> Arc<SledIndex> {
@@ -131,6 +135,8 @@ async fn an_index_that_is_lost_or_damaged_is_rebuilt_from_the_manifests() {
             let vm = catalog.find_vm("web-1").await.unwrap();
             assert_eq!((vm.points, vm.latest.as_ref()), (3, expected.last()));
             assert_eq!(catalog.find(VM, "latest").await.unwrap(), expected[2]);
+            let second = expected[1].cut_at.to_string();
+            assert_eq!(catalog.find(VM, &second).await.unwrap().cut_at, expected[1].cut_at);
             assert!(matches!(catalog.find_vm("other").await, Err(CatalogError::NoVm { .. })));
         }
     };
@@ -163,6 +169,7 @@ async fn an_index_that_is_lost_or_damaged_is_rebuilt_from_the_manifests() {
 fn an_index_holds_what_it_was_given_and_forgets_what_is_no_longer_true() {
     let root = tempfile::tempdir().unwrap();
     let index = index(&root.path().join("index"));
+    assert_eq!(index.find(VM, Ask::Newest), None, "nothing is claimed before it was compared with the truth");
     assert_eq!(index.points(None), None, "nothing is claimed before it was compared with the truth");
     let (one, two, three) = (point(1, [1, 1], 1), point(2, [2, 2], 2), point(3, [3, 3], 3));
     assert_eq!(index.reconcile(&[one.clone(), two.clone()]), 2);
@@ -174,21 +181,32 @@ fn an_index_holds_what_it_was_given_and_forgets_what_is_no_longer_true() {
     let mut changed = two.clone();
     changed.state = PointState::Damaged("gone".into());
     assert_eq!(index.reconcile(&[changed.clone(), three.clone()]), 2);
-    assert_eq!(index.points(None).unwrap(), [changed, three]);
+    assert_eq!(index.points(None).unwrap(), [changed.clone(), three.clone()]);
+    // The clock went back: what was cut last is not the newest.
+    let four = point(4, [4, 4], 2);
+    index.put(&four);
+    let find = |ask| index.find(VM, ask).unwrap();
+    assert_eq!(find(Ask::Newest), Some(four.clone()));
+    assert_eq!(find(Ask::AtOrBefore(UnixMs(9))), Some(three.clone()));
+    assert_eq!(find(Ask::AtOrBefore(UnixMs(2))), Some(four));
+    assert_eq!(find(Ask::AtOrBefore(UnixMs(1))), None);
+    assert_eq!(find(Ask::WholeBefore(three.seq)), None, "the one before it is damaged");
+    index.forget(VM, &[Seq(3), Seq(4)]);
+    assert_eq!(index.find(VM, Ask::AtOrBefore(UnixMs(9))).unwrap(), Some(changed));
 }
 
 /// Whoever has lost a site means a state in which the VM ran.
-#[test]
-fn a_seed_is_gone_back_to_only_if_it_is_named() {
+#[tokio::test]
+async fn a_seed_is_gone_back_to_only_if_it_is_named() {
     let mut points = vec![point(1, [1, 1], NOW.0 - 3000), point(2, [2, 2], NOW.0 - 2000)];
     points[1].seed = true;
-    let refused = found(&points, "latest").unwrap_err().to_string();
+    let refused = found(&points, "latest").await.unwrap_err().to_string();
     assert!(refused.contains("is a seed") && refused.contains(&points[0].point.to_string()), "{refused}");
-    assert_eq!(found(&points, "0s ago").unwrap(), 1);
-    assert_eq!(found(&points, "0202").unwrap(), 2);
+    assert_eq!(found(&points, "0s ago").await.unwrap(), 1);
+    assert_eq!(found(&points, "0202").await.unwrap(), 2);
     points.remove(0);
-    assert!(found(&points, "latest").unwrap_err().to_string().contains("no other"));
-    assert!(matches!(found(&points, "0s ago"), Err(CatalogError::TooEarly { .. })));
+    assert!(found(&points, "latest").await.unwrap_err().to_string().contains("no other"));
+    assert!(matches!(found(&points, "0s ago").await, Err(CatalogError::TooEarly { .. })));
     points.push(point(3, [3, 3], NOW.0 - 1000));
-    assert_eq!(found(&points, "latest").unwrap(), 3);
+    assert_eq!(found(&points, "latest").await.unwrap(), 3);
 }

@@ -125,7 +125,7 @@ impl Runbook {
         request: Request,
         watcher: &Watcher,
     ) -> Result<FailoverReport, FailoverError> {
-        let vm = self.catalog.find_vm(&request.vm).await?.vm;
+        let vm = self.catalog.which(&request.vm).await?;
         if !self.busy().insert(vm) {
             return Err(FailoverError::Busy);
         }

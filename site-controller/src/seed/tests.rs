@@ -152,10 +152,11 @@ async fn a_seed_over_an_agents_points_carries_their_memory_along_and_is_not_take
     let points = world.points().await;
     assert!(points[1].seed && !points[1].has_memory && !points[0].seed);
     let now = lifeboat::units::UnixMs(u64::MAX);
-    let found = |given: &str| select(testing::VM, &points, &Selector::parse(given, now).unwrap()).cloned();
-    assert!(matches!(found("latest"), Err(CatalogError::NewestIsSeed { .. })));
-    assert_eq!(found(&report.point.to_string()).unwrap().point, report.point);
-    assert_eq!(found("1s ago").unwrap().point, cut.point);
+    let found =
+        async |given: &str| select(&world.store, testing::VM, &Selector::parse(given, now).unwrap()).await;
+    assert!(matches!(found("latest").await, Err(CatalogError::NewestIsSeed { .. })));
+    assert_eq!(found(&report.point.to_string()).await.unwrap().point, report.point);
+    assert_eq!(found("1s ago").await.unwrap().point, cut.point);
     // A disk of the VM that is left out would be of another instant.
     let other = world.path("vdz.raw");
     fs::write(&other, vec![1; PAGE]).unwrap();

@@ -8,6 +8,7 @@ use crate::store::{
     error::StoreError,
     ids::PackIds,
     objects::Objects,
+    order::{Ask, Order},
     paths,
     pin::Pins,
     reopen::{self, ReopenReport},
@@ -208,17 +209,41 @@ impl Store {
 
     /// Points of one VM by seq, or of all VMs. From the index, or from the manifests if the index has failed.
     pub async fn points(&self, vm: Option<VmId>) -> Result<Vec<PointSummary>, StoreError> {
-        let index = self.shared.index.clone();
-        if let Some(points) = tokio::task::spawn_blocking(move || index.points(vm)).await.unwrap_or_default()
-        {
+        let answer = move |index: &dyn SummaryIndex| index.points(vm);
+        if let Some(points) = self.ask_index(answer).await {
             return Ok(points);
         }
+        let truth = self.rebuild_index().await?;
+        Ok(truth.into_iter().filter(|summary| vm.is_none_or(|vm| summary.vm == vm)).collect())
+    }
+
+    /// One point of a VM, if it has such a one. The time that it takes grows with the logarithm of the VM's points.
+    pub async fn find(&self, vm: VmId, ask: Ask) -> Result<Option<PointSummary>, StoreError> {
+        let answer = move |index: &dyn SummaryIndex| index.find(vm, ask);
+        if let Some(found) = self.ask_index(answer).await {
+            return Ok(found);
+        }
+        let truth = self.rebuild_index().await?;
+        let seq = Order::of(&truth).find(vm, ask);
+        Ok(truth.into_iter().find(|summary| summary.vm == vm && Some(summary.seq) == seq))
+    }
+
+    async fn ask_index<T: Send + 'static>(
+        &self,
+        answer: impl FnOnce(&dyn SummaryIndex) -> Option<T> + Send + 'static,
+    ) -> Option<T> {
+        let index = self.shared.index.clone();
+        tokio::task::spawn_blocking(move || answer(index.as_ref())).await.unwrap_or_default()
+    }
+
+    /// From the manifests, which it returns the summaries of.
+    async fn rebuild_index(&self) -> Result<Vec<PointSummary>, StoreError> {
         tracing::warn!("the index of points has failed; it is rebuilt from the manifests");
         let (_, truth) = reopen::scan(self.shared.objects.as_ref()).await?;
         let index = self.shared.index.clone();
-        let points = truth.iter().filter(|summary| vm.is_none_or(|vm| summary.vm == vm)).cloned().collect();
-        drop(tokio::task::spawn_blocking(move || index.reconcile(&truth)).await);
-        Ok(points)
+        let summaries = truth.clone();
+        drop(tokio::task::spawn_blocking(move || index.reconcile(&summaries)).await);
+        Ok(truth)
     }
 
     /// Whether a point of any VM is being received.

@@ -87,7 +87,8 @@ async fn look(store: &Store, root: &Path, seq: Seq) -> Result<(f64, f64, u32)> {
     let (mut finds, mut restores) = (Vec::new(), Vec::new());
     for _ in 0..5 {
         let begun = Instant::now();
-        anyhow::ensure!(catalog.find(VM, "latest").await?.seq == seq, "another point is the newest");
+        let found = catalog.find(VM, &cut_at(seq.0).to_string()).await?;
+        anyhow::ensure!(found.seq == seq, "another point was cut then");
         finds.push(ms(begun));
         files_below(root)?.iter().try_for_each(|file| drop_cache(file))?;
         let begun = Instant::now();
@@ -114,7 +115,7 @@ async fn take_in(store: &Store, no: u64, frames: Vec<Frame>) -> Result<()> {
     let bytes = PAGES * PAGE as u64;
     let disk = Image { no: 0, kind: ImageKind::Disk, name: "vda".into(), bytes, full: no == 1 };
     let meta = PointMeta {
-        cut_at: UnixMs(1_700_000_000_000 + no * 1000),
+        cut_at: cut_at(no),
         images: vec![disk],
         has_memory: false,
         was_running: true,
@@ -142,6 +143,10 @@ fn changes(rng: &mut StdRng, all: bool) -> Result<Vec<Frame>> {
         Ok(Frame::seal(seq, &PageGroup { image: 0, runs, content: Content::Bytes(raw.into()) }, 1)?)
     });
     groups.collect()
+}
+
+fn cut_at(no: u64) -> UnixMs {
+    UnixMs(1_700_000_000_000 + no * 1000)
 }
 
 fn ms(begun: Instant) -> f64 {
