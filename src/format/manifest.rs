@@ -1,16 +1,20 @@
 //! Manifests: one recovery point, complete. A point exists if, and only if, its manifest does.
 //! Promises: the body is digested by its header; each manifest names the digest of the one before it, so that a
 //! history can't be changed in the middle unnoticed. File: `FileHeader` (kind manifest), then the postcard body.
+//! Version 2 is written; version 1 ([`v1`]) is read.
 //! Called by the site's commit, catalogue, restore and verify.
 
 use crate::{
     chunk::digest::Digest,
     format::header::{FileHeader, HeaderError, Kind},
     format::pack::PackRef,
-    id::{PointId, VmId},
+    id::{CutId, PointId, VmId},
     units::{Generation, Seq, UnixMs},
 };
 use serde::{Deserialize, Serialize};
+use std::fmt;
+
+pub mod v1;
 
 /// Bytes of a manifest's body at the most: refused before it is read.
 pub const BODY_MAX: u32 = 64 << 20;
@@ -64,17 +68,46 @@ pub struct PointStats {
     pub disk_changed_bytes: u64,
 }
 
+/// What a replica finds that is started from the point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Consistency {
+    /// The guest goes on where it stood: the point holds its memory and devices.
+    Memory,
+    /// The guest boots; its file systems were frozen when the disks were taken.
+    App,
+    /// The guest boots as after a power cut.
+    Crash,
+}
+
+impl Consistency {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::App => "app",
+            Self::Crash => "crash",
+        }
+    }
+}
+
+impl fmt::Display for Consistency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 /// What the agent says of a point that it has sent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PointMeta {
     /// The instant of the point, by the source's clock.
     pub cut_at: UnixMs,
     pub images: Vec<Image>,
-    /// Whether the point holds memory and device state, so that it is resumed and not booted.
-    pub has_memory: bool,
+    pub consistency: Consistency,
     /// Whether the guest ran when it was cut; a guest that was paused is restored paused.
     pub was_running: bool,
     pub stats: PointStats,
+    /// The cut of a group that this point is one part of.
+    pub cut: Option<CutId>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,7 +150,7 @@ impl Manifest {
         let len = u32::try_from(body.len()).ok().filter(|len| *len <= BODY_MAX);
         let len = len.ok_or_else(|| ManifestError::Malformed("too large".into()))?;
         let header =
-            FileHeader { kind: Kind::Manifest, version: 1, body_len: len, body_digest: Digest::of(&body) };
+            FileHeader { kind: Kind::Manifest, version: 2, body_len: len, body_digest: Digest::of(&body) };
         let mut file = header.encode().to_vec();
         file.extend_from_slice(&body);
         let digest = Digest::of(&file);
@@ -125,7 +158,7 @@ impl Manifest {
     }
 
     pub fn decode(file: &[u8]) -> Result<(Self, Digest), ManifestError> {
-        let header = FileHeader::decode(file, Kind::Manifest, 1..=1)?;
+        let header = FileHeader::decode(file, Kind::Manifest, 1..=2)?;
         let body = &file[FileHeader::LEN..];
         if header.body_len > BODY_MAX
             || body.len() != header.body_len as usize
@@ -133,8 +166,11 @@ impl Manifest {
         {
             return Err(ManifestError::Corrupt);
         }
-        let manifest: Self =
-            postcard::from_bytes(body).map_err(|error| ManifestError::Malformed(error.to_string()))?;
+        let manifest = match header.version {
+            1 => postcard::from_bytes::<v1::Manifest>(body).map(Self::from),
+            _ => postcard::from_bytes(body),
+        };
+        let manifest = manifest.map_err(|error| ManifestError::Malformed(error.to_string()))?;
         manifest.check()?;
         Ok((manifest, Digest::of(file)))
     }
@@ -155,6 +191,11 @@ impl Manifest {
 }
 
 impl PointMeta {
+    /// Whether the point holds memory and device state, so that it is resumed and not booted.
+    pub fn has_memory(&self) -> bool {
+        self.consistency == Consistency::Memory
+    }
+
     /// Refuses what no point can be: too many images, numbers or names twice, sizes nobody could address.
     pub fn check(&self) -> Result<(), &'static str> {
         if self.images.is_empty() || self.images.len() > IMAGES_MAX {

@@ -4,7 +4,7 @@
 
 use crate::{
     chunk::digest::Digest,
-    format::manifest::PointMeta,
+    format::manifest::{PointMeta, v1},
     id::{CutId, PointId, VmId},
     units::{Generation, Seq, UnixMs},
     wire::{
@@ -34,9 +34,8 @@ pub enum AgentMessage {
     /// Opens a point, or takes it up again after a lost link. `parent` is the point it is a delta over.
     /// Answer: `Opened`, or `PointRefused`.
     Begin { vm: VmId, generation: Generation, point: PointId, parent: Option<PointId> },
-    /// All frames (numbers `0..frames`) are on their way; commit once they are there.
-    /// Answer: `Durable`, or `PointRefused`.
-    End { vm: VmId, point: PointId, frames: u32, meta: Box<PointMeta> },
+    /// `End` as it is said in versions 1 to 4.
+    EndV1 { vm: VmId, point: PointId, frames: u32, meta: Box<v1::PointMeta> },
     /// Forget the open point; no answer.
     Abort { vm: VmId, point: PointId },
     /// How the VM's protection is doing, for whoever looks at the site; no answer.
@@ -51,6 +50,21 @@ pub enum AgentMessage {
     Inventory { vms: Vec<Offered> },
     /// How the VM's part in a cut stands; answers a `Cut`. From version 5 on.
     Part { vm: VmId, cut: CutId, part: Part },
+    /// All frames (numbers `0..frames`) are on their way; commit once they are there. From version 5 on.
+    /// Answer: `Durable`, or `PointRefused`.
+    End { vm: VmId, point: PointId, frames: u32, meta: Box<PointMeta> },
+}
+
+impl AgentMessage {
+    /// The same in words that a site understands which speaks version 4 or older.
+    pub fn before_version_5(self) -> Self {
+        match self {
+            Self::End { vm, point, frames, meta } => {
+                Self::EndV1 { vm, point, frames, meta: Box::new((*meta).into()) }
+            }
+            other => other,
+        }
+    }
 }
 
 /// Where a guest is, as the agent of a host says that is told to protect it.

@@ -18,7 +18,7 @@ use lifeboat::{
     session::sender::FRAMES_HELD_MAX,
     transport::{
         Connection, ControlRecv, ControlSend, RefusalCode, TransportError, TransportSettings, dial,
-        pki::AgentIdentity,
+        pki::AgentIdentity, version::ProtocolVersion,
     },
     wire::message::{AgentMessage, SiteMessage},
 };
@@ -198,7 +198,7 @@ impl Uplink {
         turns: Turns,
     ) -> Result<(), TransportError> {
         let mut tasks = JoinSet::new();
-        tasks.spawn(write_control(send, control));
+        tasks.spawn(write_control(send, control, connection.version()));
         tasks.spawn(route(recv, self.routes.clone()));
         tasks.spawn(fit(connection.clone(), self.settings.send_window.into()));
         let turns = Arc::new(AsyncMutex::new(turns));
@@ -217,8 +217,10 @@ impl Uplink {
 async fn write_control(
     mut send: ControlSend,
     mut queue: mpsc::Receiver<AgentMessage>,
+    version: ProtocolVersion,
 ) -> Result<(), TransportError> {
     while let Some(message) = queue.recv().await {
+        let message = if version.tells_consistency() { message } else { message.before_version_5() };
         send.send(&message).await?;
     }
     Ok(())

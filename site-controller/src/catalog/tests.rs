@@ -7,6 +7,7 @@ use crate::store::{
     testing::{Guest, VM, commit, open_with},
 };
 use lifeboat::{
+    format::manifest::Consistency,
     id::PointId,
     units::{Generation, Seq},
 };
@@ -28,6 +29,8 @@ fn point(seq: u64, id: [u8; 2], cut_at: u64) -> PointSummary {
         generation: Generation::FIRST,
         has_memory: true,
         seed: false,
+        consistency: Consistency::Memory,
+        cut: None,
         memory_changed_bytes: 1,
         disk_changed_bytes: 2,
         wire_bytes: 3,

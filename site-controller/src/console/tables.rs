@@ -7,6 +7,7 @@ use crate::{
     verify::VerifyReport,
 };
 use lifeboat::{
+    format::manifest::Consistency,
     units::{ByteSize, UnixMs},
     wire::message::VmState,
 };
@@ -182,12 +183,7 @@ fn point_row(point: &PointSummary, kept: Option<&Kept>) -> Vec<String> {
         point.seq.to_string(),
         point.point.short(),
         point.cut_at.to_string(),
-        match (point.seed, point.has_memory) {
-            (true, _) => "seed",
-            (false, true) => "memory",
-            (false, false) => "disks only",
-        }
-        .to_owned(),
+        if point.seed { "seed" } else { kind_of(point.consistency) }.to_owned(),
         format!("{:.1} ms", point.pause_us as f64 / 1e3),
         ByteSize(point.memory_changed_bytes).to_string(),
         ByteSize(point.disk_changed_bytes).to_string(),
@@ -197,14 +193,26 @@ fn point_row(point: &PointSummary, kept: Option<&Kept>) -> Vec<String> {
     ]
 }
 
+/// What a point is, in a list.
+fn kind_of(consistency: Consistency) -> &'static str {
+    match consistency {
+        Consistency::Memory => "memory",
+        Consistency::App => "disks, app",
+        Consistency::Crash => "disks, crash",
+    }
+}
+
 /// What the operator is asked to confirm.
 pub fn preview(preview: &FailoverPreview) -> String {
     let mut out = String::new();
     let point = &preview.point;
     let _ = writeln!(out, "Emergency failover of {} ({})", preview.name, preview.vm);
     let _ = writeln!(out, "  to point {} ({}), cut at {}", point.seq, point.point.short(), point.cut_at);
-    let kind =
-        if point.has_memory { "is RESUMED where it stood" } else { "is BOOTED: the point holds no memory" };
+    let kind = match point.consistency {
+        Consistency::Memory => "is RESUMED where it stood",
+        Consistency::App => "is BOOTED: the point holds no memory, but file systems that were frozen for it",
+        Consistency::Crash => "is BOOTED as after a power cut: the point holds no memory",
+    };
     let _ = writeln!(out, "  the replica {kind}");
     let _ = writeln!(out, "  LOST: whatever the VM did in the {} since then", span(preview.lost_ms));
     let _ = writeln!(out, "  the source is fenced: its agent is refused from now on");

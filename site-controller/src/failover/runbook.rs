@@ -168,7 +168,7 @@ impl Runbook {
         };
         watcher.step("checking this site");
         let reader = self.reader(&record).await?;
-        record.resumes = reader.plan().manifest.meta.has_memory;
+        record.resumes = reader.plan().manifest.meta.has_memory();
         let (xml, _) = self.replica_xml(&reader, &record).await?;
         let needed = images::bytes_needed(&reader);
         let (hypervisor, dir, name) =
@@ -292,7 +292,7 @@ impl Runbook {
             fault::point("failover.disk");
         }
         let meta = &reader.plan().manifest.meta;
-        if meta.has_memory {
+        if meta.has_memory() {
             watcher.step("composing the memory image");
             let image = self.memory_image(record);
             images::write_save_image(reader, xml.xml, meta.was_running, &image, watcher).await?;

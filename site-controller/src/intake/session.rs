@@ -9,7 +9,8 @@ use super::{
 };
 use lifeboat::{
     clock::Clock,
-    id::VmId,
+    format::manifest::PointMeta,
+    id::{PointId, VmId},
     transport::{
         Connection, ControlRecv, ControlSend, DataRecv, Peer, RefusalCode, TransportError,
         version::ProtocolVersion,
@@ -153,6 +154,7 @@ impl Intake {
                 }
             }
             AgentMessage::Begin { vm, .. }
+            | AgentMessage::EndV1 { vm, .. }
             | AgentMessage::End { vm, .. }
             | AgentMessage::Abort { vm, .. }
             | AgentMessage::Report { vm, .. }
@@ -169,11 +171,10 @@ impl Intake {
             AgentMessage::Begin { vm, generation, point, parent } => {
                 self.slots.slot(vm).begin(agent, generation, point, parent, replies.clone()).await;
             }
-            AgentMessage::End { vm, point, frames, meta } => {
-                // A commit takes as long as the disk takes; other VMs' messages must not wait for it.
-                let slot = self.slots.slot(vm);
-                tokio::spawn(async move { slot.end(point, frames, meta).await });
+            AgentMessage::EndV1 { vm, point, frames, meta } => {
+                self.end(vm, point, frames, Box::new((*meta).into()));
             }
+            AgentMessage::End { vm, point, frames, meta } => self.end(vm, point, frames, meta),
             AgentMessage::Abort { vm, point } => self.slots.slot(vm).abort(point).await,
             AgentMessage::Report { vm, report } => self.board.report(session, vm, report, now),
             AgentMessage::Place { vm, place } => {
@@ -193,6 +194,12 @@ impl Intake {
             AgentMessage::Inventory { .. } | AgentMessage::Part { .. } => {}
         }
         Ok(())
+    }
+
+    /// A commit takes as long as the disk takes; other VMs' messages do not wait for it.
+    fn end(&self, vm: VmId, point: PointId, frames: u32, meta: Box<PointMeta>) {
+        let slot = self.slots.slot(vm);
+        tokio::spawn(async move { slot.end(point, frames, meta).await });
     }
 
     async fn read_frames(self: Arc<Self>, mut stream: DataRecv) -> Result<Finished, TransportError> {

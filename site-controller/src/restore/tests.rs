@@ -10,7 +10,7 @@ use crate::store::{
 use lifeboat::{
     format::{
         frame::Frame,
-        manifest::{Image, ImageKind, PointMeta, PointStats},
+        manifest::{Consistency, Image, ImageKind, PointMeta, PointStats},
     },
     id::PointId,
     page::{Content, PAGE, PageGroup, PageRun},
@@ -113,7 +113,8 @@ pub(crate) async fn commit_layer(store: &Store, no: u64, layer: &Layer) -> Seq {
     let meta = PointMeta {
         cut_at: UnixMs(no),
         images: vec![image],
-        has_memory: false,
+        consistency: Consistency::Crash,
+        cut: None,
         was_running: true,
         stats: PointStats::default(),
     };

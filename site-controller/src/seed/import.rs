@@ -17,7 +17,7 @@ use lifeboat::{
     fault,
     format::{
         frame::{Frame, RUNS_MAX},
-        manifest::{Image, ImageKind, PointMeta, PointStats, blob},
+        manifest::{Consistency, Image, ImageKind, PointMeta, PointStats, blob},
     },
     id::PointId,
     page::{Content, GROUP_PAGES, PAGE, PageGroup, PageRun, is_zero, pages_for},
@@ -126,7 +126,17 @@ impl Work<'_> {
         let disk_changed_bytes = disks.iter().map(|disk| disk.changed_bytes).sum();
         let stats = PointStats { disk_changed_bytes, ..PointStats::default() };
         let cut_at = self.seeder.store.clock().now();
-        Ok((disks, PointMeta { cut_at, images: told, has_memory: false, was_running: false, stats }))
+        Ok((
+            disks,
+            PointMeta {
+                cut_at,
+                images: told,
+                consistency: Consistency::Crash,
+                was_running: false,
+                stats,
+                cut: None,
+            },
+        ))
     }
 
     /// Of the disk as the store holds it; `None` where it does not.

@@ -94,6 +94,8 @@ mod tests {
             committed_at: UnixMs(cut_at),
             generation: Generation::FIRST,
             has_memory: true,
+            consistency: lifeboat::format::manifest::Consistency::Memory,
+            cut: None,
             seed,
             memory_changed_bytes: 0,
             disk_changed_bytes: 0,

@@ -5,9 +5,9 @@ use super::order::{Ask, Order};
 use lifeboat::{
     format::{
         header::FileHeader,
-        manifest::{ImageKind, Manifest, blob},
+        manifest::{Consistency, ImageKind, Manifest, blob},
     },
-    id::{PointId, VmId},
+    id::{CutId, PointId, VmId},
     units::{Generation, Seq, UnixMs},
 };
 use serde::{Deserialize, Serialize};
@@ -47,6 +47,9 @@ pub struct PointSummary {
     /// Disks that the site read itself, and no state of the VM that anybody should go back to unasked.
     #[serde(default)]
     pub seed: bool,
+    pub consistency: Consistency,
+    /// The cut of a group that it is one part of.
+    pub cut: Option<CutId>,
     pub memory_changed_bytes: u64,
     pub disk_changed_bytes: u64,
     pub wire_bytes: u64,
@@ -68,8 +71,10 @@ impl PointSummary {
             cut_at: manifest.meta.cut_at,
             committed_at: manifest.committed_at,
             generation: manifest.generation,
-            has_memory: manifest.meta.has_memory,
+            has_memory: manifest.meta.has_memory(),
             seed: manifest.image(ImageKind::Blob, blob::SEED).is_some(),
+            consistency: manifest.meta.consistency,
+            cut: manifest.meta.cut,
             memory_changed_bytes: manifest.meta.stats.memory_changed_bytes,
             disk_changed_bytes: manifest.meta.stats.disk_changed_bytes,
             wire_bytes: manifest.wire_bytes,

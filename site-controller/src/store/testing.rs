@@ -11,7 +11,7 @@ use lifeboat::{
     clock::ManualClock,
     format::{
         frame::Frame,
-        manifest::{Image, ImageKind, PointMeta, PointStats},
+        manifest::{Consistency, Image, ImageKind, PointMeta, PointStats},
     },
     id::{PointId, VmId},
     page::{Content, PAGE, PageGroup, PageRun},
@@ -90,7 +90,14 @@ impl Guest {
         frames.shuffle(&mut self.rng);
         let stats = PointStats { pause_us: 1500, memory_changed_bytes: 4096, disk_changed_bytes: 8192 };
         let cut_at = UnixMs(1_699_999_999_000 + (self.points & 0xffff) * 1000);
-        let meta = PointMeta { cut_at, images: metas, has_memory: true, was_running: true, stats };
+        let meta = PointMeta {
+            cut_at,
+            images: metas,
+            consistency: Consistency::Memory,
+            was_running: true,
+            stats,
+            cut: None,
+        };
         let content =
             self.images.iter().map(|(image, bytes)| (image.kind, image.name.clone(), bytes.clone()));
         Cut { point: PointId::from_bytes(id), parent, meta, frames, content: content.collect() }

@@ -1,4 +1,4 @@
-//! Manifests come back as they were encoded or not at all; golden bytes of version 1.
+//! Manifests come back as they were encoded or not at all; golden bytes of both versions.
 
 use super::*;
 use crate::{
@@ -30,7 +30,8 @@ fn sample() -> Manifest {
                 Image { no: 1, kind: ImageKind::Disk, name: "vda".into(), bytes: 1 << 31, full: false },
                 Image { no: 2, kind: ImageKind::Blob, name: "domain.xml".into(), bytes: 700, full: true },
             ],
-            has_memory: true,
+            consistency: Consistency::Memory,
+            cut: None,
             was_running: true,
             stats: PointStats { pause_us: 1500, memory_changed_bytes: 8192, disk_changed_bytes: 4096 },
         },
@@ -50,12 +51,60 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Version 1 as it was first shipped: a change here is a new version, not a new expectation.
+fn bytes(golden: &str) -> Vec<u8> {
+    let digits: Vec<u8> = golden.bytes().filter(|byte| !byte.is_ascii_whitespace()).collect();
+    digits.chunks(2).map(|two| u8::from_str_radix(std::str::from_utf8(two).unwrap(), 16).unwrap()).collect()
+}
+
+/// Version 1 as it was first shipped, which is read for good: a point with memory, and one without.
 #[test]
-fn golden_bytes_of_version_1() {
-    let (file, digest) = sample().encode().unwrap();
-    assert_eq!(hex(&file), include_str!("golden_v1.hex").split_whitespace().collect::<String>());
-    assert_eq!(Manifest::decode(&file), Ok((sample(), digest)));
+fn a_manifest_of_version_1_is_read_and_says_whether_it_holds_memory() {
+    let file = bytes(include_str!("golden_v1.hex"));
+    assert_eq!(Manifest::decode(&file), Ok((sample(), Digest::of(&file))));
+    let mut disks = sample();
+    (disks.meta.consistency, disks.meta.images[0].kind) = (Consistency::Crash, ImageKind::Disk);
+    assert_eq!(Manifest::decode(&version_1(&disks)).unwrap().0, disks);
+}
+
+/// Version 2 as it was first shipped: a change here is a new version, not a new expectation.
+#[test]
+fn golden_bytes_of_version_2() {
+    let mut app = sample();
+    (app.meta.consistency, app.meta.cut) = (Consistency::App, Some(CutId::from_bytes([9; 16])));
+    for (manifest, golden) in
+        [(sample(), include_str!("golden_v2.hex")), (app, include_str!("golden_v2_app.hex"))]
+    {
+        let (file, digest) = manifest.encode().unwrap();
+        assert_eq!(hex(&file), hex(&bytes(golden)));
+        assert_eq!(Manifest::decode(&file), Ok((manifest, digest)));
+    }
+}
+
+#[test]
+fn what_a_point_promises_comes_back_and_an_older_peer_is_told_what_it_knows() {
+    for consistency in [Consistency::Memory, Consistency::App, Consistency::Crash] {
+        let mut manifest = sample();
+        manifest.meta.consistency = consistency;
+        manifest.meta.cut = Some(CutId::from_bytes([9; 16]));
+        let (file, _) = manifest.encode().unwrap();
+        assert_eq!(Manifest::decode(&file).unwrap().0, manifest);
+        let told = PointMeta::from(v1::PointMeta::from(manifest.meta.clone()));
+        assert_eq!(told.has_memory(), manifest.meta.has_memory());
+        assert_eq!(PointMeta { consistency, cut: manifest.meta.cut, ..told }, manifest.meta);
+    }
+}
+
+/// What a release before version 2 would have written.
+fn version_1(manifest: &Manifest) -> Vec<u8> {
+    let Manifest { vm, vm_name, generation, point, seq, previous, committed_at, meta, packs, wire_bytes } =
+        manifest.clone();
+    let meta = meta.into();
+    let old =
+        v1::Manifest { vm, vm_name, generation, point, seq, previous, committed_at, meta, packs, wire_bytes };
+    let body = postcard::to_stdvec(&old).unwrap();
+    let body_digest = Digest::of(&body);
+    let header = FileHeader { kind: Kind::Manifest, version: 1, body_len: body.len() as u32, body_digest };
+    [header.encode().as_slice(), &body].concat()
 }
 
 #[test]
@@ -103,9 +152,11 @@ proptest! {
     #[test]
     fn arbitrary_bytes_never_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
         let body_digest = Digest::of(&body);
-        let header = FileHeader { kind: Kind::Manifest, version: 1, body_len: body.len() as u32, body_digest };
         let _ = Manifest::decode(&body);
-        let _ = Manifest::decode(&[header.encode().as_slice(), &body].concat());
+        for version in [1, 2, 3] {
+            let header = FileHeader { kind: Kind::Manifest, version, body_len: body.len() as u32, body_digest };
+            let _ = Manifest::decode(&[header.encode().as_slice(), &body].concat());
+        }
         let _ = decode_index(&body);
     }
 }

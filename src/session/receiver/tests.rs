@@ -1,7 +1,7 @@
 //! The site's half of the conversation: committed once and whole, and only for the current generation (I-4).
 
 use super::*;
-use crate::format::manifest::{Image, ImageKind, PointStats};
+use crate::format::manifest::{Consistency, Image, ImageKind, PointStats};
 
 const VM: VmId = VmId::from_bytes([1; 16]);
 const POINT: PointId = PointId::from_bytes([2; 16]);
@@ -12,7 +12,8 @@ fn meta() -> Box<PointMeta> {
     Box::new(PointMeta {
         cut_at: UnixMs(5),
         images: vec![image],
-        has_memory: false,
+        consistency: Consistency::Crash,
+        cut: None,
         was_running: true,
         stats: PointStats::default(),
     })

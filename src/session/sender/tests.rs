@@ -3,7 +3,7 @@
 use super::*;
 use crate::{
     chunk::digest::Digest,
-    format::manifest::{Image, ImageKind, PointStats},
+    format::manifest::{Consistency, Image, ImageKind, PointStats},
     page::{Content, PageGroup, PageRun},
     wire::message::FrameRange,
 };
@@ -25,7 +25,8 @@ fn meta() -> PointMeta {
     PointMeta {
         cut_at: UnixMs(5),
         images: vec![image],
-        has_memory: false,
+        consistency: Consistency::Crash,
+        cut: None,
         was_running: true,
         stats: PointStats::default(),
     }

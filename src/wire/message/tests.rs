@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::chunk::fingerprint::{Fingerprint, FingerprintKey};
-use crate::format::manifest::{Image, ImageKind, PointStats};
+use crate::format::manifest::{Consistency, Image, ImageKind, PointStats};
 use crate::wire::compare::{Fingerprints, Level, Reply, Span};
 use crate::wire::order::{ConsistencyWish, CutKind, MemoryWish};
 use proptest::prelude::*;
@@ -54,7 +54,8 @@ fn meta() -> Box<PointMeta> {
     Box::new(PointMeta {
         cut_at: UnixMs(2),
         images: vec![image],
-        has_memory: false,
+        consistency: Consistency::App,
+        cut: Some(CUT),
         was_running: true,
         stats,
     })
@@ -72,7 +73,7 @@ fn golden_bytes_of_every_agent_message_of_version_1() {
             "02V01P01P",
         ),
         (
-            AgentMessage::End { vm: VM, point: POINT, frames: 300, meta: meta() },
+            AgentMessage::End { vm: VM, point: POINT, frames: 300, meta: meta() }.before_version_5(),
             "03VPac0202010101037664618020010001030405",
         ),
         (AgentMessage::Abort { vm: VM, point: POINT }, "04VP"),
@@ -86,6 +87,10 @@ fn golden_bytes_of_every_agent_message_of_version_1() {
             "0801V017701",
         ),
         (AgentMessage::Part { vm: VM, cut: CUT, part: Part::Ready }, "09VC00"),
+        (
+            AgentMessage::End { vm: VM, point: POINT, frames: 300, meta: meta() },
+            "0aVPac020201010103766461802001010103040501C",
+        ),
     ];
     for (message, golden) in cases {
         assert_eq!(shown(&message), golden, "{message:?}");

@@ -11,7 +11,7 @@ use lifeboat::{
     clock::SystemClock,
     format::{
         frame::Frame,
-        manifest::{Image, ImageKind, PointMeta, PointStats},
+        manifest::{Consistency, Image, ImageKind, PointMeta, PointStats},
     },
     id::{PointId, VmId},
     page::{Content, PAGE, PageGroup, PageRun},
@@ -117,7 +117,8 @@ async fn take_in(store: &Store, no: u64, frames: Vec<Frame>) -> Result<()> {
     let meta = PointMeta {
         cut_at: cut_at(no),
         images: vec![disk],
-        has_memory: false,
+        consistency: Consistency::Crash,
+        cut: None,
         was_running: true,
         stats: PointStats::default(),
     };

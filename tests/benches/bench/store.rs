@@ -12,7 +12,7 @@ use lifeboat::{
     clock::{Clock, SystemClock},
     format::{
         frame::Frame,
-        manifest::{Image, ImageKind, PointMeta, PointStats},
+        manifest::{Consistency, Image, ImageKind, PointMeta, PointStats},
     },
     id::{PointId, VmId},
     units::{ByteSize, Seq},
@@ -177,7 +177,8 @@ fn meta(bytes: u64) -> PointMeta {
     PointMeta {
         cut_at: SystemClock.now(),
         images: vec![disk],
-        has_memory: false,
+        consistency: Consistency::Crash,
+        cut: None,
         was_running: true,
         stats: PointStats::default(),
     }

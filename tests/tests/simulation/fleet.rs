@@ -72,6 +72,7 @@ fn speak(slots: &Arc<Slots>, mut told: mpsc::Receiver<AgentMessage>, actor: mpsc
                 // These guests have no history that anything could be compared with.
                 AgentMessage::Hello { .. }
                 | AgentMessage::Report { .. }
+                | AgentMessage::EndV1 { .. }
                 | AgentMessage::Compare { .. }
                 | AgentMessage::Place { .. }
                 | AgentMessage::Inventory { .. }

@@ -70,6 +70,7 @@ impl LossyLink {
                     AgentMessage::Compare { question, .. } => comparisons.ask(vm, question, &to_site).await,
                     AgentMessage::Hello { .. }
                     | AgentMessage::Report { .. }
+                    | AgentMessage::EndV1 { .. }
                     | AgentMessage::Inventory { .. }
                     | AgentMessage::Part { .. } => {}
                 }

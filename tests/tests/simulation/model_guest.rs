@@ -4,7 +4,7 @@
 
 use async_trait::async_trait;
 use lifeboat::{
-    format::manifest::{Image, ImageKind, PointMeta, PointStats},
+    format::manifest::{Consistency, Image, ImageKind, PointMeta, PointStats},
     id::PointId,
     page::{Content, PAGE, PageGroup, PageRun},
     units::UnixMs,
@@ -295,7 +295,8 @@ impl Cut for ModelCut {
         Ok(PointMeta {
             cut_at: UnixMs(at),
             images: self.images(),
-            has_memory: true,
+            consistency: Consistency::Memory,
+            cut: None,
             was_running: true,
             stats: PointStats::default(),
         })

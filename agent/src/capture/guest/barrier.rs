@@ -6,7 +6,7 @@ use crate::capture::{others, quiesce::QuiesceError, source::CaptureError};
 use bytes::Bytes;
 use lifeboat::{
     fault,
-    format::manifest::{ImageKind, PointMeta, PointStats, blob},
+    format::manifest::{Consistency, ImageKind, PointMeta, PointStats, blob},
     hypervisor::{libvirt::XmlView, monitor::Monitor},
     id::PointId,
     page::PageGroup,
@@ -187,9 +187,9 @@ fn describe(
         memory_changed_bytes: state.memory.changed_bytes(),
         disk_changed_bytes: 0,
     };
-    let has_memory = !begun.ram.is_empty();
+    let consistency = if begun.ram.is_empty() { Consistency::Crash } else { Consistency::Memory };
     let was_running = instant.was_running;
-    let meta = PointMeta { cut_at: instant.cut_at, images, has_memory, was_running, stats };
+    let meta = PointMeta { cut_at: instant.cut_at, images, consistency, was_running, stats, cut: None };
     meta.check().map_err(failed)?;
     Ok(Barrier { meta, blobs, first_disk })
 }

@@ -307,7 +307,8 @@ fn meta(image: Image) -> PointMeta {
     PointMeta {
         cut_at: lifeboat::units::UnixMs(1),
         images: vec![image],
-        has_memory: false,
+        consistency: lifeboat::format::manifest::Consistency::Crash,
+        cut: None,
         was_running: true,
         stats: Default::default(),
     }

@@ -129,7 +129,8 @@ pub(crate) async fn send(
     let meta = PointMeta {
         cut_at: UnixMs(no),
         images,
-        has_memory: true,
+        consistency: Consistency::Memory,
+        cut: None,
         was_running: true,
         stats: PointStats::default(),
     };

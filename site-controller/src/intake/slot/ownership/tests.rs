@@ -7,7 +7,7 @@ use crate::{
 };
 use lifeboat::{
     clock::SystemClock,
-    format::manifest::{Image, ImageKind, PointMeta, PointStats},
+    format::manifest::{Consistency, Image, ImageKind, PointMeta, PointStats},
     id::{PointId, VmId},
     units::UnixMs,
 };
@@ -102,7 +102,14 @@ impl Agent {
         let image = Image { no: 1, kind: ImageKind::Disk, name: "vda".into(), bytes: 4096, full: true };
         let stats = PointStats { pause_us: 0, memory_changed_bytes: 0, disk_changed_bytes: 0 };
         let images = vec![image];
-        let meta = PointMeta { cut_at: UnixMs(1), images, has_memory: false, was_running: true, stats };
+        let meta = PointMeta {
+            cut_at: UnixMs(1),
+            images,
+            consistency: Consistency::Crash,
+            was_running: true,
+            stats,
+            cut: None,
+        };
         self.slot.end(point(no), 0, Box::new(meta)).await;
     }
 }
