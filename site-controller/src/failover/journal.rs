@@ -26,6 +26,13 @@ pub enum Phase {
     Running,
 }
 
+/// A folder that is kept until the operator may no longer want it back.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Aside {
+    pub dir: PathBuf,
+    pub until: UnixMs,
+}
+
 /// One failover of one VM.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
@@ -46,6 +53,12 @@ pub struct Record {
     pub running_at: Option<UnixMs>,
     /// Disks of this attempt that are complete.
     pub disks_done: Vec<String>,
+    /// Disks and memory image of this attempt are complete: in a planned failover before the source is fenced.
+    #[serde(default)]
+    pub restored: bool,
+    /// Disks of replicas that an undo has replaced.
+    #[serde(default)]
+    pub aside: Vec<Aside>,
     /// What went wrong last, if anything did.
     pub last_error: Option<String>,
 }
@@ -100,6 +113,18 @@ impl Journal {
             .map_err(|source| JournalError::Disk { path, source })
     }
 
+    /// Forgets a failover that came to nothing.
+    pub fn remove(&self, vm: VmId) -> Result<(), JournalError> {
+        let path = self.path(vm);
+        let removed = fs::remove_file(&path).and_then(|()| fs::File::open(&self.dir)?.sync_all());
+        match removed {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(JournalError::Disk { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
     pub fn path(&self, vm: VmId) -> PathBuf {
         self.dir.join(format!("{vm}.json"))
     }
@@ -130,6 +155,8 @@ mod tests {
             started_at: UnixMs(2),
             running_at: None,
             disks_done: vec!["vda".into()],
+            restored: false,
+            aside: Vec::new(),
             last_error: None,
         };
         journal.save(&record).unwrap();

@@ -1,5 +1,5 @@
-//! Bringing a VM back at this site: [`runbook`] walks the steps, [`journal`] remembers them, [`preflight`] asks first
-//! whether it can work, [`images`] makes disks and memory from the store, [`replica_xml`] adapts the definition,
+//! Bringing a VM back at this site: [`runbook`] walks the steps (`steps`), [`journal`] remembers them, [`preflight`] asks
+//! first whether it can work, [`images`] makes disks and memory from the store, [`replica_xml`] adapts the definition,
 //! [`progress`] tells whoever watches.
 
 pub mod images;
@@ -8,3 +8,4 @@ pub mod preflight;
 pub mod progress;
 pub mod replica_xml;
 pub mod runbook;
+mod steps;

@@ -8,25 +8,25 @@ use super::{
     journal::{Journal, JournalError, Phase, Record},
     preflight::{self, PreflightError},
     progress::{FailoverReport, Watcher},
-    replica_xml::{self, XmlError},
+    replica_xml::XmlError,
+    steps::{blocking, name_of},
 };
 use crate::{
     catalog::{Catalog, CatalogError},
     intake::session::Intake,
-    restore::{Plan, Reader, RestoreError},
+    restore::RestoreError,
     store::{Store, StoreError},
 };
 use lifeboat::{
     clock::Clock,
     fault,
-    format::manifest::{ImageKind, blob},
-    hypervisor::libvirt::{Domain, DomainState, Hypervisor, HypervisorError, StartAs},
+    hypervisor::libvirt::{DomainState, Hypervisor, HypervisorError},
     id::{PointId, VmId},
 };
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     io,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -98,7 +98,7 @@ pub struct Runbook {
 }
 
 /// A VM's failover is this one's alone while it lives.
-struct Claim<'a>(&'a Runbook, VmId);
+pub(super) struct Claim<'a>(&'a Runbook, VmId);
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
@@ -126,10 +126,7 @@ impl Runbook {
         watcher: &Watcher,
     ) -> Result<FailoverReport, FailoverError> {
         let vm = self.catalog.which(&request.vm).await?;
-        if !self.busy().insert(vm) {
-            return Err(FailoverError::Busy);
-        }
-        let _claim = Claim(self, vm);
+        let _claim = self.claim(vm)?;
         let mut record = match self.journal.load(vm)? {
             Some(record) if record.phase == Phase::Running => {
                 return self.done_before(&record, &request).await;
@@ -143,6 +140,11 @@ impl Runbook {
             self.journal.save(&record)?;
         }
         outcome
+    }
+
+    /// A VM's failover is the caller's alone while it keeps what this gives.
+    pub(super) fn claim(&self, vm: VmId) -> Result<Claim<'_>, FailoverError> {
+        if self.busy().insert(vm) { Ok(Claim(self, vm)) } else { Err(FailoverError::Busy) }
     }
 
     /// A new failover: decided, checked, and entered in the journal.
@@ -164,6 +166,8 @@ impl Runbook {
             started_at: self.clock.now(),
             running_at: None,
             disks_done: Vec::new(),
+            restored: false,
+            aside: Vec::new(),
             last_error: None,
         };
         watcher.step("checking this site");
@@ -193,13 +197,8 @@ impl Runbook {
             return self.choose_anew(&record, request, watcher).await;
         }
         watcher.step(format!("taking up the failover that was begun at {}", record.started_at));
-        if record.phase == Phase::Starting
-            && !self.domain_state(record.vm).await?.is_some_and(DomainState::is_active)
-        {
-            record.attempt += 1;
-            record.phase = Phase::Fenced;
-            record.disks_done.clear();
-            self.journal.save(&record)?;
+        if record.phase == Phase::Starting && !self.is_active(record.vm).await? {
+            self.attempt_anew(&mut record)?;
         }
         Ok(record)
     }
@@ -226,123 +225,16 @@ impl Runbook {
         Ok(record)
     }
 
+    /// What is left of one VM's failover, whatever it has come to.
     async fn carry_out(
         &self,
         record: &mut Record,
         watcher: &Watcher,
     ) -> Result<FailoverReport, FailoverError> {
-        let reader = self.reader(record).await?;
-        if record.phase < Phase::Fenced {
-            watcher.step("fencing the source");
-            self.store.raise_to(record.vm, record.generation).await?;
-            if let Some(slot) = self.intake.slots.find(record.vm) {
-                slot.fence(record.generation).await;
-            }
-            self.intake.board.fenced(record.vm);
-            self.enter(record, Phase::Fenced)?;
-            fault::point("failover.fenced");
-        }
-        if record.phase < Phase::Restored {
-            let begun = self.clock.now();
-            self.restore(record, &reader, watcher).await?;
-            let ms = self.clock.now().0.saturating_sub(begun.0);
-            tracing::info!(bytes = images::bytes_needed(&reader), ms, "disks and memory are restored");
-            self.enter(record, Phase::Restored)?;
-            fault::point("failover.restored");
-        }
-        if record.phase < Phase::Running {
-            let active = self.domain_state(record.vm).await?.is_some_and(DomainState::is_active);
-            if !(record.phase == Phase::Starting && active) {
-                self.start(record, &reader, watcher).await?;
-            }
-            self.confirm(record, watcher).await?;
-            record.running_at = Some(self.clock.now());
-            record.last_error = None;
-            self.enter(record, Phase::Running)?;
-            fault::point("failover.running");
-            // The memory image has served; the disks are the replica's now.
-            let image = self.memory_image(record);
-            if let Err(error) = std::fs::remove_file(&image)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                tracing::warn!(path = %image.display(), %error, "the memory image could not be removed");
-            }
-        }
+        self.fence(record, watcher).await?;
+        self.restore(record, watcher).await?;
+        self.go_on(record, watcher).await?;
         Ok(FailoverReport::of(record, false))
-    }
-
-    /// Disks, then memory, into this attempt's folder.
-    async fn restore(
-        &self,
-        record: &mut Record,
-        reader: &Reader,
-        watcher: &Watcher,
-    ) -> Result<(), FailoverError> {
-        let dir = self.attempt_dir(record);
-        std::fs::create_dir_all(&dir).map_err(|source| FailoverError::File { path: dir.clone(), source })?;
-        let (xml, disks) = self.replica_xml(reader, record).await?;
-        for (target, path) in &disks {
-            if record.disks_done.contains(target) {
-                continue;
-            }
-            watcher.step(format!("restoring disk {target}"));
-            images::write_disk(reader, target, path, watcher).await?;
-            record.disks_done.push(target.clone());
-            self.journal.save(record)?;
-            fault::point("failover.disk");
-        }
-        let meta = &reader.plan().manifest.meta;
-        if meta.has_memory() {
-            watcher.step("composing the memory image");
-            let image = self.memory_image(record);
-            images::write_save_image(reader, xml.xml, meta.was_running, &image, watcher).await?;
-        }
-        Ok(())
-    }
-
-    /// Defines the replica, so that it is there after a reboot too, and lets it go on.
-    async fn start(
-        &self,
-        record: &mut Record,
-        reader: &Reader,
-        watcher: &Watcher,
-    ) -> Result<(), FailoverError> {
-        let (active, disks) = self.replica_xml(reader, record).await?;
-        let definition = match reader.plan().image(ImageKind::Blob, blob::DEFINITION_XML) {
-            Some(_) => {
-                let text = images::text_blob(reader, blob::DEFINITION_XML).await?;
-                // A disk attached or detached only live makes the definition differ; then the running form is defined.
-                replica_xml::rewrite(&text, &disks).unwrap_or(active)
-            }
-            None => active,
-        };
-        watcher.step("defining the replica");
-        let (hypervisor, xml) = (self.hypervisor.clone(), definition.xml);
-        let domain = blocking(move || Ok(hypervisor.define(&xml)?)).await?;
-        fault::point("failover.defined");
-        self.enter(record, Phase::Starting)?;
-        fault::point("failover.starting");
-        let was_running = reader.plan().manifest.meta.was_running;
-        if record.resumes {
-            watcher.step("resuming the replica");
-            let image = self.memory_image(record).to_string_lossy().into_owned();
-            let hypervisor = self.hypervisor.clone();
-            let start_as = if was_running { StartAs::Running } else { StartAs::Paused };
-            blocking(move || Ok(hypervisor.restore(&image, None, start_as)?)).await?;
-        } else {
-            watcher.step("booting the replica (the point holds no memory)");
-            blocking(move || Ok(domain.start()?)).await?;
-        }
-        fault::point("failover.started");
-        Ok(())
-    }
-
-    async fn confirm(&self, record: &Record, watcher: &Watcher) -> Result<(), FailoverError> {
-        watcher.step("confirming that it runs");
-        match self.domain_state(record.vm).await? {
-            Some(state) if state.is_active() => Ok(()),
-            state => Err(FailoverError::DidNotRun { state: name_of(state) }),
-        }
     }
 
     async fn done_before(&self, record: &Record, request: &Request) -> Result<FailoverReport, FailoverError> {
@@ -365,72 +257,7 @@ impl Runbook {
         Ok(self.catalog.find(record.vm, &request.point).await?.point != record.point)
     }
 
-    async fn reader(&self, record: &Record) -> Result<Reader, FailoverError> {
-        // Pinned, until the journal names the point.
-        let plan = Plan::of(&self.store, record.vm, record.seq).await?;
-        Ok(Reader::new(self.store.objects().clone(), Arc::new(plan)))
-    }
-
-    /// The replica's XML, and where this attempt's disks are.
-    async fn replica_xml(
-        &self,
-        reader: &Reader,
-        record: &Record,
-    ) -> Result<(replica_xml::Rewritten, BTreeMap<String, PathBuf>), FailoverError> {
-        let dir = self.attempt_dir(record);
-        let disks = reader.plan().images().iter().filter(|planned| planned.image.kind == ImageKind::Disk);
-        let disks: BTreeMap<String, PathBuf> =
-            disks.map(|disk| (disk.image.name.clone(), dir.join(file_name(&disk.image.name)))).collect();
-        let xml = images::text_blob(reader, blob::DOMAIN_XML).await?;
-        Ok((replica_xml::rewrite(&xml, &disks)?, disks))
-    }
-
-    async fn domain_state(&self, vm: VmId) -> Result<Option<DomainState>, FailoverError> {
-        let hypervisor = self.hypervisor.clone();
-        blocking(move || match hypervisor.domain_by_uuid(vm).and_then(|domain: Domain| domain.state()) {
-            Ok(state) => Ok(Some(state)),
-            Err(HypervisorError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        })
-        .await
-    }
-
-    fn enter(&self, record: &mut Record, phase: Phase) -> Result<(), FailoverError> {
-        record.phase = phase;
-        Ok(self.journal.save(record)?)
-    }
-
-    fn attempt_dir(&self, record: &Record) -> PathBuf {
-        self.replica_dir.join(record.vm.to_string()).join(format!("{}-{}", record.generation, record.attempt))
-    }
-
-    fn memory_image(&self, record: &Record) -> PathBuf {
-        self.attempt_dir(record).join("memory.save")
-    }
-
     fn busy(&self) -> std::sync::MutexGuard<'_, BTreeSet<VmId>> {
         self.busy.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// A file name for disk `target`, whose name came from a source host.
-fn file_name(target: &str) -> PathBuf {
-    let mut safe = String::new();
-    for byte in target.bytes() {
-        match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => safe.push(char::from(byte)),
-            other => safe.push_str(&format!("_{other:02x}")),
-        }
-    }
-    Path::new(&safe).with_extension("raw")
-}
-
-fn name_of(state: Option<DomainState>) -> String {
-    state.map_or_else(|| "gone".to_owned(), |state| format!("{state:?}").to_lowercase())
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, FailoverError> + Send + 'static,
-) -> Result<T, FailoverError> {
-    tokio::task::spawn_blocking(work).await.map_err(|panic| FailoverError::Died(panic.to_string()))?
 }

@@ -218,6 +218,8 @@ async fn a_point_that_is_read_built_on_or_named_by_a_failover_is_never_taken_awa
         started_at: UnixMs(1),
         running_at: None,
         disks_done: Vec::new(),
+        restored: false,
+        aside: Vec::new(),
         last_error: None,
     };
     failovers.save(&record).unwrap();

@@ -1,0 +1,237 @@
+//! What a failover does for one VM, step by step: fence, restore, start, confirm. Each step knows by the record whether it
+//! was done before, and enters in the journal that it is; so each may be asked for again after a crash, and a planned
+//! failover may restore before it fences. Called by `runbook` for one VM, by `group` for several.
+
+use super::{
+    images,
+    journal::{Phase, Record},
+    progress::Watcher,
+    replica_xml,
+    runbook::{FailoverError, Runbook},
+};
+use crate::restore::{Plan, Reader};
+use lifeboat::{
+    fault,
+    format::manifest::{ImageKind, blob},
+    hypervisor::libvirt::{Domain, DomainState, HypervisorError, StartAs},
+    id::VmId,
+};
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+impl Runbook {
+    /// From here on the source's agent is refused.
+    pub(super) async fn fence(&self, record: &mut Record, watcher: &Watcher) -> Result<(), FailoverError> {
+        if record.phase >= Phase::Fenced {
+            return Ok(());
+        }
+        watcher.step("fencing the source");
+        self.store.raise_to(record.vm, record.generation).await?;
+        if let Some(slot) = self.intake.slots.find(record.vm) {
+            slot.fence(record.generation).await;
+        }
+        self.intake.board.fenced(record.vm);
+        self.enter(record, Phase::Fenced)?;
+        fault::point("failover.fenced");
+        Ok(())
+    }
+
+    /// Disks and memory, into this attempt's folder.
+    pub(super) async fn restore(&self, record: &mut Record, watcher: &Watcher) -> Result<(), FailoverError> {
+        if !record.restored && record.phase < Phase::Restored {
+            let reader = self.reader(record).await?;
+            let begun = self.clock.now();
+            self.write_images(record, &reader, watcher).await?;
+            let ms = self.clock.now().0.saturating_sub(begun.0);
+            tracing::info!(bytes = images::bytes_needed(&reader), ms, "disks and memory are restored");
+            record.restored = true;
+            self.journal.save(record)?;
+        }
+        // Before the source is fenced, that is all that may be said.
+        if record.phase == Phase::Fenced {
+            self.enter(record, Phase::Restored)?;
+            fault::point("failover.restored");
+        }
+        Ok(())
+    }
+
+    /// Starts the replica, and confirms that it runs.
+    pub(super) async fn go_on(&self, record: &mut Record, watcher: &Watcher) -> Result<(), FailoverError> {
+        if record.phase >= Phase::Running {
+            return Ok(());
+        }
+        let active = self.is_active(record.vm).await?;
+        if !(record.phase == Phase::Starting && active) {
+            let reader = self.reader(record).await?;
+            self.start(record, &reader, watcher).await?;
+        }
+        self.confirm(record, watcher).await?;
+        record.running_at = Some(self.clock.now());
+        record.last_error = None;
+        self.enter(record, Phase::Running)?;
+        fault::point("failover.running");
+        // The memory image has served; the disks are the replica's now.
+        let image = self.memory_image(record);
+        if let Err(error) = std::fs::remove_file(&image)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %image.display(), %error, "the memory image could not be removed");
+        }
+        Ok(())
+    }
+
+    /// Another attempt, in a folder of its own: what a replica may have run on is not written over.
+    pub(super) fn attempt_anew(&self, record: &mut Record) -> Result<(), FailoverError> {
+        record.attempt += 1;
+        record.phase = Phase::Fenced;
+        record.disks_done.clear();
+        record.restored = false;
+        Ok(self.journal.save(record)?)
+    }
+
+    pub(super) async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError> {
+        Ok(self.domain_state(vm).await?.is_some_and(DomainState::is_active))
+    }
+
+    async fn write_images(
+        &self,
+        record: &mut Record,
+        reader: &Reader,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        let dir = self.attempt_dir(record);
+        std::fs::create_dir_all(&dir).map_err(|source| FailoverError::File { path: dir.clone(), source })?;
+        let (xml, disks) = self.replica_xml(reader, record).await?;
+        for (target, path) in &disks {
+            if record.disks_done.contains(target) {
+                continue;
+            }
+            watcher.step(format!("restoring disk {target}"));
+            images::write_disk(reader, target, path, watcher).await?;
+            record.disks_done.push(target.clone());
+            self.journal.save(record)?;
+            fault::point("failover.disk");
+        }
+        let meta = &reader.plan().manifest.meta;
+        if meta.has_memory() {
+            watcher.step("composing the memory image");
+            let image = self.memory_image(record);
+            images::write_save_image(reader, xml.xml, meta.was_running, &image, watcher).await?;
+        }
+        Ok(())
+    }
+
+    /// Defines the replica, so that it is there after a reboot too, and lets it go on.
+    async fn start(
+        &self,
+        record: &mut Record,
+        reader: &Reader,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        let (active, disks) = self.replica_xml(reader, record).await?;
+        let definition = match reader.plan().image(ImageKind::Blob, blob::DEFINITION_XML) {
+            Some(_) => {
+                let text = images::text_blob(reader, blob::DEFINITION_XML).await?;
+                // A disk attached or detached only live makes the definition differ; then the running form is defined.
+                replica_xml::rewrite(&text, &disks).unwrap_or(active)
+            }
+            None => active,
+        };
+        watcher.step("defining the replica");
+        let (hypervisor, xml) = (self.hypervisor.clone(), definition.xml);
+        let domain = blocking(move || Ok(hypervisor.define(&xml)?)).await?;
+        fault::point("failover.defined");
+        self.enter(record, Phase::Starting)?;
+        fault::point("failover.starting");
+        let was_running = reader.plan().manifest.meta.was_running;
+        if record.resumes {
+            watcher.step("resuming the replica");
+            let image = self.memory_image(record).to_string_lossy().into_owned();
+            let hypervisor = self.hypervisor.clone();
+            let start_as = if was_running { StartAs::Running } else { StartAs::Paused };
+            blocking(move || Ok(hypervisor.restore(&image, None, start_as)?)).await?;
+        } else {
+            watcher.step("booting the replica (the point holds no memory)");
+            blocking(move || Ok(domain.start()?)).await?;
+        }
+        fault::point("failover.started");
+        Ok(())
+    }
+
+    async fn confirm(&self, record: &Record, watcher: &Watcher) -> Result<(), FailoverError> {
+        watcher.step("confirming that it runs");
+        match self.domain_state(record.vm).await? {
+            Some(state) if state.is_active() => Ok(()),
+            state => Err(FailoverError::DidNotRun { state: name_of(state) }),
+        }
+    }
+
+    pub(super) async fn reader(&self, record: &Record) -> Result<Reader, FailoverError> {
+        // Pinned, until the journal names the point.
+        let plan = Plan::of(&self.store, record.vm, record.seq).await?;
+        Ok(Reader::new(self.store.objects().clone(), Arc::new(plan)))
+    }
+
+    /// The replica's XML, and where this attempt's disks are.
+    pub(super) async fn replica_xml(
+        &self,
+        reader: &Reader,
+        record: &Record,
+    ) -> Result<(replica_xml::Rewritten, BTreeMap<String, PathBuf>), FailoverError> {
+        let dir = self.attempt_dir(record);
+        let disks = reader.plan().images().iter().filter(|planned| planned.image.kind == ImageKind::Disk);
+        let disks: BTreeMap<String, PathBuf> =
+            disks.map(|disk| (disk.image.name.clone(), dir.join(file_name(&disk.image.name)))).collect();
+        let xml = images::text_blob(reader, blob::DOMAIN_XML).await?;
+        Ok((replica_xml::rewrite(&xml, &disks)?, disks))
+    }
+
+    pub(super) async fn domain_state(&self, vm: VmId) -> Result<Option<DomainState>, FailoverError> {
+        let hypervisor = self.hypervisor.clone();
+        blocking(move || match hypervisor.domain_by_uuid(vm).and_then(|domain: Domain| domain.state()) {
+            Ok(state) => Ok(Some(state)),
+            Err(HypervisorError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error.into()),
+        })
+        .await
+    }
+
+    pub(super) fn enter(&self, record: &mut Record, phase: Phase) -> Result<(), FailoverError> {
+        record.phase = phase;
+        Ok(self.journal.save(record)?)
+    }
+
+    pub(super) fn attempt_dir(&self, record: &Record) -> PathBuf {
+        self.replica_dir.join(record.vm.to_string()).join(format!("{}-{}", record.generation, record.attempt))
+    }
+
+    pub(super) fn memory_image(&self, record: &Record) -> PathBuf {
+        self.attempt_dir(record).join("memory.save")
+    }
+}
+
+/// A file name for disk `target`, whose name came from a source host.
+fn file_name(target: &str) -> PathBuf {
+    let mut safe = String::new();
+    for byte in target.bytes() {
+        match byte {
+            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => safe.push(char::from(byte)),
+            other => safe.push_str(&format!("_{other:02x}")),
+        }
+    }
+    Path::new(&safe).with_extension("raw")
+}
+
+pub(super) fn name_of(state: Option<DomainState>) -> String {
+    state.map_or_else(|| "gone".to_owned(), |state| format!("{state:?}").to_lowercase())
+}
+
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FailoverError> + Send + 'static,
+) -> Result<T, FailoverError> {
+    tokio::task::spawn_blocking(work).await.map_err(|panic| FailoverError::Died(panic.to_string()))?
+}
