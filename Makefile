@@ -7,7 +7,7 @@ FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fau
 
 # The tests that have a guest, by the files that they are in.
 END_TO_END := binary(failover) + binary(durability) + binary(harmless) + binary(link) + binary(memory_image) + binary(memory_engines) + binary(continuous) + \
-	binary(database) + binary(moved) + binary(neighbour) + binary(hard_cases)
+	binary(database) + binary(moved) + binary(neighbour) + binary(hard_cases) + binary(large)
 
 .PHONY: demo bench soak test test-backports test-kvm lint deny deb setup build
 
@@ -21,11 +21,14 @@ bench: setup
 	cargo build --release --workspace --bins
 	cargo bench --workspace --bench bench
 
-# The agent killed and frozen at every step, 7 times each: more than 200 in all; and half an hour of points.
+# The agent killed and frozen at every step, 7 times each: more than 200 in all; half an hour of points; and what takes
+# more of a machine than `make test` may: twenty guests at once, and one of 16 GiB.
 # LIFEBOAT_SOAK=N and LIFEBOAT_LONG_RUN=SECONDS for other numbers.
 soak: setup build
 	LIFEBOAT_SOAK=$${LIFEBOAT_SOAK:-7} cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test watchdog -- --nocapture
 	LIFEBOAT_LONG_RUN=$${LIFEBOAT_LONG_RUN:-1800} cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test long_run -- --nocapture
+	LIFEBOAT_MANY=20 cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test hard_cases -- --nocapture of_many_guests
+	cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test large -- --nocapture --ignored sixteen_gib
 
 # Everything that proves something. TESTS='-E test(power)' and the like narrow it.
 test: setup build

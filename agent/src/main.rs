@@ -46,6 +46,9 @@ struct Arguments {
     /// Configuration file.
     #[arg(long, global = true, default_value = config::DEFAULT_FILE)]
     config: PathBuf,
+    /// Socket of the running agent, for what asks it something; without it, the one in the configuration's `run_dir`.
+    #[arg(long, global = true)]
+    socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -108,6 +111,18 @@ enum Command {
     Watchdog(WatchdogArgs),
 }
 
+impl Command {
+    /// Whether it can do its work, or the running agent can, although the configuration can't be read.
+    fn goes_without_configuration(&self) -> bool {
+        match self {
+            Self::ReleasePaused | Self::Watchdog(_) | Self::Status { .. } => true,
+            Self::Yield { .. } | Self::Resume { .. } | Self::Resync { .. } => true,
+            // Without a running agent they go by the configuration.
+            Self::Run | Self::Unprotect { .. } | Self::Enrol { .. } | Self::CheckConfig => false,
+        }
+    }
+}
+
 fn main() -> ExitCode {
     match run(Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -130,13 +145,24 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
     }
     let (config, unknown) = match AgentConfig::load(&arguments.config) {
         Ok(loaded) => loaded,
-        // Guests are let go whatever state the configuration is in.
-        Err(error) if matches!(arguments.command, Command::ReleasePaused) => {
-            eprintln!("lifeboat-agent: {error}; going by the defaults");
-            AgentConfig::load(std::path::Path::new("/dev/null"))?
+        // Guests are let go, and a running agent is asked, whatever state the configuration is in.
+        Err(error) if arguments.command.goes_without_configuration() => {
+            let (defaults, unknown) = AgentConfig::load(std::path::Path::new("/dev/null"))?;
+            eprintln!("lifeboat-agent: {error}");
+            match (&arguments.command, &arguments.socket) {
+                (Command::ReleasePaused, _) => eprintln!("lifeboat-agent: going by the defaults"),
+                (_, Some(_)) => {}
+                (_, None) => eprintln!(
+                    "lifeboat-agent: looking for the running agent at {}; `--socket` names another place",
+                    defaults.socket().display()
+                ),
+            }
+            (defaults, unknown)
         }
         Err(error) => return Err(error.into()),
     };
+    let socket = arguments.socket.unwrap_or_else(|| config.socket());
+    let client = Client::new(socket, "lifeboat-agent");
     let runtime = tokio::runtime::Runtime::new()?;
     match arguments.command {
         Command::Run => {
@@ -145,7 +171,6 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             runtime.block_on(daemon::run(config, &arguments.config))
         }
         Command::Status { json } => {
-            let client = Client::new(config.socket(), "lifeboat-agent");
             let status: AgentStatus = runtime.block_on(client.get("/v1/status"))?;
             if json {
                 println!("{}", serde_json::to_string_pretty(&status)?);
@@ -156,12 +181,12 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::Yield { vm, time } => {
             let for_ms = u64::try_from(time.0.as_millis()).unwrap_or(u64::MAX);
-            tell(&runtime, &config, "/v1/yield", &YieldRequest { vm, for_ms, by: caller() })
+            tell(&runtime, &client, "/v1/yield", &YieldRequest { vm, for_ms, by: caller() })
         }
-        Command::Resume { vm } => tell(&runtime, &config, "/v1/resume", &VmRequest { vm }),
-        Command::Resync { vm } => tell(&runtime, &config, "/v1/resync", &VmRequest { vm }),
+        Command::Resume { vm } => tell(&runtime, &client, "/v1/resume", &VmRequest { vm }),
+        Command::Resync { vm } => tell(&runtime, &client, "/v1/resync", &VmRequest { vm }),
         Command::Unprotect { vm } => {
-            match tell(&runtime, &config, "/v1/unprotect", &VmRequest { vm: vm.clone() }) {
+            match tell(&runtime, &client, "/v1/unprotect", &VmRequest { vm: vm.clone() }) {
                 Err(error) if matches!(error.downcast_ref(), Some(ClientError::NotRunning { .. })) => {
                     let ran = daemon::leave_now(&config, &vm)?;
                     println!("{vm}: {}", if ran { "nothing is left in its QEMU" } else { "it does not run" });
@@ -209,11 +234,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
 /// Asks the daemon for something and says what it did.
 fn tell(
     runtime: &tokio::runtime::Runtime,
-    config: &AgentConfig,
+    client: &Client,
     path: &str,
     request: &impl serde::Serialize,
 ) -> anyhow::Result<()> {
-    let client = Client::new(config.socket(), "lifeboat-agent");
     let done: Done = runtime.block_on(client.post(path, request))?;
     println!("{}", done.done);
     Ok(())

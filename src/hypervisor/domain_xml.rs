@@ -26,6 +26,8 @@ pub struct DomainSpec {
     pub uuid: VmId,
     pub memory_bytes: u64,
     pub domain_type: DomainType,
+    /// Its memory is made of huge pages (hugetlb).
+    pub huge_pages: bool,
     pub disks: Vec<DiskSpec>,
     /// Why its memory can't be captured; empty if it can.
     pub memory_obstacles: Vec<String>,
@@ -97,6 +99,9 @@ impl DomainSpec {
                 .ok_or_else(|| missing("UUID"))?,
             memory_bytes: memory_bytes(memory).ok_or_else(|| missing("readable memory size"))?,
             domain_type,
+            huge_pages: root
+                .get_child("memoryBacking")
+                .is_some_and(|backing| backing.get_child("hugepages").is_some()),
             disks: devices(&root).filter(|device| device.name == "disk").filter_map(read_disk).collect(),
             memory_obstacles: rules::memory_obstacles(&root),
             disk_obstacles: rules::disk_obstacles(&root),

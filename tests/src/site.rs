@@ -195,6 +195,14 @@ impl Site {
         Ok(())
     }
 
+    /// libvirtd hangs, or goes on; guests run on.
+    pub fn freeze_libvirtd(&self, frozen: bool) -> Result<()> {
+        let mut power = self.power();
+        let libvirtd = power.as_mut().and_then(|power| power.libvirtd.as_mut());
+        let libvirtd = libvirtd.with_context(|| format!("no libvirtd runs in site {}", self.name()))?;
+        if frozen { libvirtd.freeze() } else { libvirtd.thaw() }
+    }
+
     /// Stops libvirtd (guests run on); `Signal::SIGKILL` is a crash of it.
     pub fn stop_libvirtd(&self, signal: Signal) -> Result<()> {
         let libvirtd = self.power().as_mut().and_then(|power| power.libvirtd.take());
@@ -207,6 +215,26 @@ impl Site {
     pub fn restart_libvirtd(&self) -> Result<()> {
         self.stop_libvirtd(Signal::SIGTERM)?;
         self.start_libvirtd()
+    }
+
+    /// Stops every process of the site at once, as a host that is suspended stops, seen from outside; or has them go on.
+    pub fn suspend_all(&self, suspended: bool) -> Result<()> {
+        // All but PID 1, which does nothing, and the shell itself.
+        let signal = if suspended { "STOP" } else { "CONT" };
+        self.run(["sh", "-c", &format!("kill -{signal} -1")])?;
+        match &mut self.power().as_mut().and_then(|power| power.libvirtd.as_mut()) {
+            // What started it stands with it.
+            Some(libvirtd) if !suspended => libvirtd.thaw(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has libvirt make guests of huge pages; a power cut ends it.
+    pub fn offer_huge_pages(&self) -> Result<()> {
+        self.run(["mkdir", "-p", HUGE_PAGES])?;
+        self.run(["mount", "-t", "hugetlbfs", "-o", "pagesize=2M", "hugetlbfs", HUGE_PAGES])?;
+        // It looks once, when it starts.
+        self.restart_libvirtd()
     }
 
     /// A command to run inside; panics never, fails when the power is off at the time it starts.
@@ -299,6 +327,7 @@ pub(crate) fn in_net_of(pid: i32, words: &[&str]) -> Result<()> {
 }
 
 const URI: &str = "qemu:///system";
+const HUGE_PAGES: &str = "/dev/hugepages";
 const LIBVIRTD_TIME: Duration = Duration::from_secs(60);
 const FILLER: &str = ".filler";
 /// No process has it, so that a command for a site without power fails when it starts.

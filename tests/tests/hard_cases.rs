@@ -109,6 +109,16 @@ fn limits_and_windows_are_read_again_without_a_restart() -> Result<()> {
     told(&mut agent, &format!("limit = \"4Mbit\"\n{web}"), "limits were read again")?;
     link_bound(&agent)?;
     told(&mut agent, &format!("limit = \"4 bananas\"\n{web}"), "the limits stay as they were")?;
+    // A running agent is found whatever its file says; where it was looked for is told.
+    let socket = agent.dir().join("run/api.sock");
+    let asked = agent.command()?.arg("--socket").arg(&socket).args(["status", "--json"]).output()?;
+    ensure!(asked.status.success() && asked.stderr.contains("bananas"), "{asked:?}");
+    let lost = agent.command()?.arg("status").output()?;
+    let says = |word: &str| lost.stderr.contains(word);
+    ensure!(
+        !lost.status.success() && says("bananas") && says("--socket") && says("/run/lifeboat-agent/"),
+        "{lost:?}"
+    );
     agent.configure(&controller.address(), web)?;
     link_bound(&agent)?;
     let window = |from, to| format!("[[site.window]]\nfrom = \"{from}\"\nto = \"{to}\"\nlimit = \"none\"\n");
@@ -120,6 +130,50 @@ fn limits_and_windows_are_read_again_without_a_restart() -> Result<()> {
     })?;
     Ok(())
 }
+
+/// Goal: a host that was suspended for a while goes on as if nothing had been: its guest is unharmed, and what the site has
+/// is not sent again. Method: all of the site's processes stand until the recovery site has given the link up, twice.
+#[test]
+fn a_suspended_host_goes_on_with_what_changed_when_it_wakes() -> Result<()> {
+    let rig = Rig::new("suspend")?;
+    let (a, b, _link) = rig.pair()?;
+    let controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Qcow2, 32))?;
+    let boot = guest.wait_for_tick(3, BOOT)?.boot;
+    let mut agent = Agent::protecting(&a, &controller, &["web"], "300ms")?;
+    let points = controller.wait_points("web", 3, SOON)?;
+    let wire = |point: &serde_json::Value| point["wire_bytes"].as_u64().unwrap_or(u64::MAX);
+    let full = wire(&points[0]);
+    for round in 1..=2 {
+        a.suspend_all(true)?;
+        let connected = |wanted: bool| {
+            eventually(SOON, &format!("connected to be {wanted}"), || {
+                Ok((controller.vm("web")?["agent"]["connected"] == wanted).then_some(()))
+            })
+        };
+        let gone = connected(false);
+        a.suspend_all(false)?;
+        agent.process()?.thaw()?;
+        gone?;
+        connected(true)?;
+        let before = controller.points("web")?.len();
+        let points = controller.wait_points("web", before + 3, SOON)?;
+        let most = points[before..].iter().map(wire).max().unwrap_or(u64::MAX);
+        eprintln!("round {round}: at most {most} bytes for a point, {full} for the first one of all");
+        ensure!(2 * most < full, "what was not changed was sent again: {most} of {full}");
+        agent.wait_state("web", "protected", SOON)?;
+        let report = guest.wait_full_check(SOON)?;
+        ensure!(report.unharmed() && report.boot == boot, "{report:?}");
+    }
+    guest.wait_for_state("running", SOON)?;
+    let tick = guest.last().context("it ticked")?.tick;
+    controller.wait_more_points("web", 2, SOON)?;
+    a.power_cut();
+    controller.failover("web", "latest")?;
+    replica_unharmed(&b.guest("web")?, &boot, tick, SOON)?;
+    Ok(())
+}
+
 /// Goal: what is empty costs nothing. Method: two disks of a tebibyte, of which the guest uses some megabytes; what the
 /// site is sent of them, also when QEMU has forgotten what changed, and what the replica's files take.
 #[test]

@@ -2,8 +2,12 @@
 //! hosts that share a folder of disks, an agent on each, one site. And a copy that did not move is refused.
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rig::{
-    DiskFormat, Guest, GuestSpec, Link, Output, Rig, Shape, Site, eventually,
+    DiskFormat, Guest, GuestSpec, Link, Output, Proc, Rig, Shape, Site, eventually,
     product::{Agent, Controller, killed_at, left_in_qemu, replica_unharmed, small, stand_still},
 };
 use serde_json::{Value, json};
@@ -56,6 +60,21 @@ impl Hosts {
         let mut spec = small("web").disk(DiskFormat::Qcow2, 32);
         spec.uuid = uuid::Uuid::from_bytes([0x5a; 16]);
         spec
+    }
+
+    /// A migration that takes its time, and how far it is: its `virsh` runs on.
+    fn migrating(from: &Site, to: &Site) -> Result<Proc> {
+        let socket = to.folder().join("run/libvirt/libvirt-sock");
+        let there = format!("qemu+unix:///system?socket={}", socket.display());
+        let words = ["-q", "-c", "qemu:///system", "migrate", "--live", "--unsafe", "--persistent"];
+        let data = format!("tcp://{}", to.address());
+        let more = ["--undefinesource", "--bandwidth", "8", "web", &there, "--migrateuri", &data];
+        let virsh = from.command("virsh").args(words).args(more).named("migrating").spawn()?;
+        let guest = from.guest("web")?;
+        eventually(SOON, "memory to be on its way", || {
+            Ok((query_migrate(&guest)? == "active" && to.guest("web")?.qemu_pid().is_ok()).then_some(()))
+        })?;
+        Ok(virsh)
     }
 
     fn try_migrate(from: &Site, to: &Site, more: &[&str]) -> Result<Output> {
@@ -148,6 +167,12 @@ impl Hosts {
         ensure!(shown.contains(&format!("agent {name} was refused")), "{shown}");
         Ok(())
     }
+}
+
+/// What QEMU says of its migration.
+fn query_migrate(guest: &Guest) -> Result<String> {
+    let answer: Value = serde_json::from_str(&guest.qmp(r#"{"execute":"query-migrate"}"#)?)?;
+    Ok(answer["return"]["status"].as_str().unwrap_or_default().to_owned())
 }
 
 /// Goal: a guest that is live-migrated goes on being protected by the other host's agent, as the same VM and for what it
@@ -318,4 +343,87 @@ fn a_migration_begun_in_the_middle_of_our_pause_is_cancelled_and_the_guest_runs_
     let guest = Hosts::migrate(&hosts.one, &hosts.two)?;
     hosts.goes_on_with(&hosts.second, "A2", before)?;
     hosts.is_unharmed(&guest, "migration").map(drop)
+}
+
+/// Goal: a migration that fails midway leaves the guest where it was, running, and its agent goes on with what changed.
+/// Method: the other host's QEMU dies while memory is on its way; then the operator's `virsh` does; then one succeeds.
+#[test]
+fn a_migration_that_fails_midway_leaves_the_guest_protected_where_it_was() -> Result<()> {
+    let mut hosts = Hosts::new("midway")?;
+    let guest = hosts.one.guest("web")?;
+    for dies in ["QEMU", "virsh"] {
+        let mut virsh = Hosts::migrating(&hosts.one, &hosts.two)?;
+        let row = hosts.first.wait_state("web", "yielding", SOON)?;
+        ensure!(row["reason"].is_string(), "{row}");
+        if dies == "QEMU" {
+            kill(Pid::from_raw(hosts.two.guest("web")?.qemu_pid()?), Signal::SIGKILL)?;
+            let ended = virsh.wait(SOON)?;
+            ensure!(!ended.success(), "{ended}");
+        } else {
+            virsh.kill9()?;
+        }
+        let before = hosts.count()?;
+        hosts.goes_on_with(&hosts.first, "A1", before).with_context(|| format!("after {dies} died"))?;
+        ensure!(guest.state()? == "running", "after {dies} died: {}", guest.state()?);
+        hosts.is_unharmed(&guest, &format!("the death of {dies}"))?;
+        eventually(SOON, "nothing of it to be left at the other host", || {
+            Ok(hosts.two.guest("web")?.qemu_pid().is_err().then_some(()))
+        })?;
+    }
+    let before = hosts.count()?;
+    let guest = Hosts::migrate(&hosts.one, &hosts.two)?;
+    hosts.goes_on_with(&hosts.second, "A2", before)?;
+    hosts.is_unharmed(&guest, "the migration that worked")?;
+    hosts.first.stop()
+}
+
+/// Goal: where a migration's client dies before its last step, the guest never runs twice, no copy is protected beside it, and
+/// once its operator has decided, protection goes on. Method: the other host's libvirt hangs until all memory is there, the
+/// client dies, and that libvirt goes on.
+#[test]
+fn a_migration_whose_client_dies_before_its_last_step_never_leaves_two_guests_running() -> Result<()> {
+    let hosts = Hosts::new("client")?;
+    let (here, there) = (hosts.one.guest("web")?, hosts.two.guest("web")?);
+    let mut virsh = Hosts::migrating(&hosts.one, &hosts.two)?;
+    hosts.two.freeze_libvirtd(true)?;
+    let sent = eventually(SOON, "all memory to be there", || {
+        Ok((query_migrate(&here)? == "completed").then_some(()))
+    });
+    let died = virsh.kill9();
+    hosts.two.freeze_libvirtd(false)?;
+    sent.and(died.map(drop))?;
+    let states = || -> Result<[String; 2]> {
+        let state = |guest: &Guest| guest.state().unwrap_or_else(|_| "not there".into());
+        Ok([state(&here), state(&there)])
+    };
+    // What libvirt makes of it, given time; nobody of ours may add to it.
+    let mut seen = Vec::new();
+    let until = std::time::Instant::now() + Duration::from_secs(15);
+    while std::time::Instant::now() < until {
+        let now = states()?;
+        ensure!(now.iter().filter(|state| *state == "running").count() <= 1, "{now:?}");
+        if seen.last() != Some(&now) {
+            seen.push(now);
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    eprintln!("source and target: {seen:?}");
+    eprintln!("{:?}\n{:?}", hosts.first.vm("web"), hosts.second.vm("web"));
+    let [one, two] = states()?;
+    let before = hosts.count()?;
+    let guest = if two == "running" || two == "paused" {
+        if two == "paused" {
+            there.resume()?;
+        }
+        hosts.goes_on_with(&hosts.second, "A2", before)?;
+        there
+    } else {
+        if one == "paused" {
+            here.resume()?;
+        }
+        hosts.goes_on_with(&hosts.first, "A1", before)?;
+        here
+    };
+    let tick = hosts.is_unharmed(&guest, "its operator's word")?;
+    hosts.lost_and_unharmed(tick)
 }

@@ -37,7 +37,14 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("jiff", &["src/units.rs", "src/calendar.rs", "site-controller/src/catalog"]),
     ("xxhash_rust", &["agent/src/capture", "src/chunk/digest.rs"]),
     ("quick_cache", &["agent/src/ship/base_cache.rs"]),
-    ("xmltree", &["src/hypervisor/domain_xml", "site-controller/src/failover/replica_xml"]),
+    (
+        "xmltree",
+        &[
+            "src/hypervisor/domain_xml",
+            "site-controller/src/failover/replica_xml",
+            "site-controller/src/failover/huge_pages.rs",
+        ],
+    ),
     (
         "postcard",
         &[

@@ -138,7 +138,7 @@ impl Paused<'_> {
         }
         if self.pauser.watchdog.disarm(self.vm)?.fired {
             return Err(QuiesceError::Broken {
-                why: format!("it lasted longer than {:?}", self.pauser.limit),
+                why: format!("it lasted longer than `max_pause` allows, {:?}", self.pauser.limit),
             });
         }
         Ok(())

@@ -2,6 +2,7 @@
 //! first whether it can work, [`images`] makes disks and memory from the store, [`replica_xml`] adapts the definition,
 //! [`progress`] tells whoever watches.
 
+pub mod huge_pages;
 pub mod images;
 pub mod journal;
 pub mod preflight;

@@ -1,7 +1,10 @@
 //! What must be true at this site before a failover fences the source: asked first, so that a failover that can't
 //! succeed changes nothing. Blocking (libvirt, file system). Called by `runbook`.
 
-use super::replica_xml::Needs;
+use super::{
+    huge_pages::{self, Lack},
+    replica_xml::Needs,
+};
 use lifeboat::{
     hypervisor::libvirt::{Domain, Hypervisor, HypervisorError},
     id::VmId,
@@ -29,13 +32,15 @@ pub enum PreflightError {
         "the replica needs {what} `{name}`, which this site does not have; create it (see `virsh net-list --all`)"
     )]
     NetworkMissing { what: &'static str, name: String },
+    #[error(transparent)]
+    HugePages(#[from] Lack),
     #[error("{dir} has {free} free, and the replica needs {needed}; make room or set another `replica_dir`")]
     NoRoom { dir: String, free: ByteSize, needed: ByteSize },
     #[error("{dir}: {source}")]
     Disk { dir: String, source: io::Error },
 }
 
-/// Checks names, files, networks and room; returns the domain already defined here for this VM, if one is.
+/// Checks names, files, networks, huge pages and room; returns the domain already defined here for this VM, if one is.
 pub fn check(
     hypervisor: &Hypervisor,
     vm: VmId,
@@ -72,6 +77,7 @@ pub fn check(
             return Err(PreflightError::NetworkMissing { what: "bridge", name: bridge.clone() });
         }
     }
+    huge_pages::check(&needs.huge_pages, Path::new("/"))?;
     room(replica_dir, bytes_needed)?;
     Ok(ours)
 }

@@ -3,6 +3,7 @@
 //! whatever points at the source host (disk paths, run-time labels, allocated ports) is replaced or taken out.
 //! Pure. Called by `runbook`, which also checks what [`Rewritten::needs`] lists.
 
+use super::huge_pages::{self, HugePages};
 use std::{collections::BTreeMap, path::PathBuf};
 use xmltree::{Element, EmitterConfig, XMLNode};
 
@@ -33,6 +34,8 @@ pub struct Needs {
     pub networks: Vec<String>,
     /// Host bridges.
     pub bridges: Vec<String>,
+    /// What its memory is made of, where it is not ordinary.
+    pub huge_pages: Vec<HugePages>,
 }
 
 /// Rewrites `xml` so that each writable disk is the raw file that `disks` names for its target.
@@ -46,7 +49,7 @@ pub fn rewrite(xml: &str, disks: &BTreeMap<String, PathBuf>) -> Result<Rewritten
         return Err(XmlError::Malformed(format!("its root is <{}>, not <domain>", domain.name)));
     }
     domain.attributes.remove("id");
-    let mut needs = Needs::default();
+    let mut needs = Needs { huge_pages: huge_pages::asked(&domain), ..Needs::default() };
     drop_runtime_labels(&mut domain);
     if let Some(os) = domain.get_child("os") {
         needs.files.extend(["kernel", "initrd", "dtb", "loader"].iter().filter_map(|name| text_of(os, name)));
@@ -192,7 +195,7 @@ fn target_of(disk: &Element) -> Option<String> {
     disk.get_child("target")?.attributes.get("dev").cloned()
 }
 
-fn elements<'a>(parent: &'a Element, name: &'a str) -> impl Iterator<Item = &'a Element> {
+pub(super) fn elements<'a>(parent: &'a Element, name: &'a str) -> impl Iterator<Item = &'a Element> {
     parent.children.iter().filter_map(XMLNode::as_element).filter(move |element| element.name == name)
 }
 

@@ -12,9 +12,6 @@ pub(super) fn memory_obstacles(root: &Element) -> Vec<String> {
         device_obstacle(device, &mut refuse);
     }
     if let Some(backing) = root.get_child("memoryBacking") {
-        if backing.get_child("hugepages").is_some() {
-            refuse("its memory is made of huge pages".into(), "remove <hugepages/>");
-        }
         let shared = |child: &Element| child.name == "access" && attribute(child, "mode") == "shared";
         if elements(backing).any(shared) {
             refuse(

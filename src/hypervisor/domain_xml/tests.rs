@@ -40,7 +40,6 @@ fn what_a_memory_cut_would_miss_is_refused_with_a_remedy() {
         ("<filesystem type='mount'><driver type='virtiofs'/></filesystem>", "", "virtiofs"),
         ("<memory model='nvdimm'/>", "", "nvdimm"),
         ("<tpm model='tpm-crb'><backend type='passthrough'/></tpm>", "", "TPM"),
-        ("", "<memoryBacking><hugepages/></memoryBacking>", "huge pages"),
         ("", "<memoryBacking><access mode='shared'/></memoryBacking>", "shared"),
         ("", "<cpu><numa><cell id='0' memAccess='shared'/></numa></cpu>", "NUMA"),
         ("", "<launchSecurity type='sev'/>", "SEV"),
@@ -50,6 +49,15 @@ fn what_a_memory_cut_would_miss_is_refused_with_a_remedy() {
         let reason = &spec.memory_obstacles[0];
         assert!(reason.contains(word) && reason.contains("; "), "{reason}");
     }
+}
+
+#[test]
+fn huge_pages_are_told_and_are_no_obstacle() {
+    let read = |backing: &str| DomainSpec::read(&domain("", backing)).unwrap();
+    let plain = read("<memoryBacking><nosharepages/></memoryBacking>");
+    assert!(!plain.huge_pages && plain.memory_obstacles.is_empty());
+    let huge = read("<memoryBacking><hugepages><page size='2048' unit='KiB'/></hugepages></memoryBacking>");
+    assert!(huge.huge_pages && huge.memory_obstacles.is_empty(), "{huge:?}");
 }
 
 #[test]

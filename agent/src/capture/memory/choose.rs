@@ -72,7 +72,7 @@ impl Kind {
     fn probe(self, look: &Look, wishes: &Wishes) -> Fitness {
         match self {
             Self::SoftDirty => SoftDirty::probe(look.target, look.spec),
-            Self::Snapshot => Snapshot::probe(look.target, wishes.vm, &wishes.found, look.spec.memory_bytes),
+            Self::Snapshot => Snapshot::probe(look.target, wishes.vm, &wishes.found, look.spec),
             Self::StopAndRead => StopAndRead::probe(look.target),
         }
     }

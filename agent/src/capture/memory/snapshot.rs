@@ -22,7 +22,10 @@ use crate::watchdog::{
 use follow::Following;
 use lifeboat::{
     fault,
-    hypervisor::monitor::{Monitor, MonitorError},
+    hypervisor::{
+        domain_xml::DomainSpec,
+        monitor::{Monitor, MonitorError},
+    },
     id::{PointId, VmId},
     page::PageGroup,
 };
@@ -58,6 +61,8 @@ const UNWANTED: [&str; 20] = [
     "xbzrle",
     "zero-copy-send",
 ];
+const HUGE_PAGES: &str =
+    "its memory is made of huge pages, each of which QEMU would protect and copy whole at its first write";
 const FD_NAME: &str = "lifeboat-snapshot";
 /// How long QEMU may take until the guest runs again. The watchdog's limit is the shorter one as a rule.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -88,9 +93,12 @@ impl Snapshot {
     }
 
     /// Whether QEMU, its host and the guest's memory allow it. QEMU itself is asked: it tries its kernel.
-    pub fn probe(target: &Target, vm: VmId, found: &Found, memory_bytes: u64) -> Fitness {
+    pub fn probe(target: &Target, vm: VmId, found: &Found, spec: &DomainSpec) -> Fitness {
         let refuse = |why: String| Fitness { usable: false, why };
-        if let Err(why) = room::check(target.process, memory_bytes) {
+        if spec.huge_pages {
+            return refuse(HUGE_PAGES.into());
+        }
+        if let Err(why) = room::check(target.process, spec.memory_bytes) {
             return refuse(why);
         }
         match try_capability(&*target.monitor, vm, found) {

@@ -38,6 +38,11 @@ fn obstacle(target: &Target, spec: &DomainSpec) -> Result<Option<String>, Memory
             "this host's kernel does not flag pages that are written (CONFIG_MEM_SOFT_DIRTY is off)".into(),
         ));
     }
+    if spec.huge_pages {
+        return Ok(Some(
+            "its memory is made of huge pages (<hugepages/>), of which no writes are told".into(),
+        ));
+    }
     KernelFlags::open(target.process)?;
     let mappings = process_memory::mappings(target.process)?;
     if let Some(why) = mapped_blindly(&mappings, spec.memory_bytes) {
