@@ -5,13 +5,14 @@ use lifeboat::{
     config::{self, ConfigError, UnknownKey},
     id::VmId,
     transport::{Congestion, TransportSettings},
-    units::ByteSize,
+    units::{ByteSize, Span},
 };
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 pub const DEFAULT_FILE: &str = "/etc/lifeboat/site.toml";
@@ -27,6 +28,8 @@ struct RawSite {
     reserve: Option<ByteSize>,
     congestion: Option<Congestion>,
     keep: Option<Vec<String>>,
+    fence_command: Option<Vec<String>>,
+    fence_timeout: Option<Span>,
     #[serde(default)]
     vm: Vec<RawVm>,
 }
@@ -63,6 +66,10 @@ pub struct SiteConfig {
     pub reserve: ByteSize,
     pub transport: TransportSettings,
     pub keep: Keep,
+    /// Ends a source before its replica starts: a program and its words, or nothing.
+    pub fence_command: Vec<String>,
+    /// How long that may take.
+    pub fence_timeout: Duration,
 }
 
 impl Keep {
@@ -127,6 +134,8 @@ impl SiteConfig {
             reserve: raw.reserve.unwrap_or(ByteSize(1 << 30)),
             transport,
             keep: Keep::read(file, raw.keep, raw.vm)?,
+            fence_command: fence_command(file, raw.fence_command)?,
+            fence_timeout: raw.fence_timeout.map_or(FENCE_TIMEOUT, |span| span.0),
         };
         for (key, dir) in
             [("data_dir", &site.data_dir), ("replica_dir", &site.replica_dir), ("run_dir", &site.run_dir)]
@@ -148,6 +157,19 @@ impl SiteConfig {
     }
 }
 
+fn fence_command(file: &Path, command: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
+    match command {
+        None => Ok(Vec::new()),
+        Some(command) if command.first().is_some_and(|program| program.starts_with('/')) => Ok(command),
+        Some(command) => {
+            let why = "write the program's absolute path, then its words: [\"/usr/local/sbin/stonith\", \"{vm}\", \"{agent}\"]";
+            Err(config::invalid(file, "fence_command", format!("{command:?}"), why))
+        }
+    }
+}
+
+const FENCE_TIMEOUT: Duration = Duration::from_secs(30);
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +190,8 @@ mod tests {
             ("data_dir = \"relative\"", "data_dir"),
             ("reserve = \"lots\"", "reserve"),
             ("name = \"\"", "name"),
+            ("fence_command = [\"stonith\"]", "fence_command"),
+            ("fence_command = []", "{agent}"),
             ("keep = []", "keep"),
             ("keep = [\"some\"]", "hourly for 24h"),
             ("[[vm]]\nname = \"web\"\nkeep = [\"daily for 1h\"]", "vm.keep"),

@@ -61,7 +61,8 @@ pub(super) async fn fail_over(
     // Its own task: a failover is not undone because the operator's terminal went away.
     tokio::spawn(async move {
         let watcher = Watcher::new(steps);
-        let request = Request { vm: request.vm, point: request.point };
+        let skip_fence_command = request.skip_fence_command;
+        let request = Request { vm: request.vm, point: request.point, skip_fence_command };
         match site.runbook.emergency(request, &watcher).await {
             Ok(report) => watcher.finish(Progress::Done { report }).await,
             Err(error) => {

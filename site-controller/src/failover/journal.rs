@@ -59,6 +59,9 @@ pub struct Record {
     /// Disks of replicas that an undo has replaced.
     #[serde(default)]
     pub aside: Vec<Aside>,
+    /// `fence_command` has ended the source, where there is one, or was to be skipped.
+    #[serde(default)]
+    pub source_stopped: bool,
     /// What went wrong last, if anything did.
     pub last_error: Option<String>,
 }
@@ -157,6 +160,7 @@ mod tests {
             disks_done: vec!["vda".into()],
             restored: false,
             aside: Vec::new(),
+            source_stopped: false,
             last_error: None,
         };
         journal.save(&record).unwrap();

@@ -1,6 +1,6 @@
 //! Bringing a VM back at this site: [`runbook`] walks the steps (`steps`), [`journal`] remembers them, [`preflight`] asks
 //! first whether it can work, [`images`] makes disks and memory from the store, [`replica_xml`] adapts the definition,
-//! [`progress`] tells whoever watches.
+//! [`progress`] tells whoever watches, [`stonith`] ends the source by an operator's command.
 
 pub mod huge_pages;
 pub mod images;
@@ -10,3 +10,4 @@ pub mod progress;
 pub mod replica_xml;
 pub mod runbook;
 mod steps;
+pub mod stonith;

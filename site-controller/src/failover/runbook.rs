@@ -10,6 +10,7 @@ use super::{
     progress::{FailoverReport, Watcher},
     replica_xml::XmlError,
     steps::{blocking, name_of},
+    stonith::{Stonith, StonithError},
 };
 use crate::{
     catalog::{Catalog, CatalogError},
@@ -40,6 +41,8 @@ pub struct Request {
     pub vm: String,
     /// `latest`, the beginning of an id, or a time.
     pub point: String,
+    /// The operator knows that the source is off.
+    pub skip_fence_command: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +63,8 @@ pub enum FailoverError {
     Journal(#[from] JournalError),
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
+    #[error(transparent)]
+    Stonith(#[from] StonithError),
     #[error("a failover of this VM is under way; wait for it")]
     Busy,
     #[error(
@@ -93,6 +98,8 @@ pub struct Runbook {
     pub hypervisor: Hypervisor,
     pub journal: Journal,
     pub replica_dir: PathBuf,
+    /// Ends a source.
+    pub stonith: Stonith,
     pub clock: Arc<dyn Clock>,
     busy: Mutex<BTreeSet<VmId>>,
 }
@@ -116,7 +123,8 @@ impl Runbook {
         replica_dir: PathBuf,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { store, catalog, intake, hypervisor, journal, replica_dir, clock, busy: Mutex::default() }
+        let (stonith, busy) = (Stonith::default(), Mutex::default());
+        Self { store, catalog, intake, hypervisor, journal, replica_dir, stonith, clock, busy }
     }
 
     /// Runs a failover to its end, or takes up one that was interrupted.
@@ -134,7 +142,7 @@ impl Runbook {
             Some(record) => self.take_up(record, &request, watcher).await?,
             None => self.begin(vm, &request, watcher).await?,
         };
-        let outcome = self.carry_out(&mut record, watcher).await;
+        let outcome = self.carry_out(&mut record, request.skip_fence_command, watcher).await;
         if let Err(error) = &outcome {
             record.last_error = Some(error.to_string());
             self.journal.save(&record)?;
@@ -168,6 +176,7 @@ impl Runbook {
             disks_done: Vec::new(),
             restored: false,
             aside: Vec::new(),
+            source_stopped: false,
             last_error: None,
         };
         watcher.step("checking this site");
@@ -229,9 +238,11 @@ impl Runbook {
     async fn carry_out(
         &self,
         record: &mut Record,
+        skip_fence_command: bool,
         watcher: &Watcher,
     ) -> Result<FailoverReport, FailoverError> {
         self.fence(record, watcher).await?;
+        self.stop_source(record, skip_fence_command, watcher).await?;
         self.restore(record, watcher).await?;
         self.go_on(record, watcher).await?;
         Ok(FailoverReport::of(record, false))

@@ -220,6 +220,7 @@ async fn a_point_that_is_read_built_on_or_named_by_a_failover_is_never_taken_awa
         disks_done: Vec::new(),
         restored: false,
         aside: Vec::new(),
+        source_stopped: false,
         last_error: None,
     };
     failovers.save(&record).unwrap();

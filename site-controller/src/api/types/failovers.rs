@@ -11,6 +11,9 @@ pub struct FailoverRequest {
     pub vm: String,
     /// `latest`, the beginning of a point's id, or a time.
     pub point: String,
+    /// Do not run `fence_command`: the source is known to be off.
+    #[serde(default)]
+    pub skip_fence_command: bool,
 }
 
 /// `POST /v1/failovers/preview`: what a failover now would mean.

@@ -26,6 +26,9 @@ pub struct Failover {
     /// newest point at or before it.
     #[arg(long, default_value = LATEST)]
     point: String,
+    /// Do not run the site's `fence_command`: the source is known to be off.
+    #[arg(long)]
+    skip_fence_command: bool,
     /// Do not ask.
     #[arg(long)]
     yes: bool,
@@ -33,7 +36,8 @@ pub struct Failover {
 
 impl Failover {
     pub async fn run(self, site: &Site) -> Ended {
-        let request = FailoverRequest { vm: self.vm, point: self.point };
+        let request =
+            FailoverRequest { vm: self.vm, point: self.point, skip_fence_command: self.skip_fence_command };
         if !self.yes {
             let preview: FailoverPreview = site.client.post("/v1/failovers/preview", &request).await?;
             confirm(&tables::preview(&preview), "the VM's name", &preview.name)?;
