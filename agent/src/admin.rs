@@ -158,6 +158,10 @@ pub fn show(status: &AgentStatus) -> String {
         if let Some(reason) = vm.why() {
             out += &format!("  why: {reason}\n");
         }
+        let copy = vm.fence.as_ref().and_then(|fence| fence.what.as_ref());
+        if let Some(what) = copy.filter(|what| vm.reason.as_ref() != Some(*what)) {
+            out += &format!("  this copy: {what}\n");
+        }
         if let Some(memory) = &vm.memory {
             out += &format!("  memory: {memory}\n");
         }

@@ -61,6 +61,16 @@ struct RawProtection {
     memory: Option<RawMemory>,
     memory_engine: Option<String>,
     staging: Option<ByteSize>,
+    on_fenced: Option<RawKeep>,
+    on_isolation: Option<RawKeep>,
+    isolation_after: Option<Span>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum RawKeep {
+    Keep,
+    Pause,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize)]
@@ -80,6 +90,9 @@ struct RawVm {
     memory: Option<RawMemory>,
     memory_engine: Option<String>,
     staging: Option<ByteSize>,
+    on_fenced: Option<RawKeep>,
+    on_isolation: Option<RawKeep>,
+    isolation_after: Option<Span>,
     limit: Option<BitRate>,
 }
 
@@ -122,11 +135,17 @@ pub struct VmConfig {
     pub staging: ByteSize,
     /// The most that it takes of the link.
     pub limit: Option<BitRate>,
+    /// A copy that was failed over is paused and put away.
+    pub pause_fenced: bool,
+    /// It is paused when the site has not answered for so long.
+    pub isolation: Option<Duration>,
 }
 
 const INTERVALS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(200)..=Duration::from_secs(86_400);
 const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
+
+const ISOLATION: std::ops::RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(86_400);
 
 const BUFFERS: ByteSize = ByteSize(128 << 20);
 const BUFFERS_LEAST: ByteSize = ByteSize(1 << 20);
@@ -235,7 +254,20 @@ fn vm_config(file: &Path, vm: RawVm, defaults: &RawProtection) -> Result<VmConfi
     let engine = vm.memory_engine.as_ref().or(defaults.memory_engine.as_ref());
     let engine = engine.map_or(Ok(None), |name| memory_engine(file, name))?;
     let staging = vm.staging.or(defaults.staging).unwrap_or(ByteSize(256 << 20));
-    Ok(VmConfig { name: vm.name, interval, max_pause, memory, engine, staging, limit: vm.limit })
+    let pause_fenced = vm.on_fenced.or(defaults.on_fenced) != Some(RawKeep::Keep);
+    let after = span(vm.isolation_after, defaults.isolation_after, Duration::from_secs(30));
+    if !ISOLATION.contains(&after) {
+        let given = format!("{after:?}");
+        return Err(config::invalid(
+            file,
+            "isolation_after",
+            given,
+            "write a time between 5s and 24h: `30s`",
+        ));
+    }
+    let pauses = vm.on_isolation.or(defaults.on_isolation) == Some(RawKeep::Pause);
+    let (isolation, limit, name) = (pauses.then_some(after), vm.limit, vm.name);
+    Ok(VmConfig { name, interval, max_pause, memory, engine, staging, limit, pause_fenced, isolation })
 }
 
 fn memory_engine(file: &Path, name: &str) -> Result<Option<Kind>, ConfigError> {
@@ -277,6 +309,8 @@ mod tests {
             ("[[vm]]\nname = \"a\"\nmax_pause = \"2h\"", ["max_pause", "1s"]),
             ("[[vm]]\nname = \"a\"\n[[vm]]\nname = \"a\"", ["vm.name", "of its own"]),
             ("state_dir = \"here\"", ["state_dir", "absolute"]),
+            ("[[vm]]\nname = \"a\"\nisolation_after = \"1s\"", ["isolation_after", "30s"]),
+            ("[[vm]]\nname = \"a\"\non_fenced = \"stop\"", ["vm.on_fenced", "keep"]),
             ("[[vm]]\nname = \"a\"\nmemory = \"maybe\"", ["memory", "off"]),
             ("[[vm]]\nname = \"a\"\nmemory_engine = \"magic\"", ["memory_engine", "stop-and-read"]),
             ("[[vm]]\nname = \"a\"\nlimit = \"fast\"", ["vm.limit", "50Mbit"]),
@@ -318,6 +352,17 @@ mod tests {
         assert_eq!(agent.staging_of(&agent.vms[3]), ByteSize((1 << 30) / 20));
         let (alone, _) = load("[[vm]]\nname = \"a\"").unwrap();
         assert_eq!(alone.staging_of(&alone.vms[0]), ByteSize(256 << 20));
+    }
+
+    #[test]
+    fn a_fenced_copy_is_paused_and_an_isolated_one_is_not_unless_told_otherwise() {
+        let text = "[defaults]\non_isolation = \"pause\"\n[[vm]]\nname = \"a\"\n[[vm]]\nname = \"b\"\n\
+                    on_fenced = \"keep\"\non_isolation = \"keep\"\n[[vm]]\nname = \"c\"\nisolation_after = \"1m\"";
+        let (agent, unknown) = load(text).unwrap();
+        assert!(unknown.is_empty(), "{unknown:?}");
+        let found = agent.vms.iter().map(|vm| (vm.pause_fenced, vm.isolation.map(|after| after.as_secs())));
+        assert_eq!(found.collect::<Vec<_>>(), [(true, Some(30)), (false, None), (true, Some(60))]);
+        assert_eq!(load("[[vm]]\nname = \"a\"").unwrap().0.vms[0].isolation, None);
     }
 
     #[test]

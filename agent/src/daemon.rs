@@ -4,6 +4,11 @@ use crate::{
     admin,
     capture::guest::{self, GuestSettings, GuestSource},
     config::{AgentConfig, VmConfig},
+    fence::{
+        decide::Policy,
+        keeper::{self, Tools},
+        orders::Orders,
+    },
     protect::{
         generations::Generations,
         lookout,
@@ -55,6 +60,7 @@ struct Rooms {
     touched: Touched,
     yields: Book,
     neighbours: Neighbours,
+    fence: Tools,
     routes: Routes,
     board: Board,
     bases: Arc<BaseCache>,
@@ -77,26 +83,34 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
         make_dir(dir, mode)?;
     }
     let watch_args = WatchdogArgs { uri: config.libvirt.clone(), marker_dir: config.marker_dir() };
-    let (args, uri) = (watch_args.clone(), config.libvirt.clone());
-    let hypervisor = tokio::task::spawn_blocking(move || -> anyhow::Result<Hypervisor> {
+    let config = Arc::new(config);
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let board = Board::default();
+    let (args, given, shared) = (watch_args.clone(), config.clone(), (board.clone(), clock.clone()));
+    let fence = tokio::task::spawn_blocking(move || -> anyhow::Result<Tools> {
         // Before anything else: no guest stays paused because an agent before us died.
         release_paused(&args, false);
-        Ok(Hypervisor::connect(&uri)?)
+        let hypervisor = Hypervisor::connect(&given.libvirt)?;
+        let tools = Tools::open(hypervisor, shared.0, shared.1, &given.state_dir, &given.run_dir)?;
+        // And none runs on that was failed over.
+        keeper::at_start(&tools.hypervisor, &tools.book, |record, vm| {
+            policy_of(&given, &record.name, vm).pause_fenced
+        })?;
+        Ok(tools)
     })
     .await??;
     let (order, stop) = watch::channel(false);
-    let config = Arc::new(config);
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let cpus = std::thread::available_parallelism().map_or(1, Into::into);
     let rooms = Rooms {
-        hypervisor,
+        hypervisor: fence.hypervisor.clone(),
+        fence,
         watchdog: Arc::new(Watchdog::spawn(&watch_args)?),
         generations: Generations::open(config.state_dir.join("generations"))?,
         touched: Touched::open(config.state_dir.join("touched"))?,
         yields: Book::open(config.run_dir.join("yields"))?,
         neighbours: Neighbours::default(),
         routes: Routes::default(),
-        board: Board::default(),
+        board,
         bases: Arc::new(BaseCache::new(config.memory_budget.0)),
         limits: Arc::new(Limits::new(plan(&config), clock.clone())),
         budget: Budget::new(config.buffers.0),
@@ -129,6 +143,7 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
     {
         tokio::spawn(leave(rooms.clone(), orphan));
     }
+    keep_others(&rooms, &configured)?;
     let mut protections = JoinSet::new();
     for vm in config.vms.clone() {
         protections.spawn(protect(rooms.clone(), vm));
@@ -218,8 +233,14 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         refuse(&rooms, id, &vm, &format!("it could not be noted that this VM is protected here: {error}"));
         return;
     }
+    if let Err(error) = rooms.fence.leases.protect(id, &vm.name) {
+        refuse(&rooms, id, &vm, &format!("it could not be noted for libvirt's hook: {error}"));
+        return;
+    }
     let neighbour = Arc::new(Neighbour::open(id, Some(rooms.yields.clone())));
     rooms.neighbours.insert(domain.name(), neighbour.clone());
+    let (policy, stop) = (policy_of(&rooms.config, &vm.name, id), rooms.stop.clone());
+    let keeping = tokio::spawn(keeper::keep(rooms.fence.clone(), id, policy, neighbour.clone(), stop));
     let seeing = lookout::watch(rooms.hypervisor.clone(), id, neighbour.clone(), rooms.stop.clone());
     let seeing = tokio::spawn(seeing);
     let state = &rooms.config.state_dir;
@@ -271,7 +292,48 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
     };
     protection.run().await;
     seeing.abort();
+    // It ends by itself at the same order to stop; what it is at comes to its end.
+    if let Err(panic) = keeping.await {
+        tracing::error!(vm = %vm.name, %panic, "the keeper of a VM died");
+    }
     rooms.routes.leave(id);
+}
+
+/// What the operator wants of a VM's copy: the configuration's word; of one that it does not name, what is safe.
+fn policy_of(config: &AgentConfig, name: &str, vm: VmId) -> Policy {
+    let id = vm.to_string();
+    let meant = config.vms.iter().find(|vm| vm.name == name || vm.name == id);
+    meant.map_or(Policy { pause_fenced: true, isolation: None }, |vm| Policy {
+        pause_fenced: vm.pause_fenced,
+        isolation: vm.isolation,
+    })
+}
+
+/// Keeps the copies that are fenced and not configured any more. The others that were protected once are taken off the
+/// hook's list.
+fn keep_others(rooms: &Rooms, configured: &[&str]) -> anyhow::Result<()> {
+    let is_configured =
+        |name: &str, vm: VmId| configured.iter().any(|known| *known == name || *known == vm.to_string());
+    let records = rooms.fence.book.vms().context("listing fenced VMs")?;
+    for (vm, name) in rooms.fence.leases.protected().context("listing protected VMs")? {
+        // One that can't be read is taken to be fenced.
+        let fenced =
+            records.contains(&vm) && rooms.fence.book.load(vm).map_or(true, |record| record.fenced.is_some());
+        if is_configured(&name, vm) {
+            continue;
+        }
+        if !fenced {
+            rooms.fence.leases.unprotect(vm).context("taking a VM off the list of the protected")?;
+            continue;
+        }
+        tracing::warn!(%vm, %name, "it is not configured any more, and fenced: it stays so until `lifeboat-agent allow`");
+        let neighbour = Arc::new(Neighbour::open(vm, None));
+        // Nobody protects it: nothing is in its QEMU.
+        neighbour.set_aside(true);
+        let policy = policy_of(&rooms.config, &name, vm);
+        tokio::spawn(keeper::keep(rooms.fence.clone(), vm, policy, neighbour, rooms.stop.clone()));
+    }
+    Ok(())
 }
 
 /// Takes everything of ours out of a VM that is no longer configured, as soon as libvirt lets us.
@@ -343,6 +405,7 @@ pub fn leave_now(config: &AgentConfig, name: &str) -> anyhow::Result<bool> {
     let ran = guest::leave(&hypervisor, vm, config.state_dir.join("scratch"))?;
     let touched = Touched::open(config.state_dir.join("touched")).and_then(|touched| touched.remove(vm));
     touched.context("removing the VM's record")?;
+    Orders::open(&config.state_dir, &config.run_dir)?.unprotect(vm)?;
     Ok(ran)
 }
 

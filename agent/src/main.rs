@@ -1,5 +1,7 @@
 //! `lifeboat-agent`: arguments in, rooms wired, wait for the end.
 
+mod fencing;
+
 use clap::{Parser, Subcommand};
 use lifeboat::{
     config::ConfigError,
@@ -15,6 +17,7 @@ use lifeboat_agent::{
     admin::{self, Done, VmRequest, YieldRequest},
     config::{self, AgentConfig},
     daemon,
+    fence::hook,
     protect::status::AgentStatus,
     watchdog::{self, WatchdogArgs},
 };
@@ -86,6 +89,32 @@ enum Command {
         /// Name or UUID.
         vm: String,
     },
+    /// Let this host's copy of a VM run although the site has not said that it may, or has said that it may not.
+    ///
+    /// For when the site is lost for good, or its replica is. Make sure that no other copy of the VM runs.
+    Allow {
+        /// Name or UUID.
+        vm: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// What only copies know that were failed over: what is kept of them, and what can be done with it.
+    Diverged {
+        #[command(subcommand)]
+        order: Option<DivergedOrder>,
+        /// Print JSON.
+        #[arg(long, global = true)]
+        json: bool,
+    },
+    /// The hook that has libvirt refuse to start a protected VM before the site has answered.
+    Hook {
+        #[command(subcommand)]
+        order: HookOrder,
+        /// Where libvirt looks for hooks.
+        #[arg(long, global = true, default_value = hook::DEFAULT_DIR)]
+        dir: PathBuf,
+    },
     /// End a VM's protection until the agent's next start, and leave nothing of ours in its QEMU.
     Unprotect {
         /// Name or UUID.
@@ -117,10 +146,47 @@ impl Command {
         match self {
             Self::ReleasePaused | Self::Watchdog(_) | Self::Status { .. } => true,
             Self::Yield { .. } | Self::Resume { .. } | Self::Resync { .. } => true,
+            Self::Hook { order: HookOrder::Remove, .. } => true,
+            // They must find the right folders.
+            Self::Allow { .. } | Self::Diverged { .. } | Self::Hook { .. } => false,
             // Without a running agent they go by the configuration.
             Self::Run | Self::Unprotect { .. } | Self::Enrol { .. } | Self::CheckConfig => false,
         }
     }
+}
+
+#[derive(Subcommand)]
+enum DivergedOrder {
+    /// All of them.
+    List,
+    /// One of them.
+    Show {
+        /// Name or UUID.
+        vm: String,
+    },
+    /// Give up what is kept of a copy, and end it if it still stands in memory. Its disks stay.
+    Discard {
+        /// Name or UUID.
+        vm: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Let the guest go on from what is kept of it, once it is allowed to run.
+    Restore {
+        /// Name or UUID.
+        vm: String,
+    },
+}
+
+#[derive(Clone, Copy, Subcommand)]
+enum HookOrder {
+    /// Put it in place, and tell a libvirt that runs.
+    Install,
+    /// Take it away.
+    Remove,
+    /// Whether it is in place.
+    Status,
 }
 
 fn main() -> ExitCode {
@@ -185,6 +251,18 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         }
         Command::Resume { vm } => tell(&runtime, &client, "/v1/resume", &VmRequest { vm }),
         Command::Resync { vm } => tell(&runtime, &client, "/v1/resync", &VmRequest { vm }),
+        Command::Allow { vm, yes } => fencing::allow(&config, &vm, yes, &caller()),
+        Command::Diverged { order, json } => match order.unwrap_or(DivergedOrder::List) {
+            DivergedOrder::List => fencing::list(&config, json),
+            DivergedOrder::Show { vm } => fencing::show(&config, &vm, json),
+            DivergedOrder::Discard { vm, yes } => fencing::discard(&config, &vm, yes),
+            DivergedOrder::Restore { vm } => fencing::restore(&config, &vm),
+        },
+        Command::Hook { order, dir } => match order {
+            HookOrder::Install => fencing::install_hook(&config, &dir),
+            HookOrder::Remove => fencing::remove_hook(&config, &dir),
+            HookOrder::Status => fencing::show_hook(&config, &dir),
+        },
         Command::Unprotect { vm } => {
             match tell(&runtime, &client, "/v1/unprotect", &VmRequest { vm: vm.clone() }) {
                 Err(error) if matches!(error.downcast_ref(), Some(ClientError::NotRunning { .. })) => {

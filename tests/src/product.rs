@@ -257,6 +257,15 @@ impl Agent {
         Ok(())
     }
 
+    /// Has libvirt ask before it starts a guest. It must be there before libvirtd starts, or libvirtd must be told.
+    pub fn install_hook(&self) -> Result<()> {
+        let said = self.command()?.args(["hook", "install"]).run()?;
+        ensure!(said.contains("Told libvirtd"), "{said}");
+        let said = self.command()?.args(["hook", "status"]).run()?;
+        ensure!(said.contains("installed") && !said.contains("not installed"), "{said}");
+        Ok(())
+    }
+
     pub fn process(&mut self) -> Result<&mut Proc> {
         self.process.as_mut().context("the agent does not run")
     }

@@ -164,7 +164,8 @@ fn a_vm_without_its_memory_boots_from_the_disks_of_the_point() -> Result<()> {
 }
 
 /// Goal: a source that was given up too early writes no more points. Method: fail over while it is alive, then restart
-/// its agent: both the one that was told and the one that comes back are turned away.
+/// its agent: both the one that was told and the one that comes back are turned away. What becomes of its guest is the
+/// business of tests/fencing.rs; here it is to run on.
 #[test]
 fn a_source_that_is_still_alive_is_fenced() -> Result<()> {
     let rig = Rig::new("fenced")?;
@@ -172,7 +173,9 @@ fn a_source_that_is_still_alive_is_fenced() -> Result<()> {
     let controller = Controller::running(&b)?;
     let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 16))?;
     let boot = guest.wait_for_tick(3, BOOT)?.boot;
-    let mut agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    let settings = "[[vm]]\nname = \"web\"\ninterval = \"500ms\"\nmax_pause = \"5s\"\non_fenced = \"keep\"";
+    let mut agent = Agent::install(&a, &controller, settings)?;
+    agent.start()?;
     controller.wait_points("web", 2, SOON)?;
     controller.failover("web", "latest")?;
     replica_unharmed(&b.guest("web")?, &boot, 0, SOON)?;
@@ -183,6 +186,10 @@ fn a_source_that_is_still_alive_is_fenced() -> Result<()> {
     let row = agent.wait_state("web", "fenced", SOON)?;
     assert!(row["reason"].is_string(), "{row}");
     assert_eq!(controller.points("web")?, points);
+    let what = eventually(SOON, "what holds of the copy", || {
+        Ok(agent.vm("web")?["fence"]["what"].as_str().map(str::to_owned))
+    })?;
+    assert!(what.contains("RUNS ON"), "{what}");
     assert_eq!(guest.state()?, "running", "its end is its operator's decision");
     Ok(())
 }

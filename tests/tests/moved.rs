@@ -47,6 +47,8 @@ impl Hosts {
         one.run(["chmod", "0666", &Self::spec().disk_path(0)])?;
         let mut agents = [&one, &two].map(|host| Agent::install(host, &controller, WEB));
         for agent in agents.iter_mut().flatten() {
+            // A guest that comes in is none that is started.
+            agent.install_hook()?;
             agent.start()?;
         }
         let [first, second] = agents;

@@ -60,6 +60,7 @@ const ROOMS: &[(&str, &[&str])] = &[
         "anyhow",
         &[
             "agent/src/main.rs",
+            "agent/src/fencing.rs",
             "agent/src/daemon.rs",
             "site-controller/src/main.rs",
             "site-controller/src/daemon.rs",
@@ -74,7 +75,7 @@ const OTHER_PROGRAMS: &[&str] = &["apt", "apt-get", "cargo", "curl", "make", "su
 
 /// Rooms of the daemons: each may use those of its own line and of the lines above.
 const AGENT: &[&[&str]] =
-    &[&["watchdog"], &["capture"], &["config"], &["protect", "ship"], &["admin"], &["daemon"]];
+    &[&["watchdog"], &["capture"], &["config"], &["protect", "ship"], &["fence"], &["admin"], &["daemon"]];
 const SITE: &[&[&str]] = &[
     &["config", "store"],
     &["catalog", "restore", "verify", "setup"],

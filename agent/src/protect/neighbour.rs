@@ -1,9 +1,15 @@
-//! Stepping aside: who asked for it, who was found to need the guest's QEMU, and whether we are out of the way.
+//! Stepping aside: who asked for it, who was found to need the guest's QEMU, and whether we are out of the way. Also what
+//! the site last said of the VM, for `fence`, which may have the guest kept still.
 //! Promises: an operator's wish outlives the agent's process but not the host's boot, and ends when its time is over,
 //! counted by a clock that neither jumps nor stops while the host sleeps. Changed by the local API and by [`super::lookout`];
 //! obeyed by [`super::vm`], which says through [`Neighbour::set_aside`] when nothing is held any more.
 
-use lifeboat::{durable, id::VmId, units::UnixMs};
+use lifeboat::{
+    durable,
+    id::VmId,
+    units::{Generation, UnixMs},
+    wire::message::VmState,
+};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -24,9 +30,32 @@ pub struct Asked {
     pub by: String,
 }
 
+/// What the site last said of this VM, on the link that is up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SiteWord {
+    /// No link, or no answer on it yet.
+    #[default]
+    Silent,
+    /// Whoever knows this generation may write.
+    Open(Generation),
+    /// It was failed over.
+    Fenced(Generation),
+    /// It was refused for another reason.
+    Refused,
+}
+
+/// No points may be cut, as the guest is not to run: what is shown meanwhile.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub state: VmState,
+    pub why: String,
+}
+
 /// All that is known for one VM.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct State {
+    pub site: SiteWord,
+    pub held: Option<Held>,
     pub asked: Option<Asked>,
     /// What somebody else is doing with the guest.
     pub busy: Option<String>,
@@ -48,10 +77,19 @@ impl State {
         if self.leave {
             return Some(ENDED.into());
         }
+        if let Some(held) = &self.held {
+            return Some(held.why.clone());
+        }
         if let Some(asked) = &self.asked {
             return Some(format!("yielding until {}, asked by {}", asked.until, asked.by));
         }
         self.busy.as_ref().map(|busy| format!("yielding to {busy}"))
+    }
+
+    /// How a VM is called that is kept aside from.
+    pub fn aside_state(&self) -> VmState {
+        let held = self.held.as_ref().filter(|_| !self.leave);
+        held.map_or(VmState::Yielding, |held| held.state)
     }
 }
 
@@ -101,6 +139,16 @@ impl Neighbour {
             tracing::warn!(vm = %self.vm, %error, "a time to keep aside is over, and its record could not be removed");
             self.change(|state| state.asked = None);
         }
+    }
+
+    /// Said by the protection: what the site says.
+    pub fn heard(&self, site: SiteWord) {
+        self.change(|state| state.site = site);
+    }
+
+    /// Said by `fence`.
+    pub fn hold(&self, held: Option<Held>) {
+        self.change(|state| state.held = held);
     }
 
     pub fn set_busy(&self, busy: Option<String>) {

@@ -41,6 +41,26 @@ pub struct VmStatus {
     pub points_lost: u64,
     /// Pause of the last cut, microseconds.
     pub last_pause_us: Option<u64>,
+    /// Whether this copy may run; filled in when asked.
+    #[serde(default)]
+    pub fence: Option<FenceStatus>,
+}
+
+/// Whether this host's copy of the VM may run, and what was done to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FenceStatus {
+    /// `owner`, `allowed` (an operator's word), `fenced`, or `unsure`: the site has not answered.
+    pub verdict: String,
+    /// The hook lets the VM start.
+    pub lease: bool,
+    /// When this copy was fenced, or paused as the site did not answer.
+    pub since: Option<UnixMs>,
+    /// What was done, and what can be done.
+    pub what: Option<String>,
+    /// The generation that fenced it.
+    pub generation: Option<u64>,
+    /// Where what only this copy knows is kept.
+    pub diverged: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,6 +79,7 @@ pub struct Board(Arc<Mutex<Rows>>);
 struct Rows {
     link: String,
     vms: BTreeMap<String, VmStatus>,
+    fences: BTreeMap<VmId, FenceStatus>,
 }
 
 /// All of the board, as the local API serves it.
@@ -78,10 +99,16 @@ impl Board {
         self.rows(|rows| rows.vms.insert(status.name.clone(), status));
     }
 
+    /// What is shown of the VM's fence, in whichever row it has.
+    pub fn put_fence(&self, vm: VmId, fence: FenceStatus) {
+        self.rows(|rows| rows.fences.insert(vm, fence));
+    }
+
     pub fn read(&self, now: UnixMs) -> AgentStatus {
         self.rows(|rows| {
             let mut vms: Vec<VmStatus> = rows.vms.values().cloned().collect();
             for vm in &mut vms {
+                vm.fence = rows.fences.get(&vm.vm).cloned();
                 vm.rpo_ms = vm.durable.map(|durable| now.0.saturating_sub(durable.cut_at.0));
             }
             AgentStatus { link: rows.link.clone(), vms }
@@ -111,6 +138,7 @@ impl VmStatus {
             points_durable: 0,
             points_lost: 0,
             last_pause_us: None,
+            fence: None,
         }
     }
 

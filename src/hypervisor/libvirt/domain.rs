@@ -219,6 +219,12 @@ impl Domain {
         self.with("resuming it", virt::domain::Domain::resume)
     }
 
+    /// Writes its memory and devices to a file, whole or not at all, and ends its QEMU; the guest comes back paused. A guest
+    /// that stood stays as it is where this fails.
+    pub fn save_paused(&self, file: &str) -> Result<(), HypervisorError> {
+        self.with(&format!("saving it to {file}"), |domain| job::save_paused(domain, file))
+    }
+
     /// Whether it is shut off because it was saved: to a file, or as a managed save.
     pub fn was_saved(&self) -> Result<bool, HypervisorError> {
         let (_, reason) = self.with("asking its state", virt::domain::Domain::state)?;

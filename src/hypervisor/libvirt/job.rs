@@ -1,7 +1,12 @@
 //! What libvirt itself does, or did last, with a domain. Called by `domain`.
 
 use super::process::RUN_FOLDER;
-use std::{ffi::c_int, fs, path::Path, ptr};
+use std::{
+    ffi::{CString, c_int},
+    fs,
+    path::Path,
+    ptr,
+};
 use virt::{error::Error, sys};
 
 /// How libvirt calls a migration to another host, at the one that the guest leaves.
@@ -30,6 +35,16 @@ fn read(status: &str) -> Option<&str> {
 pub fn abort(domain: &virt::domain::Domain) -> Result<(), Error> {
     // SAFETY: the domain is alive.
     if unsafe { sys::virDomainAbortJob(domain.as_ptr()) } < 0 { Err(Error::last_error()) } else { Ok(()) }
+}
+
+/// Missing in the crate.
+pub fn save_paused(domain: &virt::domain::Domain, file: &str) -> Result<(), Error> {
+    let file = CString::new(file)?;
+    // SAFETY: the domain is alive, and libvirt only reads the name.
+    let status = unsafe {
+        sys::virDomainSaveFlags(domain.as_ptr(), file.as_ptr(), ptr::null(), sys::VIR_DOMAIN_SAVE_PAUSED)
+    };
+    if status < 0 { Err(Error::last_error()) } else { Ok(()) }
 }
 
 /// What libvirt did last with the domain, if it came to its end. The crate's own call can't be used: where nothing was

@@ -34,9 +34,10 @@ impl<S: Source> Actor<S> {
             }
             self.given.neighbour.set_aside(true);
             kept = true;
-            if self.status.state != VmState::Yielding || self.status.reason.as_ref() != Some(&why) {
+            let state = wishes.aside_state();
+            if self.status.state != state || self.status.reason.as_ref() != Some(&why) {
                 tracing::info!(vm = %self.given.name, %why, "keeping aside");
-                self.set_state(VmState::Yielding, Some(why)).await;
+                self.set_state(state, Some(why)).await;
             }
             self.step(None).await?;
             self.tell_departure().await;
@@ -49,6 +50,8 @@ impl<S: Source> Actor<S> {
                 (Some(_), Some(_)) => VmState::Protected,
             };
             self.set_state(state, None).await;
+            // Refused by the site, it is no better than before.
+            self.note_standing().await;
         }
         Ok(())
     }

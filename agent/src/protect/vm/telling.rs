@@ -4,7 +4,7 @@
 use super::{Actor, Setback, whereabouts::ask_again};
 use crate::{
     capture::source::{CaptureError, Source},
-    protect::status::DurablePoint,
+    protect::{neighbour::SiteWord, status::DurablePoint},
 };
 use lifeboat::{
     format::manifest::PointMeta,
@@ -25,6 +25,16 @@ impl<S: Source> Actor<S> {
 
     /// Keeps status and the remembered generation in step with what the site says.
     pub(super) async fn note_standing(&mut self) {
+        match self.sender.standing() {
+            Standing::Open { generation, .. } => self.given.neighbour.heard(SiteWord::Open(*generation)),
+            Standing::Refused(Refusal::Fenced { current }) => {
+                self.given.neighbour.heard(SiteWord::Fenced(*current));
+            }
+            Standing::Refused(_) => self.given.neighbour.heard(SiteWord::Refused),
+            // Asked again on a link that is up: what it said before holds until it answers.
+            Standing::Unknown if self.outbox.is_some() => {}
+            Standing::Unknown => self.given.neighbour.heard(SiteWord::Silent),
+        }
         match self.sender.standing().clone() {
             Standing::Unknown => {}
             Standing::Refused(refusal) => {
@@ -73,7 +83,8 @@ impl<S: Source> Actor<S> {
         let state = match &setback {
             Setback::Capture(CaptureError::Unsupported(_)) => VmState::Refused,
             Setback::Capture(CaptureError::NotRunning(_)) => VmState::NotRunning,
-            Setback::Aside(_) | Setback::Capture(CaptureError::Busy(_)) => VmState::Yielding,
+            Setback::Aside(_) => self.given.neighbour.state().aside_state(),
+            Setback::Capture(CaptureError::Busy(_)) => VmState::Yielding,
             Setback::Refused(Refusal::Fenced { .. }) => VmState::Fenced,
             Setback::Refused(Refusal::HeldElsewhere { .. }) => VmState::Refused,
             Setback::Stopping | Setback::Capture(CaptureError::Failed(_)) | Setback::Seal(_) => {

@@ -1,0 +1,110 @@
+//! The script as libvirt calls it: every operation, every lease.
+
+use super::*;
+use crate::fence::{decide::Lease, lease::Leases};
+use lifeboat::id::VmId;
+use std::{
+    io::Write,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+const VM: VmId = VmId::from_bytes([0xab; 16]);
+const LIVES: [&str; 5] = ["started", "stopped", "release", "reconnect", "attach"];
+
+struct World {
+    _dir: tempfile::TempDir,
+    hook: Hook,
+    leases: Leases,
+    run: PathBuf,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        // Quoting is part of what is tried.
+        let (state, run) = (dir.path().join("it's state"), dir.path().join("run $HOME"));
+        let leases = Leases::open(&state, &run).unwrap();
+        let hook = Hook::new(&dir.path().join("hooks"), &state, &run);
+        hook.install().unwrap();
+        assert_eq!(hook.status().unwrap(), Installed::Yes);
+        Self { _dir: dir, hook, leases, run }
+    }
+
+    /// Whether libvirt may go on.
+    fn lets(&self, operation: &str) -> bool {
+        let mut child = Command::new(self.hook.file())
+            .args(["web", operation, "begin", "-"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let xml = format!("<domain type='kvm'>\n  <name>web</name>\n  <uuid>{VM}</uuid>\n</domain>\n");
+        // It may end without having read it.
+        let _ = child.stdin.take().unwrap().write_all(xml.as_bytes());
+        let out = child.wait_with_output().unwrap();
+        assert!(out.stdout.is_empty(), "it would replace the XML: {out:?}");
+        let words = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.success(), words.is_empty(), "{operation}: {words}");
+        assert!(words.is_empty() || words.contains("lifeboat-agent allow web"), "{words}");
+        out.status.success()
+    }
+}
+
+/// Goal: a protected VM is started with a lease only, and nothing else is ever refused.
+#[test]
+fn the_hook_refuses_to_start_a_protected_vm_without_a_lease_and_refuses_nothing_else() {
+    let world = World::new();
+    let starts = ["restore", "prepare", "start"];
+    let pass = |world: &World, operations: &[&str]| operations.iter().all(|operation| world.lets(operation));
+    let none_pass = |world: &World| starts.iter().all(|start| !world.lets(start));
+    assert!(pass(&world, &starts) && pass(&world, &LIVES), "it is not protected");
+    world.leases.protect(VM, "web").unwrap();
+    assert!(!world.leases.start_was_refused(VM));
+    assert!(none_pass(&world) && pass(&world, &LIVES), "there is no lease");
+    assert!(world.leases.start_was_refused(VM));
+    world.leases.grant(VM, None).unwrap();
+    assert!(pass(&world, &starts) && pass(&world, &["migrate"]));
+    world.leases.grant(VM, Some(Duration::from_secs(60))).unwrap();
+    assert!(pass(&world, &starts));
+    world.leases.grant(VM, Some(Duration::ZERO)).unwrap();
+    assert!(none_pass(&world), "its time is over");
+    world.leases.refuse(VM).unwrap();
+    assert!(none_pass(&world) && !world.lets("migrate") && pass(&world, &LIVES), "it was fenced");
+    assert_eq!(world.leases.look(VM, None), Lease::Fenced);
+    world.leases.unprotect(VM).unwrap();
+    assert!(pass(&world, &starts));
+}
+
+/// Goal: a guest may come in while its agent is down, and nothing else slips in after it.
+#[test]
+fn a_migration_that_comes_in_needs_no_lease_and_opens_no_door_behind_it() {
+    let world = World::new();
+    world.leases.protect(VM, "web").unwrap();
+    assert!(!world.lets("prepare"));
+    assert!(world.lets("migrate") && world.lets("prepare") && world.lets("start"));
+    assert!(!world.lets("restore"), "a saved image is not what comes in");
+    assert!(world.lets("started") && !world.lets("prepare"));
+    // One that was broken off before its end.
+    assert!(world.lets("migrate") && world.lets("prepare") && world.lets("release") && !world.lets("start"));
+    // One that was broken off before its beginning.
+    assert!(world.lets("migrate"));
+    let came = world.run.join("incoming").join(VM.to_string());
+    let then: i64 = fs::read_to_string(&came).unwrap().trim().parse().unwrap();
+    fs::write(&came, format!("{}\n", then - 61)).unwrap();
+    assert!(!world.lets("prepare"), "that was a minute ago");
+}
+
+#[test]
+fn a_hook_of_another_configuration_is_told_from_ours_and_removed_once() {
+    let world = World::new();
+    let other =
+        Hook::new(world.hook.file().ancestors().nth(2).unwrap(), Path::new("/else"), Path::new("/run/x"));
+    assert_eq!(other.status().unwrap(), Installed::Differs);
+    other.install().unwrap();
+    assert_eq!(world.hook.status().unwrap(), Installed::Differs);
+    world.hook.remove().unwrap();
+    world.hook.remove().unwrap();
+    assert_eq!(world.hook.status().unwrap(), Installed::No);
+}

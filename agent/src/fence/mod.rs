@@ -1,0 +1,39 @@
+//! Fencing at the source: a copy of a VM that runs elsewhere since a failover is kept from running here.
+//! [`decide`] says what is to be done, [`keeper`] sees what there is and does it; [`book`] remembers it, [`lease`] is what
+//! the [`hook`] of libvirt's goes by, [`diverged`] keeps what only this copy knows, [`orders`] are an operator's.
+
+pub mod book;
+pub mod decide;
+pub mod diverged;
+pub mod hook;
+pub mod keeper;
+pub mod lease;
+pub mod orders;
+mod words;
+
+use lifeboat::{hypervisor::libvirt::HypervisorError, id::VmId};
+use std::{io, path::PathBuf};
+
+#[derive(Debug, thiserror::Error)]
+pub enum FenceError {
+    #[error(transparent)]
+    Hypervisor(#[from] HypervisorError),
+    #[error("{what}: {source}")]
+    File { what: &'static str, source: io::Error },
+    #[error("the guest was still not paused after {0} s; it is tried again")]
+    NotPaused(u64),
+    #[error(
+        "{} has {free_mib} MiB free, and putting the guest's memory there may take {needed_mib}: it stays paused in memory, \
+         which does not survive a reboot",
+        dir.display()
+    )]
+    NoRoom { dir: PathBuf, free_mib: u64, needed_mib: u64 },
+    #[error("no VM `{0}` is protected or fenced here")]
+    Unknown(String),
+    #[error("this host keeps no diverged state of {0}")]
+    NothingKept(VmId),
+    #[error("{0} is fenced: say first that this copy may run, with `lifeboat-agent allow`")]
+    StillFenced(VmId),
+    #[error("{0} is fenced and its copy here runs; pause it first: discarding it would end it")]
+    Runs(VmId),
+}
