@@ -63,6 +63,8 @@ pub struct World {
     agent: Option<Agent>,
     /// Its operator suspended it, and did not resume it.
     suspended: bool,
+    /// It was noted on this host that the VM was failed over, and no operator has said otherwise since.
+    told: bool,
     pub returns: u64,
     pub fenced: u64,
     log: Vec<String>,
@@ -92,6 +94,7 @@ impl World {
             saved_file: false,
             agent: None,
             suspended: false,
+            told: false,
             returns: 0,
             fenced: 0,
             log: Vec::new(),
@@ -292,7 +295,8 @@ impl World {
             saved_unnoted: self.saved_file
                 && record.fenced.as_ref().is_some_and(|fenced| fenced.saved.is_none()),
         };
-        let fenced = matches!(verdict(site, &record), Verdict::Fenced(_));
+        // By what was said, and not by the verdict that is tried here.
+        let fenced = self.told || matches!(site, SiteWord::Fenced(_));
         let unsure = verdict(site, &record) == Verdict::Unsure && site == SiteWord::Silent;
         let isolated = unsure && self.policy.isolation.is_some_and(|after| silent >= after.as_secs());
         for step in decide(&facts, self.policy) {
@@ -318,6 +322,7 @@ impl World {
             Step::RefuseStarts(_) => self.lease = LeaseFile::Fenced,
             Step::NoteFenced(current) => {
                 self.fenced += 1;
+                self.told = true;
                 self.record.fenced = Some(Fenced { current, at: now, saved: None });
             }
             Step::ForgetFenced => self.record.fenced = None,
@@ -402,7 +407,7 @@ impl World {
         let up_to = self.record.fenced.take().map_or(Generation(0), |fenced| fenced.current);
         self.record.allowed = Some(Allowed { at: UnixMs(self.now), by: "root".into(), up_to });
         self.lease = LeaseFile::Granted;
-        self.replica_runs = false;
+        (self.replica_runs, self.told) = (false, false);
         self.start_agent();
         for _ in 0..30 {
             self.tick();
