@@ -7,6 +7,7 @@ use super::{
     process::QemuProcess,
 };
 use crate::{
+    hypervisor::guest_agent::{AgentChannel, GuestAgent},
     hypervisor::monitor::{Monitor, MonitorError, read_reply},
     id::VmId,
 };
@@ -17,6 +18,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
     ptr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 use virt::{
     domain::{
@@ -263,6 +265,11 @@ impl Domain {
         DomainMonitor { domain: self.clone() }
     }
 
+    /// The agent within the guest, through libvirt, which sees to it that an answer belongs to its question.
+    pub fn guest_agent(&self) -> GuestAgent<DomainAgent> {
+        GuestAgent::new(DomainAgent { domain: self.clone() })
+    }
+
     /// The QEMU process that runs it.
     pub fn process(&self) -> Result<QemuProcess, HypervisorError> {
         QemuProcess::of_domain(self.vm, &self.name).map_err(|words| HypervisorError::WrongState {
@@ -291,6 +298,21 @@ impl Domain {
             };
             ask(&domain)
         })
+    }
+}
+
+/// The way to a guest's agent.
+#[derive(Clone, Debug)]
+pub struct DomainAgent {
+    domain: Domain,
+}
+
+impl AgentChannel for DomainAgent {
+    fn ask(&self, request: &str, within: Duration) -> Result<String, String> {
+        // libvirt counts seconds, and takes none for "do not wait at all".
+        let seconds = i32::try_from(within.as_secs()).unwrap_or(i32::MAX).max(1);
+        let ask = |domain: &virt::domain::Domain| domain.qemu_agent_command(request, seconds, 0);
+        self.domain.with("asking its agent", ask).map_err(|error| error.to_string())
     }
 }
 
