@@ -11,6 +11,7 @@ use serde::Deserialize;
 use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -23,6 +24,8 @@ struct RawAgent {
     libvirt: Option<String>,
     staging_total: Option<ByteSize>,
     memory_budget: Option<ByteSize>,
+    #[serde(default)]
+    offer: Offer,
     site: Option<RawLink>,
     #[serde(default)]
     defaults: RawProtection,
@@ -48,6 +51,16 @@ struct RawWindow {
     #[serde(default = "daily")]
     days: String,
     limit: String,
+}
+
+/// Which VMs of this host the site's groups may have protected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Offer {
+    #[default]
+    All,
+    /// Those that have a `[[vm]]`.
+    Listed,
 }
 
 fn daily() -> String {
@@ -81,7 +94,7 @@ enum RawMemory {
     Off,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 struct RawVm {
     name: String,
     // The same keys as in `RawProtection`, and not flattened from it: errors and unknown keys keep their places.
@@ -118,7 +131,10 @@ pub struct AgentConfig {
     pub transport: TransportSettings,
     /// Pages kept of all VMs together, so that only changed words of them need travel; 0 keeps none.
     pub memory_budget: ByteSize,
+    pub offer: Offer,
     pub vms: Vec<VmConfig>,
+    /// What a VM has that a group assigns and no `[[vm]]` names.
+    unlisted: VmConfig,
 }
 
 /// One VM to protect.
@@ -183,6 +199,7 @@ impl AgentConfig {
             }
             vms.push(vm_config(file, vm, &raw.defaults)?);
         }
+        let unlisted = vm_config(file, RawVm::default(), &raw.defaults)?;
         let agent = Self {
             state_dir: raw.state_dir.unwrap_or_else(|| "/var/lib/lifeboat/agent".into()),
             run_dir: raw.run_dir.unwrap_or_else(|| "/run/lifeboat-agent".into()),
@@ -195,7 +212,9 @@ impl AgentConfig {
             staging_total: raw.staging_total.unwrap_or(STAGING_TOTAL),
             transport,
             memory_budget: raw.memory_budget.unwrap_or(ByteSize(256 << 20)),
+            offer: raw.offer,
             vms,
+            unlisted,
         };
         for (key, dir) in [("state_dir", &agent.state_dir), ("run_dir", &agent.run_dir)] {
             if !dir.is_absolute() {
@@ -215,6 +234,17 @@ impl AgentConfig {
     }
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("api.sock")
+    }
+
+    /// The VMs that the site's groups may have, by name or UUID; `None`: all.
+    pub fn offered(&self) -> Option<Arc<BTreeSet<String>>> {
+        let listed = || Arc::new(self.vms.iter().map(|vm| vm.name.clone()).collect());
+        (self.offer == Offer::Listed).then(listed)
+    }
+
+    /// How a VM is protected that a group assigns, but for what the group says.
+    pub fn for_assigned(&self, vm: &str) -> VmConfig {
+        VmConfig { name: vm.to_owned(), ..self.unlisted.clone() }
     }
 
     /// What one VM may stage: what it was given, and no more than an even part of what there is for all.

@@ -1,5 +1,7 @@
 //! The daemon: releases what a predecessor left paused, wires the rooms, protects what is configured, stops in order.
 
+mod assigned;
+
 use crate::{
     admin,
     capture::guest::{self, GuestSettings, GuestSource},
@@ -10,7 +12,9 @@ use crate::{
         orders::Orders,
     },
     protect::{
+        assignments::Assignments,
         generations::Generations,
+        holds::Holds,
         lookout,
         neighbour::{Book, Neighbour, Neighbours},
         status::{Board, VmStatus},
@@ -20,6 +24,7 @@ use crate::{
     ship::{
         base_cache::BaseCache,
         budget::{Budget, Lanes},
+        inventory::Inventory,
         limit::{Limits, Plan},
         uplink::{Routes, Uplink},
     },
@@ -59,6 +64,8 @@ struct Rooms {
     generations: Generations,
     touched: Touched,
     yields: Book,
+    assignments: Assignments,
+    holds: Holds,
     neighbours: Neighbours,
     fence: Tools,
     routes: Routes,
@@ -108,6 +115,8 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
         generations: Generations::open(config.state_dir.join("generations"))?,
         touched: Touched::open(config.state_dir.join("touched"))?,
         yields: Book::open(config.run_dir.join("yields"))?,
+        assignments: Assignments::open(config.state_dir.join("assignments"))?,
+        holds: Holds::open(config.state_dir.join("holds"))?,
         neighbours: Neighbours::default(),
         routes: Routes::default(),
         board,
@@ -126,6 +135,8 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
         host: host_name(),
         limits: rooms.limits.clone(),
         routes: rooms.routes.clone(),
+        inventory: Inventory { hypervisor: rooms.hypervisor.clone(), only: config.offered() },
+        assignments: rooms.assignments.clone(),
         board: rooms.board.clone(),
         stop: stop.clone(),
     };
@@ -137,7 +148,9 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
             let _ = stopped.wait_for(|stop| *stop).await;
         },
     ));
-    let configured: Vec<&str> = config.vms.iter().map(|vm| vm.name.as_str()).collect();
+    let assigned: Vec<String> = rooms.assignments.all().keys().map(ToString::to_string).collect();
+    let mut configured: Vec<&str> = config.vms.iter().map(|vm| vm.name.as_str()).collect();
+    configured.extend(assigned.iter().map(String::as_str));
     for orphan in
         rooms.touched.no_longer_named(&configured).context("looking for VMs that are no longer protected")?
     {
@@ -148,9 +161,7 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
     for vm in config.vms.clone() {
         protections.spawn(protect(rooms.clone(), vm));
     }
-    if config.vms.is_empty() {
-        tracing::warn!("no VM is configured: add a [[vm]] with its name to the configuration");
-    }
+    protections.spawn(assigned::protect_assigned(rooms.clone()));
     let mut link = tokio::spawn(uplink.run());
     // Outside systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
@@ -271,6 +282,7 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         source,
         settings: Settings {
             interval: vm.interval,
+            max_pause: vm.max_pause,
             compression: rooms.config.compression,
             lanes: rooms.lanes.clone(),
             budget: rooms.budget.clone(),
@@ -287,6 +299,8 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         }),
         board: rooms.board.clone(),
         bases: rooms.bases.clone(),
+        wish: rooms.assignments.watch(id),
+        holds: rooms.holds.clone(),
         neighbour,
         stop: rooms.stop.clone(),
     };

@@ -123,6 +123,12 @@ impl Sender {
         self.link_up(self.window)
     }
 
+    /// The site has given this source another generation to write under.
+    pub fn adopt(&mut self, generation: Generation) {
+        self.generation = Some(generation);
+        self.standing = Standing::Unknown;
+    }
+
     /// Says where the guest is. If it is here, the standing is unknown until the site answers.
     pub fn place(&mut self, place: Place) -> Vec<Action> {
         if let (Place::Here { .. }, Standing::Open { .. }) = (place, &self.standing) {

@@ -9,6 +9,7 @@ mod cut;
 mod images;
 mod leave;
 mod look;
+mod standing;
 
 use crate::{
     capture::{
@@ -176,6 +177,26 @@ impl Source for GuestSource {
             leave(&state.hypervisor, state.settings.vm, state.settings.scratch_dir.clone())
         });
         left.await.1.map(drop)
+    }
+
+    async fn runs(&mut self) -> Result<bool, CaptureError> {
+        let state = self.state.clone().lock_owned().await;
+        blocking(state, |state| standing::runs(state)).await.1
+    }
+
+    async fn stand(&mut self) -> Result<(), CaptureError> {
+        let state = self.state.clone().lock_owned().await;
+        blocking(state, |state| standing::stand(state)).await.1
+    }
+
+    async fn go_on(&mut self) -> Result<(), CaptureError> {
+        let state = self.state.clone().lock_owned().await;
+        blocking(state, |state| standing::go_on(state)).await.1
+    }
+
+    async fn shut_off(&mut self) -> Result<(), CaptureError> {
+        let state = self.state.clone().lock_owned().await;
+        blocking(state, |state| standing::shut_off(state)).await.1
     }
 }
 

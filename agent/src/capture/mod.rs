@@ -4,6 +4,7 @@
 
 pub mod disk;
 pub mod guest;
+pub mod meeting;
 pub mod memory;
 pub mod others;
 pub mod quiesce;

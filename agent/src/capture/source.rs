@@ -10,7 +10,7 @@
 //!   these is called because the process died, everything that changed since the last of `over` is still owed, and
 //!   everything that changed since any other of them.
 
-use super::memory::choose::MemoryStatus;
+use super::{meeting::Meeting, memory::choose::MemoryStatus};
 use async_trait::async_trait;
 use lifeboat::{
     format::manifest::{Image, PointMeta},
@@ -18,6 +18,7 @@ use lifeboat::{
     page::PageGroup,
     wire::message::Place,
 };
+use std::sync::Arc;
 
 /// One guest that points can be cut of.
 #[async_trait]
@@ -37,6 +38,14 @@ pub trait Source: Send {
     fn memory(&self) -> MemoryStatus;
     /// Leaves nothing behind in the guest: protection has ended. No cut is open.
     async fn leave(&mut self) -> Result<(), CaptureError>;
+    /// Whether the guest runs, rather than stands or is off.
+    async fn runs(&mut self) -> Result<bool, CaptureError>;
+    /// Suspends the guest as its operator would: it stands until it is told to go on.
+    async fn stand(&mut self) -> Result<(), CaptureError>;
+    /// Lets a guest go on that stands; nothing happens to one that runs.
+    async fn go_on(&mut self) -> Result<(), CaptureError>;
+    /// Shuts the guest off at once, and sees to it that it does not start by itself again.
+    async fn shut_off(&mut self) -> Result<(), CaptureError>;
 }
 
 /// One point being cut. Dropping it puts back what can be put back without waiting; call `put_back` to be sure.
@@ -47,8 +56,9 @@ pub trait Cut: Send {
     fn images(&self) -> Vec<Image>;
     /// Changed pages while the guest runs, before the cut; they may change again. `None` when it is time to cut.
     async fn before(&mut self) -> Result<Option<PageGroup>, CaptureError>;
-    /// The instant: pauses the guest, drains memory, saves devices, marks the disks, resumes. Returns what was cut.
-    async fn barrier(&mut self) -> Result<PointMeta, CaptureError>;
+    /// The instant: pauses the guest, drains memory, saves devices, marks the disks, resumes; with a `meeting`, not before
+    /// that is over. Returns what was cut.
+    async fn barrier(&mut self, meeting: Option<Arc<Meeting>>) -> Result<PointMeta, CaptureError>;
     /// Changed pages as they were at the barrier. `None` when all have been handed over.
     async fn after(&mut self) -> Result<Option<PageGroup>, CaptureError>;
     /// Changed bytes handed over so far: (memory, disk). Complete once `after` returned `None`.

@@ -41,6 +41,8 @@ pub struct Outbox {
     pub overlaps: bool,
     /// The site wants to know where the guest is before it takes points of it.
     pub places: bool,
+    /// The site gives orders, and hears how they are carried out.
+    pub orders: bool,
     pub control: mpsc::Sender<AgentMessage>,
     pub frames: mpsc::Sender<Shipment>,
 }

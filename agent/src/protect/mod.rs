@@ -2,8 +2,10 @@
 //! acknowledgement; [`resync`] makes that cheap where the source has forgotten what the site holds; [`link`] is what it
 //! needs of a link; [`status`] is where it says how it is doing, and [`pace`] and [`gauge`] why no better.
 
+pub mod assignments;
 pub mod gauge;
 pub mod generations;
+pub mod holds;
 pub mod link;
 pub mod lookout;
 pub mod neighbour;

@@ -109,6 +109,10 @@ impl Neighbour {
         Self { vm, book, state }
     }
 
+    pub fn vm(&self) -> VmId {
+        self.vm
+    }
+
     pub fn watch(&self) -> watch::Receiver<State> {
         self.state.subscribe()
     }

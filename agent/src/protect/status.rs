@@ -20,6 +20,9 @@ pub struct VmStatus {
     pub name: String,
     pub state: VmState,
     pub reason: Option<String>,
+    /// The site's group that it is in.
+    #[serde(default)]
+    pub group: Option<String>,
     /// Memory engine, or why there is none.
     pub memory: Option<String>,
     /// The same in parts, with the last change of engine.
@@ -127,6 +130,7 @@ impl VmStatus {
             name,
             state: VmState::Connecting,
             reason: None,
+            group: None,
             memory: None,
             memory_engine: None,
             interval_ms,

@@ -7,8 +7,10 @@
 
 mod aside;
 mod comparing;
+mod hold;
 mod one_point;
 mod telling;
+mod together;
 mod under_way;
 mod waiting;
 mod whereabouts;
@@ -16,7 +18,9 @@ mod whereabouts;
 use crate::{
     capture::source::{CaptureError, Source},
     protect::{
+        assignments::Said,
         gauge::Gauge,
+        holds::Holds,
         link::{LinkEvent, Outbox},
         neighbour::{self, Neighbour},
         pace::Stage,
@@ -32,12 +36,13 @@ use crate::{
 };
 use lifeboat::{
     clock::Clock,
-    id::{PointId, VmId},
+    id::{CutId, PointId, VmId},
     session::sender::{Outcome, Sender},
     units::{Compression, Generation},
-    wire::message::Refusal,
+    wire::{message::Refusal, order::CutOrder},
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
+use together::Taking;
 use tokio::{
     sync::{mpsc, watch},
     time::Instant,
@@ -49,6 +54,8 @@ use whereabouts::Whereabouts;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub interval: Duration,
+    /// No pause lasts longer.
+    pub max_pause: Duration,
     pub compression: Compression,
     /// Groups compressed at once, and bytes on their way: shared by all VMs.
     pub lanes: Lanes,
@@ -74,6 +81,9 @@ pub struct Protection<S> {
     pub neighbour: Arc<Neighbour>,
     /// Shared by all VMs.
     pub bases: Arc<BaseCache>,
+    /// What the site's groups say of the VM.
+    pub wish: watch::Receiver<Said>,
+    pub holds: Holds,
     pub stop: watch::Receiver<bool>,
 }
 
@@ -92,6 +102,10 @@ enum Setback {
     Refused(#[from] Refusal),
     #[error("the link to the site has been down for {0:?}; the point was put back")]
     LinkDown(Duration),
+    #[error("the planned failover was called off")]
+    CalledOff,
+    #[error("the record of a hold: {0}")]
+    Hold(std::io::Error),
 }
 
 impl<S: Source> Protection<S> {
@@ -104,6 +118,7 @@ impl<S: Source> Protection<S> {
         let gauge = Gauge::new(*interval, *compression, budget);
         let wishes = self.neighbour.watch();
         let deltas = Deltas::new(self.bases.clone());
+        let own_interval = self.settings.interval;
         let actor = Actor {
             given: self,
             sender,
@@ -119,6 +134,9 @@ impl<S: Source> Protection<S> {
             gauge,
             resync: None,
             place: Whereabouts::default(),
+            taking: None,
+            verdict: None,
+            own_interval,
         };
         actor.run().await;
     }
@@ -144,11 +162,28 @@ struct Actor<S> {
     /// The open point, while it is compared with the site's newest one.
     resync: Option<Resync>,
     place: Whereabouts,
+    /// The cut of several VMs that the site has asked us into.
+    taking: Option<Taking>,
+    /// How the site ends a hold.
+    verdict: Option<(CutId, CutOrder)>,
+    /// The interval without a group's wish.
+    own_interval: Duration,
 }
 
 impl<S: Source> Actor<S> {
     async fn run(mut self) {
+        self.given.wish.mark_changed();
+        self.heed().await;
         self.publish().await;
+        while let Err(setback) = self.take_up_hold().await {
+            if matches!(setback, Setback::Stopping) {
+                return;
+            }
+            tracing::warn!(vm = %self.given.name, %setback, "what is held could not be taken up; trying again");
+            if matches!(self.step(Some(Instant::now() + LOOK_AGAIN)).await, Err(Setback::Stopping)) {
+                return;
+            }
+        }
         let mut due = Instant::now();
         loop {
             let over = match self.until_due(due).await {
@@ -177,7 +212,9 @@ impl<S: Source> Actor<S> {
             self.forget_if_asked().await?;
             self.outcome()?;
             self.settle().await;
-            let is_due = Instant::now() >= due;
+            self.heed().await;
+            self.answer_late_verdict().await;
+            let is_due = self.is_due(due).await;
             if is_due && self.may_begin().is_some() {
                 if !self.is_granted().await? {
                     continue;
@@ -188,7 +225,11 @@ impl<S: Source> Actor<S> {
             }
             let waits = is_due && !self.under_way.is_empty();
             self.gauge.enter(if waits { self.waits_for() } else { Stage::Rest });
-            self.step((!is_due).then_some(due)).await?;
+            let look = (!is_due || self.taking.is_some()).then(|| self.next_look(due));
+            self.step(look).await?;
         }
     }
 }
+
+/// Between two tries at the start to find out what is held.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);

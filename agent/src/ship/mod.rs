@@ -5,6 +5,7 @@
 pub mod base_cache;
 pub mod budget;
 pub mod delta;
+pub mod inventory;
 pub mod level;
 pub mod limit;
 pub mod seal;

@@ -4,10 +4,12 @@
 
 use crate::{
     protect::{
+        assignments::Assignments,
         link::{LinkEvent, Outbox, Shipment},
         status::Board,
     },
     ship::{
+        inventory::Inventory,
         limit::Limits,
         turns::{Door, Turns},
     },
@@ -20,7 +22,10 @@ use lifeboat::{
         Connection, ControlRecv, ControlSend, RefusalCode, TransportError, TransportSettings, dial,
         pki::AgentIdentity, version::ProtocolVersion,
     },
-    wire::message::{AgentMessage, SiteMessage},
+    wire::{
+        message::{AgentMessage, SiteMessage},
+        order::Part,
+    },
 };
 use std::{
     collections::BTreeMap,
@@ -56,6 +61,9 @@ pub struct Uplink {
     pub host: String,
     pub limits: Arc<Limits>,
     pub routes: Routes,
+    /// Told to the site, and what its groups say of it.
+    pub inventory: Inventory,
+    pub assignments: Assignments,
     pub board: Board,
     pub stop: watch::Receiver<bool>,
 }
@@ -76,6 +84,7 @@ struct Up {
     reads_deltas: bool,
     overlaps: bool,
     places: bool,
+    orders: bool,
     control: mpsc::Sender<AgentMessage>,
     door: Door,
     window: u64,
@@ -85,8 +94,9 @@ struct Up {
 impl Up {
     fn event(&self, vm: VmId) -> LinkEvent {
         let (control, frames) = (self.control.clone(), self.door.lane(vm));
-        let (reads_deltas, overlaps, places) = (self.reads_deltas, self.overlaps, self.places);
-        let outbox = Outbox { reads_deltas, overlaps, places, control, frames };
+        let (reads_deltas, overlaps, places, orders) =
+            (self.reads_deltas, self.overlaps, self.places, self.orders);
+        let outbox = Outbox { reads_deltas, overlaps, places, orders, control, frames };
         LinkEvent::Up { outbox, window: self.window, site: self.site.clone() }
     }
 }
@@ -110,6 +120,14 @@ impl Routes {
 
     fn table(&self) -> std::sync::MutexGuard<'_, Table> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says something that is no actor's to say.
+    async fn tell(&self, message: AgentMessage) {
+        let control = self.table().up.as_ref().map(|up| up.control.clone());
+        if let Some(control) = control {
+            let _ = control.send(message).await;
+        }
     }
 
     fn actor(&self, vm: VmId) -> Option<mpsc::Sender<LinkEvent>> {
@@ -177,13 +195,20 @@ impl Uplink {
         self.board.set_link(format!("up: {site}"));
         let (control, control_queue) = mpsc::channel(CONTROL_QUEUED);
         let version = connection.version();
-        let (reads_deltas, overlaps, places) =
-            (version.reads_deltas(), version.overlaps(), version.knows_places());
         let (turns, door) = Turns::new(self.limits.clone());
-        self.routes
-            .set_up(Some(Up { reads_deltas, overlaps, places, control, door, window, site }), "")
-            .await;
-        let ended = self.carry(&connection, send, recv, control_queue, turns).await;
+        let up = Up {
+            reads_deltas: version.reads_deltas(),
+            overlaps: version.overlaps(),
+            places: version.knows_places(),
+            orders: version.knows_orders(),
+            control: control.clone(),
+            door,
+            window,
+            site,
+        };
+        self.routes.set_up(Some(up), "").await;
+        let offers = version.knows_orders().then(|| self.inventory.clone().tell(control));
+        let ended = self.carry(&connection, send, recv, control_queue, turns, offers).await;
         connection.close(RefusalCode::DONE, "the agent hangs up");
         ended
     }
@@ -196,10 +221,17 @@ impl Uplink {
         recv: ControlRecv,
         control: mpsc::Receiver<AgentMessage>,
         turns: Turns,
+        offers: Option<impl Future<Output = ()> + Send + 'static>,
     ) -> Result<(), TransportError> {
         let mut tasks = JoinSet::new();
+        if let Some(offers) = offers {
+            tasks.spawn(async move {
+                offers.await;
+                Err(TransportError::Lost { why: "nobody tells which VMs there are" })
+            });
+        }
         tasks.spawn(write_control(send, control, connection.version()));
-        tasks.spawn(route(recv, self.routes.clone()));
+        tasks.spawn(route(recv, self.routes.clone(), self.assignments.clone()));
         tasks.spawn(fit(connection.clone(), self.settings.send_window.into()));
         let turns = Arc::new(AsyncMutex::new(turns));
         for _ in 0..DATA_STREAMS {
@@ -244,14 +276,28 @@ async fn fit(connection: Connection, most: u64) -> Result<(), TransportError> {
     }
 }
 
-async fn route(mut recv: ControlRecv, routes: Routes) -> Result<(), TransportError> {
+async fn route(
+    mut recv: ControlRecv,
+    routes: Routes,
+    assignments: Assignments,
+) -> Result<(), TransportError> {
     while let Some(message) = recv.recv::<SiteMessage>().await? {
         let Some(vm) = message.vm() else { continue };
-        match routes.actor(vm) {
-            Some(actor) => {
+        if let SiteMessage::Assign { assignment, .. } = message {
+            let assignments = assignments.clone();
+            // Remembering it takes a disk.
+            let _ = tokio::task::spawn_blocking(move || assignments.set(vm, assignment)).await;
+            continue;
+        }
+        match (routes.actor(vm), message) {
+            (Some(actor), message) => {
                 let _ = actor.send(LinkEvent::Message(message)).await;
             }
-            None => tracing::debug!(%vm, "a message about a VM that is not protected here (any more)"),
+            (None, SiteMessage::Cut { cut, .. }) => {
+                let part = Part::Out { why: "its host does not protect it".into() };
+                routes.tell(AgentMessage::Part { vm, cut, part }).await;
+            }
+            (None, _) => tracing::debug!(%vm, "a message about a VM that is not protected here (any more)"),
         }
     }
     Err(TransportError::Lost { why: "the site closed the session" })

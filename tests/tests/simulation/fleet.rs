@@ -10,6 +10,7 @@ use lifeboat::{
 };
 use lifeboat_agent::{
     protect::{
+        holds::Holds,
         link::{LinkEvent, Outbox},
         neighbour::Neighbour,
         pace::Cause,
@@ -112,6 +113,7 @@ fn twenty_guests_that_outrun_one_link_share_it_evenly_within_the_budget() {
                 reads_deltas: false,
                 overlaps: true,
                 places: false,
+                orders: false,
                 control,
                 frames: door.lane(vm(no)),
             };
@@ -123,6 +125,7 @@ fn twenty_guests_that_outrun_one_link_share_it_evenly_within_the_budget() {
                 source: guest.source(),
                 settings: Settings {
                     interval: Duration::from_millis(300),
+                    max_pause: Duration::from_secs(1),
                     compression: Compression::fixed(1),
                     lanes: Lanes::new(0),
                     budget: budget.clone(),
@@ -138,6 +141,8 @@ fn twenty_guests_that_outrun_one_link_share_it_evenly_within_the_budget() {
                     PointId::from_bytes((u128::from(no) << 64 | made).to_be_bytes())
                 }),
                 on_generation: Box::new(|_, _| {}),
+                wish: watch::channel(None).1,
+                holds: Holds::open(std::env::temp_dir().join("lifeboat-simulation-holds")).unwrap(),
                 board: board.clone(),
                 stop: stopped.clone(),
             };

@@ -100,7 +100,8 @@ impl LossyLink {
                 }
             }
         });
-        let outbox = Outbox { reads_deltas: true, overlaps, places: overlaps, control, frames };
+        let outbox =
+            Outbox { reads_deltas: true, overlaps, places: overlaps, orders: false, control, frames };
         let _ = actor.send(LinkEvent::Up { outbox, window: WINDOW, site: "sim".into() }).await;
         Self { tasks, actor }
     }

@@ -10,6 +10,7 @@ use lifeboat::{
     units::UnixMs,
 };
 use lifeboat_agent::capture::{
+    meeting::Meeting,
     memory::choose::MemoryStatus,
     source::{CaptureError, Cut, Source},
 };
@@ -151,6 +152,23 @@ impl Source for ModelSource {
         Ok(())
     }
 
+    // Its worlds know no planned failover.
+    async fn runs(&mut self) -> Result<bool, CaptureError> {
+        Ok(true)
+    }
+
+    async fn stand(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
+    async fn go_on(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
+    async fn shut_off(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
     async fn begin(&mut self, point: PointId, over: &[PointId]) -> Result<Box<dyn Cut>, CaptureError> {
         let (owed, restarts) = self.guest.with(|machine| {
             machine.overlapped += u64::from(over.len() > 1);
@@ -264,7 +282,7 @@ impl Cut for ModelCut {
         Ok(Some(group(MEMORY, page, value)))
     }
 
-    async fn barrier(&mut self) -> Result<PointMeta, CaptureError> {
+    async fn barrier(&mut self, _: Option<Arc<Meeting>>) -> Result<PointMeta, CaptureError> {
         if self.guest.with(|machine| machine.restarts) != self.restarts {
             return Err(CaptureError::Failed("its QEMU process ended".into()));
         }

@@ -12,6 +12,7 @@ use lifeboat::{
 };
 use lifeboat_agent::{
     protect::{
+        holds::Holds,
         link::LinkEvent,
         neighbour::Neighbour,
         status::Board,
@@ -176,6 +177,7 @@ impl World {
             source: self.guest.source(),
             settings: Settings {
                 interval: Duration::from_millis([300, 20][self.rng.random_range(0..2)]),
+                max_pause: Duration::from_secs(1),
                 compression: Compression::fixed(1),
                 lanes: Lanes::new(0),
                 budget: Budget::new(Budget::DEFAULT),
@@ -194,6 +196,8 @@ impl World {
             board: Board::default(),
             // Of some agents it is too small for all pages, of some it is off.
             bases: Arc::new(BaseCache::new([1 << 20, 200_000, 0][self.rng.random_range(0..3)])),
+            wish: watch::channel(None).1,
+            holds: Holds::open(std::env::temp_dir().join("lifeboat-simulation-holds")).unwrap(),
             stop: stopped,
         };
         let task = tokio::spawn(protection.run());

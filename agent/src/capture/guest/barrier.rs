@@ -2,7 +2,7 @@
 //! Promises: disks are marked in one transaction; whatever fails, the pause ends, and nothing of the point counts.
 
 use super::{State, blobs::Blob, failed, images, look};
-use crate::capture::{others, quiesce::QuiesceError, source::CaptureError};
+use crate::capture::{meeting::Meeting, others, quiesce::QuiesceError, source::CaptureError};
 use bytes::Bytes;
 use lifeboat::{
     fault,
@@ -32,7 +32,12 @@ struct Instant {
     pause: Duration,
 }
 
-pub fn cut(state: &mut State, begun: &Begun, point: PointId) -> Result<Barrier, CaptureError> {
+pub fn cut(
+    state: &mut State,
+    begun: &Begun,
+    point: PointId,
+    meeting: Option<&Meeting>,
+) -> Result<Barrier, CaptureError> {
     let active_xml = begun.domain.xml(XmlView::Active).map_err(look::domain_error)?;
     // What it will start with next time; a transient domain has no such thing.
     let persistent = begun.domain.is_persistent().map_err(look::domain_error)?;
@@ -51,7 +56,8 @@ pub fn cut(state: &mut State, begun: &Begun, point: PointId) -> Result<Barrier, 
     if let Some(others) = others::somebody(&begun.domain) {
         return Err(CaptureError::Busy(others));
     }
-    let instant = if memory { with_memory(state, begun)? } else { disks_only(state, begun)? };
+    let instant =
+        if memory { with_memory(state, begun, meeting)? } else { disks_only(state, begun, meeting)? };
     fault::point("cut.resumed");
     if let Some(others) = others::somebody(&begun.domain) {
         return Err(CaptureError::Busy(others));
@@ -87,10 +93,10 @@ pub fn before(state: &mut State, begun: &Begun) -> Result<Option<PageGroup>, Cap
     }
 }
 
-fn with_memory(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError> {
+fn with_memory(state: &mut State, begun: &Begun, meeting: Option<&Meeting>) -> Result<Instant, CaptureError> {
     let mut steps = Steps::new();
     let paused = state.pauser.pause(state.settings.vm, begun.monitor.clone()).map_err(pause_error)?;
-    let cut_at = state.clock.now();
+    let cut_at = stands(state, meeting, paused.was_running());
     steps.took("stop");
     state.memory.drain().map_err(failed)?;
     steps.took("memory");
@@ -102,6 +108,8 @@ fn with_memory(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError
     mark_disks(&mut state.disks, &*begun.monitor)?;
     steps.took("disk");
     fault::point("cut.disks-marked");
+    wait_for_others(meeting);
+    steps.took("others");
     let was_running = paused.was_running();
     let resumed = if state.memory.finish(was_running).map_err(failed)? {
         paused.was_resumed()
@@ -145,14 +153,35 @@ impl std::fmt::Display for Steps {
 }
 
 /// Without memory the pause is only for the disks' views to begin at the same instant.
-fn disks_only(state: &mut State, begun: &Begun) -> Result<Instant, CaptureError> {
+fn disks_only(state: &mut State, begun: &Begun, meeting: Option<&Meeting>) -> Result<Instant, CaptureError> {
     let paused = state.pauser.pause(state.settings.vm, begun.monitor.clone()).map_err(pause_error)?;
-    let cut_at = state.clock.now();
+    let cut_at = stands(state, meeting, paused.was_running());
     mark_disks(&mut state.disks, &*begun.monitor)?;
     fault::point("cut.disks-marked");
+    wait_for_others(meeting);
     let was_running = paused.was_running();
     let pause = paused.resume().map_err(pause_error)?;
     Ok(Instant { cut_at, device_state: Vec::new(), was_running, pause })
+}
+
+/// The guest stands: those that it meets are told. Returns the instant that its point bears.
+fn stands(state: &State, meeting: Option<&Meeting>, ran: bool) -> UnixMs {
+    match meeting {
+        Some(meeting) => {
+            meeting.stands(ran);
+            fault::point("cut.stands-with-others");
+            meeting.at
+        }
+        None => state.clock.now(),
+    }
+}
+
+/// All of this guest's own is done; the others may still be coming.
+fn wait_for_others(meeting: Option<&Meeting>) {
+    if let Some(meeting) = meeting {
+        let kept = meeting.wait();
+        tracing::debug!(kept, "waited for the other guests of the cut");
+    }
 }
 
 fn mark_disks(disks: &mut Option<super::AttachedDisks>, monitor: &dyn Monitor) -> Result<(), CaptureError> {

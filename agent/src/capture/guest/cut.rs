@@ -2,7 +2,10 @@
 //! in QEMU is made up for at the next `begin`.
 
 use super::{Owned, barrier, blobs::Blob, blocking, failed, look::Begun};
-use crate::capture::source::{CaptureError, Cut};
+use crate::capture::{
+    meeting::Meeting,
+    source::{CaptureError, Cut},
+};
 use async_trait::async_trait;
 use lifeboat::{
     fault,
@@ -145,13 +148,13 @@ impl Cut for GuestCut {
         self.step(move |state| barrier::before(state, &begun)).await
     }
 
-    async fn barrier(&mut self) -> Result<PointMeta, CaptureError> {
+    async fn barrier(&mut self, meeting: Option<Arc<Meeting>>) -> Result<PointMeta, CaptureError> {
         if !matches!(self.phase, Phase::Running) {
             return Err(failed("a point has only one instant"));
         }
         self.phase = Phase::Broken;
         let (begun, point) = (self.begun.clone(), self.point);
-        let barrier = self.step(move |state| barrier::cut(state, &begun, point)).await?;
+        let barrier = self.step(move |state| barrier::cut(state, &begun, point, meeting.as_deref())).await?;
         self.memory_bytes = barrier.meta.stats.memory_changed_bytes;
         self.phase = Phase::Cut { blobs: barrier.blobs, first_disk: barrier.first_disk };
         Ok(barrier.meta)

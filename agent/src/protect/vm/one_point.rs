@@ -10,9 +10,22 @@ use crate::{
 use lifeboat::{format::manifest::PointMeta, id::PointId, page::PageGroup, wire::message::VmState};
 
 impl<S: Source> Actor<S> {
-    /// Cuts one point and sends it.
+    /// Cuts one point and sends it; one of several VMs if the site has asked for that.
     pub(super) async fn point(&mut self, over: Vec<PointId>) -> Result<(), Setback> {
         let point = (self.given.new_point)();
+        let mut sent = self.cut_and_send(point, over).await;
+        if let Ok(pause_us) = sent {
+            self.has_cut(point, pause_us).await;
+            sent = self.see_through(point).await.map(|()| pause_us);
+        }
+        if let Err(setback) = &sent {
+            self.has_not_cut(setback).await;
+        }
+        sent.map(drop)
+    }
+
+    /// Returns how long the guest stood, in microseconds.
+    async fn cut_and_send(&mut self, point: PointId, over: Vec<PointId>) -> Result<u64, Setback> {
         let basis = over.last().copied();
         self.gauge.begin(basis.is_some());
         self.gauge.enter(Stage::Capture);
@@ -34,8 +47,9 @@ impl<S: Source> Actor<S> {
             // From here on the next point may be begun over it, and nothing of it is forgotten.
             Ok(meta) => match cut.sent().await {
                 Ok(()) => {
+                    let pause_us = meta.stats.pause_us;
                     self.sent(point, meta).await;
-                    return Ok(());
+                    return Ok(pause_us);
                 }
                 Err(error) => error.into(),
             },
@@ -73,7 +87,7 @@ impl<S: Source> Actor<S> {
         self.close_comparison(&mut sealer).await?;
         self.flush(&mut sealer).await?;
         self.gauge.cut();
-        let mut meta = cut.barrier().await?;
+        let mut meta = self.at_the_barrier(cut).await?;
         self.status.last_pause_us = Some(meta.stats.pause_us);
         self.deltas.all_images(&meta.images);
         while let Some(group) = cut.after().await? {

@@ -90,7 +90,9 @@ impl<S: Source> Actor<S> {
             Setback::Stopping | Setback::Capture(CaptureError::Failed(_)) | Setback::Seal(_) => {
                 VmState::Degraded
             }
-            Setback::Refused(_) | Setback::LinkDown(_) => VmState::Degraded,
+            Setback::Refused(_) | Setback::LinkDown(_) | Setback::CalledOff | Setback::Hold(_) => {
+                VmState::Degraded
+            }
         };
         let (mut state, mut reason) = (state, setback.to_string());
         if state == VmState::NotRunning {

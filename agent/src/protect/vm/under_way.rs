@@ -122,7 +122,7 @@ impl Setback {
     /// Only the point that was being cut is lost; those before it travel on.
     pub(super) fn is_of_the_cut(&self) -> bool {
         match self {
-            Self::Stopping | Self::Capture(_) | Self::Seal(_) => true,
+            Self::Stopping | Self::Capture(_) | Self::Seal(_) | Self::Hold(_) | Self::CalledOff => true,
             Self::Aside(_) | Self::Refused(_) | Self::LinkDown(_) => false,
         }
     }

@@ -56,7 +56,7 @@ impl<S: Source> Actor<S> {
         if *self.given.stop.borrow() { Err(Setback::Stopping) } else { Ok(()) }
     }
 
-    async fn on_event(&mut self, event: LinkEvent) {
+    pub(super) async fn on_event(&mut self, event: LinkEvent) {
         let actions = match event {
             LinkEvent::Up { outbox, window, .. } => {
                 let reads = outbox.reads_deltas || !self.deltas.in_use();
@@ -85,6 +85,10 @@ impl<S: Source> Actor<S> {
             }
             LinkEvent::Message(SiteMessage::Compared { answer, .. }) => {
                 self.resync.iter_mut().for_each(|resync| resync.on_answer(answer.clone()));
+                Vec::new()
+            }
+            LinkEvent::Message(SiteMessage::Cut { cut, order, .. }) => {
+                self.on_order(cut, order).await;
                 Vec::new()
             }
             LinkEvent::Message(message) => self.sender.on_message(message),

@@ -1,0 +1,244 @@
+//! The actor's part in cuts of several VMs: it says when its guest is ready and when it stands, and is told when to go on.
+//! Promises: whatever becomes of a cut, the site is told; a guest waits for the others within half of its longest pause, and
+//! a point that was begun is cut, if not with the others then alone. The conversation stands in [`lifeboat::wire::order`].
+
+use super::{Actor, Setback};
+use crate::{
+    capture::{
+        meeting::Meeting,
+        source::{Cut, Source},
+    },
+    protect::pace::Stage,
+};
+use lifeboat::{
+    format::manifest::PointMeta,
+    id::{CutId, PointId},
+    session::sender::Action,
+    units::{Generation, UnixMs},
+    wire::{
+        message::{AgentMessage, VmState},
+        order::{Assignment, CutKind, CutOrder, Part},
+    },
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+
+/// A cut that the site has asked this VM to take part in.
+pub(super) struct Taking {
+    pub cut: CutId,
+    pub kind: CutKind,
+    /// Until when the site waits for `Ready`.
+    until: Instant,
+    /// The site has said when; the point of all members bears this.
+    stop: Option<UnixMs>,
+    /// The others are not waited for.
+    alone: bool,
+    /// While the guest stands.
+    meeting: Option<Arc<Meeting>>,
+    /// Of a final cut: the guest stands, and whether it ran before.
+    pub(super) standing: Option<bool>,
+}
+
+impl Taking {
+    /// The site has called it off, or goes on without us.
+    pub(super) fn is_off(&self) -> bool {
+        self.alone
+    }
+}
+
+impl<S: Source> Actor<S> {
+    /// An order of the site's about a cut.
+    pub(super) async fn on_order(&mut self, cut: CutId, order: CutOrder) {
+        if let CutOrder::Prepare { kind, within_ms } = order {
+            if let Some(before) = self.taking.take().filter(|taking| taking.cut != cut) {
+                self.tell_part(before.cut, Part::Out { why: "another cut was asked for".into() }).await;
+            }
+            let until = Instant::now() + Duration::from_millis(within_ms);
+            self.taking =
+                Some(Taking { cut, kind, until, stop: None, alone: false, meeting: None, standing: None });
+            return;
+        }
+        if let CutOrder::Resume { .. } | CutOrder::ShutOff { .. } = order {
+            self.verdict = Some((cut, order));
+            return;
+        }
+        let Some(taking) = self.taking.as_mut().filter(|taking| taking.cut == cut) else { return };
+        match order {
+            CutOrder::Stop { at } => taking.stop = Some(at),
+            CutOrder::Go { together } => {
+                taking.alone |= !together;
+                taking.meeting.iter().for_each(|meeting| meeting.go(together));
+            }
+            CutOrder::CallOff => {
+                taking.alone = true;
+                taking.meeting.iter().for_each(|meeting| meeting.go(false));
+            }
+            CutOrder::Prepare { .. } | CutOrder::Resume { .. } | CutOrder::ShutOff { .. } => {}
+        }
+    }
+
+    /// Whether the site says when points are cut.
+    pub(super) fn is_led(&self) -> bool {
+        let leads = |said: &Option<Assignment>| said.as_ref().is_some_and(|said| said.together);
+        leads(&self.given.wish.borrow()) && self.outbox.as_ref().is_some_and(|outbox| outbox.orders)
+    }
+
+    /// Whether a point is due: by the site's word, or by the clock. A site that leads and falls silent is not waited for.
+    pub(super) async fn is_due(&mut self, due: Instant) -> bool {
+        let now = Instant::now();
+        if let Some(taking) = self.taking.take_if(|taking| taking.until <= now || taking.alone) {
+            self.tell_part(taking.cut, Part::Out { why: "no point could be begun in time".into() }).await;
+        }
+        self.taking.is_some() || (!self.is_paused() && now >= due + self.silence())
+    }
+
+    /// When to look again whether a point is due.
+    pub(super) fn next_look(&self, due: Instant) -> Instant {
+        match &self.taking {
+            Some(taking) => taking.until,
+            None if self.is_paused() => Instant::now() + LOOK_WHILE_PAUSED,
+            None => due + self.silence(),
+        }
+    }
+
+    fn is_paused(&self) -> bool {
+        self.given.wish.borrow().as_ref().is_some_and(|said| said.paused)
+    }
+
+    /// How long a site that leads is waited for.
+    fn silence(&self) -> Duration {
+        if self.is_led() { self.given.settings.interval * SILENT_INTERVALS } else { Duration::ZERO }
+    }
+
+    /// Takes up what the group wishes.
+    pub(super) async fn heed(&mut self) {
+        if !self.given.wish.has_changed().unwrap_or(false) {
+            return;
+        }
+        let said = self.given.wish.borrow_and_update().clone();
+        let interval =
+            said.as_ref().map_or(self.own_interval, |said| Duration::from_millis(said.interval_ms));
+        self.given.settings.interval = interval.clamp(INTERVAL_MIN, INTERVAL_MAX);
+        self.status.interval_ms = self.given.settings.interval.as_millis() as u64;
+        self.status.group = said.as_ref().map(|said| said.group.clone());
+        match said.filter(|said| said.paused) {
+            Some(said) => {
+                let why = format!("group `{}` is paused at the site", said.group);
+                self.set_state(VmState::Yielding, Some(why)).await;
+            }
+            None if self.status.state == VmState::Yielding => {
+                let state =
+                    if self.status.durable.is_some() { VmState::Protected } else { VmState::Connecting };
+                self.set_state(state, None).await;
+            }
+            None => self.publish().await,
+        }
+    }
+
+    /// At the barrier's door: says that all is done that can be while the guest runs, and waits for the others.
+    pub(super) async fn meet(&mut self) -> Result<Option<Arc<Meeting>>, Setback> {
+        let Some(cut) = self.taking.as_ref().map(|taking| taking.cut) else { return Ok(None) };
+        self.tell_part(cut, Part::Ready).await;
+        loop {
+            let Some(taking) = self.taking.as_ref().filter(|taking| taking.cut == cut) else {
+                return Ok(None);
+            };
+            if taking.alone {
+                return Ok(None);
+            }
+            if let Some(at) = taking.stop {
+                return if taking.kind == CutKind::Final {
+                    self.stand(cut, at).await.map(|()| None)
+                } else {
+                    Ok(Some(self.open_meeting(cut, at)))
+                };
+            }
+            if Instant::now() >= taking.until || self.outbox.is_none() {
+                return Ok(None);
+            }
+            let until = taking.until;
+            self.gauge.enter(Stage::Site);
+            self.outcome()?;
+            self.step(Some(until)).await?;
+        }
+    }
+
+    fn open_meeting(&mut self, cut: CutId, at: UnixMs) -> Arc<Meeting> {
+        let (vm, clock) = (self.given.vm, self.given.clock.clone());
+        let control = self.outbox.as_ref().map(|outbox| outbox.control.clone());
+        let stands = Box::new(move |ran| {
+            let part = Part::Stopped { at: clock.now(), ran };
+            // A full queue is a link that is as good as gone: the site goes on without us.
+            let _ = control.map(|control| control.try_send(AgentMessage::Part { vm, cut, part }));
+        });
+        let meeting = Arc::new(Meeting::new(at, self.given.settings.max_pause / 2, stands));
+        if let Some(taking) = &mut self.taking {
+            taking.meeting = Some(meeting.clone());
+        }
+        meeting
+    }
+
+    /// Cuts. The link is heard meanwhile, for it says when the guest goes on.
+    pub(super) async fn at_the_barrier(&mut self, cut: &mut dyn Cut) -> Result<PointMeta, Setback> {
+        let meeting = self.meet().await?;
+        let mut cutting = cut.barrier(meeting);
+        let mut linked = true;
+        let mut meta = loop {
+            tokio::select! {
+                meta = &mut cutting => break meta?,
+                event = self.given.link.recv(), if linked => match event {
+                    Some(event) => self.on_event(event).await,
+                    None => linked = false,
+                },
+            }
+        };
+        if let Some((Some(ran), Some(at))) = self.taking.as_ref().map(|taking| (taking.standing, taking.stop))
+        {
+            (meta.was_running, meta.cut_at) = (ran, at);
+        }
+        Ok(meta)
+    }
+
+    /// The point of this cut was sent, whole.
+    pub(super) async fn has_cut(&mut self, point: PointId, pause_us: u64) {
+        let Some(taking) = self.taking.as_mut() else { return };
+        let together =
+            taking.meeting.take().is_some_and(|meeting| meeting.was_kept()) || taking.standing.is_some();
+        let cut = taking.cut;
+        if taking.standing.is_none() {
+            self.taking = None;
+        }
+        self.tell_part(cut, Part::Cut { point, together, pause_us }).await;
+    }
+
+    /// There is no point of this cut.
+    pub(super) async fn has_not_cut(&mut self, setback: &Setback) {
+        let Some(taking) = self.taking.take() else { return };
+        if let Some(ran) = taking.standing {
+            self.undo_stand(ran).await;
+        }
+        self.tell_part(taking.cut, Part::Out { why: setback.to_string() }).await;
+    }
+
+    /// The site gives this source another generation to write under.
+    pub(super) async fn adopt(&mut self, generation: Generation) {
+        self.given.generation = Some(generation);
+        (self.given.on_generation)(self.given.vm, generation);
+        self.sender.adopt(generation);
+        let actions = self.sender.refresh();
+        self.perform(actions).await;
+    }
+
+    pub(super) async fn tell_part(&mut self, cut: CutId, part: Part) {
+        if self.outbox.as_ref().is_some_and(|outbox| outbox.orders) {
+            let message = AgentMessage::Part { vm: self.given.vm, cut, part };
+            self.perform(vec![Action::Tell(message)]).await;
+        }
+    }
+}
+
+/// A site that leads and has said nothing for so many intervals is not waited for.
+const SILENT_INTERVALS: u32 = 3;
+const LOOK_WHILE_PAUSED: Duration = Duration::from_secs(1);
+const INTERVAL_MIN: Duration = Duration::from_millis(200);
+const INTERVAL_MAX: Duration = Duration::from_secs(86_400);
