@@ -5,6 +5,7 @@ use crate::{
     catalog::{Catalog, SledIndex},
     config::SiteConfig,
     failover::{journal::Journal, runbook::Runbook, stonith::Stonith},
+    group::{Book, coordinator::Coordinator, points::GroupPoints},
     intake::{
         compare::Comparisons,
         listener::{Enrolment, listen},
@@ -57,6 +58,9 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let slots = Slots::new(store.clone());
     let comparisons = Comparisons::new(store.clone(), config.data_dir.clone());
     let intake = Arc::new(Intake::new(config.name.clone(), slots, comparisons, clock.clone()));
+    let book = Arc::new(Book::open(config.data_dir.join("groups"))?);
+    let group_points = Arc::new(GroupPoints::open(config.data_dir.join("group-points"), store.clone())?);
+    let coordinator = Arc::new(Coordinator::new(book, group_points, intake.clone(), clock.clone()));
     let journal = Journal::open(config.data_dir.join("failovers"))?;
     let keeper = Arc::new(Keeper::new(store.clone(), config.keep.clone(), journal.clone()));
     let libvirt = config.libvirt.clone();
@@ -88,12 +92,14 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let enrolment = Arc::new(Enrolment { identity, tokens, clock });
     let socket = LocalListener::bind(&config.socket(), 0o660)?;
     let (order, stop) = watch::channel(false);
+    let leading = tokio::spawn(coordinator.clone().run(stop.clone()));
     let keeping = tokio::spawn(keeper.clone().run(stop.clone()));
     let stopping = stop.clone();
     let site = Arc::new(Site {
         config,
         runbook,
         keeper,
+        coordinator,
         seeder,
         stop: stopping,
         certificate_expires,
@@ -114,6 +120,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let _ = order.send(true);
     listener.await?;
     keeping.await?;
+    leading.await?;
     api.await??;
     Ok(())
 }

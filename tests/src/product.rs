@@ -145,6 +145,20 @@ impl Controller {
         })
     }
 
+    /// The points that all members of a group have of one instant.
+    pub fn group_points(&self, group: &str) -> Result<Vec<Value>> {
+        Ok(self.json(&["group", "points", group])?["points"].as_array().cloned().unwrap_or_default())
+    }
+
+    /// Waits for `more` of them than there are now.
+    pub fn wait_more_group_points(&self, group: &str, more: usize, within: Duration) -> Result<Vec<Value>> {
+        let now = self.group_points(group).map_or(0, |points| points.len());
+        eventually(within, &format!("{more} more points of group {group}"), || {
+            let points = self.group_points(group).unwrap_or_default();
+            Ok((points.len() >= now + more).then_some(points))
+        })
+    }
+
     /// Waits for `more` points than there are now.
     pub fn wait_more_points(&self, vm: &str, more: usize, within: Duration) -> Result<Vec<Value>> {
         let now = self.points(vm).map_or(0, |points| points.len());

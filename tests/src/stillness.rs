@@ -71,6 +71,11 @@ impl Stillness {
         Ok(Self { events, over, seen, threads })
     }
 
+    /// When QEMU stopped the guest and when it let it go on, since 1970.
+    pub fn stops(&self) -> Vec<(Duration, Duration)> {
+        stops(&self.events.log())
+    }
+
     pub fn verdict(&self) -> Verdict {
         let seen = *self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let stops = stops(&self.events.log());

@@ -34,6 +34,7 @@ pub async fn protect_assigned(rooms: Rooms) {
                 wish => {
                     end(held).await;
                     if wish.is_none() && !is_configured(&rooms, vm) {
+                        rooms.board.forget(vm);
                         tokio::spawn(leave(rooms.clone(), vm));
                     }
                 }

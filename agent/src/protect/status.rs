@@ -97,6 +97,11 @@ impl Board {
         self.rows(|rows| rows.link = link);
     }
 
+    /// The VM is no longer protected here.
+    pub fn forget(&self, vm: VmId) {
+        self.rows(|rows| rows.vms.retain(|_, status| status.vm != vm));
+    }
+
     /// Changes the row of `status.name`, making it first if need be.
     pub fn put(&self, status: VmStatus) {
         self.rows(|rows| rows.vms.insert(status.name.clone(), status));

@@ -3,6 +3,7 @@
 //! by `lifeboat`.
 
 mod failovers;
+mod groups;
 mod points;
 pub mod role;
 pub mod routes;

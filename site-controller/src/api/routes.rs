@@ -2,7 +2,7 @@
 //! so that there is no request without an entry.
 
 use super::{
-    failovers, points,
+    failovers, groups, points,
     role::Role::{self, Operator, Viewer},
     seeds,
     site::Site,
@@ -26,6 +26,15 @@ pub struct Route {
 pub fn table() -> Vec<Route> {
     vec![
         get("/v1/status", Viewer, status::status),
+        get("/v1/inventory", Viewer, groups::inventory),
+        get("/v1/groups", Viewer, groups::list),
+        post("/v1/groups", Operator, groups::create),
+        get("/v1/groups/{group}", Viewer, groups::show),
+        post("/v1/groups/{group}", Operator, groups::change),
+        get("/v1/groups/{group}/points", Viewer, groups::points),
+        post("/v1/groups/{group}/pause", Operator, groups::pause),
+        post("/v1/groups/{group}/resume", Operator, groups::resume),
+        post("/v1/groups/{group}/delete", Operator, groups::delete),
         get("/v1/vms/{vm}/points", Viewer, points::points),
         get("/v1/vms/{vm}/prune", Viewer, points::prune_preview),
         post("/v1/vms/{vm}/prune", Operator, points::prune),

@@ -14,7 +14,7 @@ use lifeboat::{
 use std::fmt::Write;
 
 /// Columns of text, each as wide as its widest cell.
-fn table(header: &[&str], rows: &[Vec<String>]) -> String {
+pub(super) fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |at: usize| {
         let cells = rows.iter().filter_map(|row| row.get(at)).map(|cell| cell.chars().count());
         cells.chain([header[at].len()]).max().unwrap_or(0)

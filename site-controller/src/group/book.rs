@@ -15,6 +15,7 @@ use std::{
     path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, PoisonError},
 };
+use tokio::sync::watch;
 
 /// A group as it is remembered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -62,6 +63,8 @@ pub enum BookError {
 pub struct Book {
     dir: PathBuf,
     groups: Mutex<BTreeMap<GroupId, Group>>,
+    /// Bumped with each change.
+    changes: watch::Sender<u64>,
 }
 
 impl Group {
@@ -86,7 +89,16 @@ impl Book {
                 groups.insert(group.id, group);
             }
         }
-        Ok(Self { dir, groups: Mutex::new(groups) })
+        Ok(Self { dir, groups: Mutex::new(groups), changes: watch::channel(0).0 })
+    }
+
+    /// Told when any group has changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub fn get(&self, id: GroupId) -> Option<Group> {
+        self.groups().get(&id).cloned()
     }
 
     pub fn list(&self) -> Vec<Group> {
@@ -154,6 +166,7 @@ impl Book {
         let removed = fs::remove_file(&path).and_then(|()| fs::File::open(&self.dir)?.sync_all());
         removed.map_err(|source| BookError::Disk { path, source })?;
         groups.remove(&id);
+        self.changes.send_modify(|count| *count += 1);
         Ok(())
     }
 
@@ -181,6 +194,7 @@ impl Book {
             .and_then(|bytes| durable::replace(&path, &bytes, 0o600))
             .map_err(|source| BookError::Disk { path, source })?;
         groups.insert(group.id, group.clone());
+        self.changes.send_modify(|count| *count += 1);
         Ok(group)
     }
 

@@ -1,8 +1,12 @@
 //! Protection groups: VMs that are protected, and fail over, as one.
-//! Owns `data_dir/groups`. [`spec`] is what an operator writes, [`book`] what is remembered of it. Called by `api` and
-//! `daemon`.
+//! Owns `data_dir/groups` and `data_dir/group-points`. [`spec`] is what an operator writes, [`book`] what is remembered of
+//! it, [`coordinator`] leads the cuts of all members at one instant, which [`cut`] decides, and [`points`] lists them.
+//! Called by `api`, `failover` and `daemon`.
 
 pub mod book;
+pub mod coordinator;
+pub mod cut;
+pub mod points;
 pub mod spec;
 
 pub use book::{Book, BookError, Group, MemberVm};

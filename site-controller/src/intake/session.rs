@@ -6,6 +6,7 @@ use super::{
     board::Board,
     compare::Comparisons,
     slot::{Claim, Replies, Slots},
+    switchboard::{self, Heard, Switchboard},
 };
 use lifeboat::{
     clock::Clock,
@@ -43,13 +44,15 @@ pub struct Intake {
     pub slots: Slots,
     pub comparisons: Arc<Comparisons>,
     pub board: Board,
+    pub switchboard: Switchboard,
     pub clock: Arc<dyn Clock>,
     sessions: AtomicU64,
 }
 
 impl Intake {
     pub fn new(site: String, slots: Slots, comparisons: Arc<Comparisons>, clock: Arc<dyn Clock>) -> Self {
-        Self { site, slots, comparisons, board: Board::default(), clock, sessions: AtomicU64::new(0) }
+        let (board, switchboard) = Default::default();
+        Self { site, slots, comparisons, board, switchboard, clock, sessions: AtomicU64::new(0) }
     }
 
     /// Speaks with one agent until the connection ends.
@@ -60,6 +63,7 @@ impl Intake {
         let ended = self.converse(session, &agent, &connection).await;
         self.board.gone(session, self.clock.now());
         self.slots.gone(session);
+        self.switchboard.gone(session);
         match ended {
             Err(TransportError::Protocol(why)) => {
                 tracing::warn!(%agent, %why, "agent refused: it broke the protocol");
@@ -138,7 +142,7 @@ impl Intake {
         match message {
             AgentMessage::Hello { .. } => return out_of_place("a second greeting"),
             AgentMessage::Watch { vm, name, generation } => {
-                if name.is_empty() || name.len() > NAME_MAX || name.chars().any(char::is_control) {
+                if !is_name(&name) {
                     return out_of_place("a VM's name must be 1 to 255 bytes without control characters");
                 }
                 watched.insert(vm);
@@ -160,7 +164,6 @@ impl Intake {
             | AgentMessage::Report { vm, .. }
             | AgentMessage::Compare { vm, .. }
             | AgentMessage::Place { vm, .. }
-            | AgentMessage::Part { vm, .. }
                 if !watched.contains(&vm) =>
             {
                 // A report may precede the first `Watch`; anything else may not.
@@ -190,8 +193,13 @@ impl Intake {
                 self.board.contend(vm, agent, why, now);
             }
             AgentMessage::Compare { vm, question } => self.comparisons.ask(vm, question, replies).await,
-            // Nothing is ordered yet.
-            AgentMessage::Inventory { .. } | AgentMessage::Part { .. } => {}
+            AgentMessage::Inventory { vms } => {
+                if vms.len() > switchboard::VMS_MAX || vms.iter().any(|vm| !is_name(&vm.name)) {
+                    return out_of_place("too many VMs, or a name that is none, in what a host has");
+                }
+                self.switchboard.inventory(session, agent, vms, replies).await;
+            }
+            AgentMessage::Part { vm, cut, part } => self.switchboard.heard(session, Heard { vm, cut, part }),
         }
         Ok(())
     }
@@ -211,6 +219,10 @@ impl Intake {
         }
         Ok(Finished::Stream)
     }
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.len() <= NAME_MAX && !name.chars().any(char::is_control)
 }
 
 /// What it was that ended without an error.

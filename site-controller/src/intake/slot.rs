@@ -13,7 +13,7 @@ use lifeboat::{
     format::{frame::Frame, manifest::PointMeta, owner::Owner},
     id::{PointId, VmId},
     session::receiver::{Do, Held, Receiver},
-    units::Generation,
+    units::{Generation, Seq},
     wire::message::{Latest, Refusal, SiteMessage},
 };
 pub use ownership::Claim;
@@ -24,15 +24,27 @@ use std::{
     pin::Pin,
     sync::{Arc, PoisonError},
 };
-use tokio::sync::{Mutex, MutexGuard, Notify, mpsc, oneshot};
+use tokio::sync::{Mutex, MutexGuard, Notify, broadcast, mpsc, oneshot};
 
 /// Where replies to an agent go.
 pub type Replies = mpsc::Sender<SiteMessage>;
+
+/// A point that was made durable.
+#[derive(Clone, Copy, Debug)]
+pub struct MadeDurable {
+    pub vm: VmId,
+    pub point: PointId,
+    pub seq: Seq,
+}
+
+/// Points that a slow listener may be behind; then he looks at the store.
+const DURABLES_QUEUED: usize = 4096;
 
 /// All VMs' slots, made as they are first heard of.
 #[derive(Debug)]
 pub struct Slots {
     store: Store,
+    durable: broadcast::Sender<MadeDurable>,
     slots: std::sync::Mutex<BTreeMap<VmId, Arc<Slot>>>,
 }
 
@@ -40,6 +52,7 @@ pub struct Slots {
 pub struct Slot {
     vm: VmId,
     store: Store,
+    durable: broadcast::Sender<MadeDurable>,
     inner: Mutex<Inner>,
     /// Sessions that watch this VM.
     present: std::sync::Mutex<BTreeMap<u64, Present>>,
@@ -61,7 +74,7 @@ struct Inner {
 
 impl Slots {
     pub fn new(store: Store) -> Self {
-        Self { store, slots: std::sync::Mutex::default() }
+        Self { store, durable: broadcast::channel(DURABLES_QUEUED).0, slots: std::sync::Mutex::default() }
     }
 
     pub fn slot(&self, vm: VmId) -> Arc<Slot> {
@@ -70,11 +83,16 @@ impl Slots {
             let (name, receiver, open) = (String::new(), Receiver::new(vm), BTreeMap::new());
             let inner = Mutex::new(Inner { name, receiver, open, replies: None, owner: None });
             let present = std::sync::Mutex::default();
-            let (store, committed, reserved) =
-                (self.store.clone(), Notify::new(), std::sync::Mutex::default());
-            Arc::new(Slot { vm, store, inner, present, committed, reserved })
+            let (store, durable) = (self.store.clone(), self.durable.clone());
+            let (committed, reserved) = (Notify::new(), std::sync::Mutex::default());
+            Arc::new(Slot { vm, store, durable, inner, present, committed, reserved })
         };
         slots.entry(vm).or_insert_with(make).clone()
+    }
+
+    /// Points as they become durable, from now on.
+    pub fn made_durable(&self) -> broadcast::Receiver<MadeDurable> {
+        self.durable.subscribe()
     }
 
     /// The slot, if the VM has been heard of since the controller started.
@@ -331,6 +349,8 @@ impl Slot {
             let todo = match committed {
                 Ok(done) => {
                     inner.open.remove(&point);
+                    // Nobody may be listening.
+                    let _ = self.durable.send(MadeDurable { vm: self.vm, point, seq: done.seq });
                     tracing::info!(vm = %inner.name, %point, seq = done.seq.0, "point committed");
                     inner.receiver.committed(point, done.seq, done.committed_at, done.manifest)
                 }

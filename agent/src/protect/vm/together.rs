@@ -33,6 +33,8 @@ pub(super) struct Taking {
     stop: Option<UnixMs>,
     /// The others are not waited for.
     alone: bool,
+    /// All stand, or will: said before our guest does where there are no others.
+    go: bool,
     /// While the guest stands.
     meeting: Option<Arc<Meeting>>,
     /// Of a final cut: the guest stands, and whether it ran before.
@@ -54,8 +56,16 @@ impl<S: Source> Actor<S> {
                 self.tell_part(before.cut, Part::Out { why: "another cut was asked for".into() }).await;
             }
             let until = Instant::now() + Duration::from_millis(within_ms);
-            self.taking =
-                Some(Taking { cut, kind, until, stop: None, alone: false, meeting: None, standing: None });
+            self.taking = Some(Taking {
+                cut,
+                kind,
+                until,
+                stop: None,
+                alone: false,
+                go: false,
+                meeting: None,
+                standing: None,
+            });
             return;
         }
         if let CutOrder::Resume { .. } | CutOrder::ShutOff { .. } = order {
@@ -67,6 +77,7 @@ impl<S: Source> Actor<S> {
             CutOrder::Stop { at } => taking.stop = Some(at),
             CutOrder::Go { together } => {
                 taking.alone |= !together;
+                taking.go |= together;
                 taking.meeting.iter().for_each(|meeting| meeting.go(together));
             }
             CutOrder::CallOff => {
@@ -173,6 +184,9 @@ impl<S: Source> Actor<S> {
         });
         let meeting = Arc::new(Meeting::new(at, self.given.settings.max_pause / 2, stands));
         if let Some(taking) = &mut self.taking {
+            if taking.go {
+                meeting.go(true);
+            }
             taking.meeting = Some(meeting.clone());
         }
         meeting

@@ -1,12 +1,14 @@
 //! What the API takes and gives. Times are milliseconds since 1970 UTC; sizes are bytes. One file for each family of routes.
 
 mod failovers;
+mod groups;
 mod points;
 mod seeds;
 mod status;
 mod verify;
 
 pub use failovers::*;
+pub use groups::*;
 pub use points::*;
 pub use seeds::*;
 pub use status::*;

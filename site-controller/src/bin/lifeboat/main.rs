@@ -3,6 +3,7 @@
 
 mod ask;
 mod failover;
+mod group;
 mod points;
 mod release;
 mod seed;
@@ -21,6 +22,7 @@ use std::{path::PathBuf, process::ExitCode};
     after_help = "\
 EXAMPLES
   lifeboat status
+  lifeboat group create shop --vm web --vm db --rpo 5s
   lifeboat points web
   lifeboat failover web --emergency
   lifeboat failover web --emergency --point '5m ago' --yes
@@ -45,6 +47,9 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Status(status::Status),
+    Inventory(group::Inventory),
+    Group(group::Group),
+    Apply(group::Apply),
     Points(points::Points),
     Failover(failover::Failover),
     Prune(points::Prune),
@@ -72,6 +77,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let site = Site { client, json: arguments.json };
     match arguments.command {
         Command::Status(status) => status.run(&site).await,
+        Command::Inventory(inventory) => inventory.run(&site).await,
+        Command::Group(group) => group.run(&site).await,
+        Command::Apply(apply) => apply.run(&site).await,
         Command::Points(points) => points.run(&site).await,
         Command::Failover(failover) => failover.run(&site).await,
         Command::Prune(prune) => prune.run(&site).await,

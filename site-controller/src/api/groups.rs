@@ -1,0 +1,211 @@
+//! Protection groups: made, changed, shown; and what there is to protect.
+
+use super::{
+    site::{Site, catalog_error},
+    types::{GroupPointList, GroupRequest, GroupRow, GroupState, InventoryList, InventoryRow},
+};
+use crate::group::{
+    BookError, Group, GroupSpec, MemberVm,
+    points::{GroupPoint, GroupPointError},
+};
+use axum::{
+    Json,
+    extract::{Path, State},
+};
+use lifeboat::{error::chain, id::VmId, local_api::ApiError};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+type Answer<T> = Result<Json<T>, ApiError>;
+
+pub(super) async fn list(State(site): State<Arc<Site>>) -> Answer<Vec<GroupRow>> {
+    let mut rows = Vec::new();
+    for group in site.coordinator.book.list() {
+        rows.push(row(&site, group).await?);
+    }
+    Ok(Json(rows))
+}
+
+pub(super) async fn show(State(site): State<Arc<Site>>, Path(group): Path<String>) -> Answer<GroupRow> {
+    let group = site.coordinator.book.find(&group).map_err(book_error)?;
+    Ok(Json(row(&site, group).await?))
+}
+
+pub(super) async fn points(
+    State(site): State<Arc<Site>>,
+    Path(group): Path<String>,
+) -> Answer<GroupPointList> {
+    let group = site.coordinator.book.find(&group).map_err(book_error)?;
+    let points = site.coordinator.points.list(group.id).await.map_err(point_error)?;
+    Ok(Json(GroupPointList { group: group.spec.name, points }))
+}
+
+pub(super) async fn create(
+    State(site): State<Arc<Site>>,
+    Json(request): Json<GroupRequest>,
+) -> Answer<GroupRow> {
+    let spec = checked(request.spec)?;
+    let members = resolve(&site, &spec, &[]).await?;
+    let (coordinator, now) = (site.coordinator.clone(), site.runbook.clock.now());
+    let group = blocking(move || coordinator.book.create(spec, members, now)).await?;
+    site.coordinator.announce(ids(&group)).await;
+    Ok(Json(row(&site, group).await?))
+}
+
+/// Replaces what the group says; its name, too, if that differs.
+pub(super) async fn change(
+    State(site): State<Arc<Site>>,
+    Path(group): Path<String>,
+    Json(request): Json<GroupRequest>,
+) -> Answer<GroupRow> {
+    let before = site.coordinator.book.find(&group).map_err(book_error)?;
+    let spec = checked(request.spec)?;
+    let members = resolve(&site, &spec, &before.members).await?;
+    alter(&site, before, move |group| (group.spec, group.members) = (spec, members)).await
+}
+
+pub(super) async fn pause(State(site): State<Arc<Site>>, Path(group): Path<String>) -> Answer<GroupRow> {
+    let before = site.coordinator.book.find(&group).map_err(book_error)?;
+    alter(&site, before, |group| group.paused = true).await
+}
+
+pub(super) async fn resume(State(site): State<Arc<Site>>, Path(group): Path<String>) -> Answer<GroupRow> {
+    let before = site.coordinator.book.find(&group).map_err(book_error)?;
+    alter(&site, before, |group| group.paused = false).await
+}
+
+/// Its members are no longer protected by it; their points stay.
+pub(super) async fn delete(State(site): State<Arc<Site>>, Path(group): Path<String>) -> Answer<Group> {
+    let group = site.coordinator.book.find(&group).map_err(book_error)?;
+    let (coordinator, id) = (site.coordinator.clone(), group.id);
+    blocking(move || coordinator.book.delete(id)).await?;
+    site.coordinator.announce(ids(&group)).await;
+    Ok(Json(group))
+}
+
+pub(super) async fn inventory(State(site): State<Arc<Site>>) -> Json<InventoryList> {
+    let row = |host: crate::intake::switchboard::OnHost| InventoryRow {
+        vm: host.vm.vm,
+        group: site.coordinator.book.group_of(host.vm.vm).map(|group| group.spec.name),
+        name: host.vm.name,
+        agent: host.agent,
+        running: host.vm.running,
+    };
+    let mut vms: Vec<InventoryRow> = site.runbook.intake.switchboard.all().into_iter().map(row).collect();
+    vms.sort_by(|a, b| (&a.name, &a.agent).cmp(&(&b.name, &b.agent)));
+    Json(InventoryList { vms })
+}
+
+async fn alter(
+    site: &Arc<Site>,
+    before: Group,
+    change: impl FnOnce(&mut Group) + Send + 'static,
+) -> Answer<GroupRow> {
+    let (coordinator, now, id) = (site.coordinator.clone(), site.runbook.clock.now(), before.id);
+    let group = blocking(move || coordinator.book.change(id, now, change)).await?;
+    let told: BTreeSet<VmId> = ids(&before).chain(ids(&group)).collect();
+    site.coordinator.announce(told).await;
+    Ok(Json(row(site, group).await?))
+}
+
+async fn row(site: &Site, group: Group) -> Result<GroupRow, ApiError> {
+    let now = site.runbook.clock.now();
+    let mut points = site.coordinator.points.list(group.id).await.map_err(point_error)?;
+    let count = points.len() as u64;
+    let newest: Option<GroupPoint> = points.pop();
+    let rpo_ms = newest.as_ref().map(|newest| now.0.saturating_sub(newest.cut_at.0));
+    let rpo_target_ms = u64::try_from(group.spec.rpo().as_millis()).unwrap_or(u64::MAX);
+    let cuts = site.coordinator.progress(group.id);
+    let state = match rpo_ms {
+        _ if group.paused => GroupState::Paused,
+        None => GroupState::Seeding,
+        Some(age) if age > rpo_target_ms => GroupState::Late,
+        Some(_) => GroupState::Protected,
+    };
+    let held_up: Vec<String> = cuts.held_up.iter().map(|(vm, why)| format!("{vm}: {why}")).collect();
+    let apart: Vec<&str> = group
+        .members
+        .iter()
+        .filter(|member| !site.runbook.intake.switchboard.is_reached(member.vm))
+        .map(|member| member.name.as_str())
+        .collect();
+    let reason = match state {
+        GroupState::Paused => Some(format!("paused; `lifeboat group resume {}` goes on", group.spec.name)),
+        GroupState::Protected => None,
+        GroupState::Seeding | GroupState::Late if !apart.is_empty() => {
+            Some(format!("no connected agent has {}", apart.join(", ")))
+        }
+        GroupState::Seeding | GroupState::Late => (!held_up.is_empty()).then(|| held_up.join("; ")),
+    };
+    Ok(GroupRow { group, now, state, reason, rpo_ms, rpo_target_ms, points: count, newest, cuts })
+}
+
+/// Which VMs are meant: those that a group had before, those of connected hosts, and those that have points here.
+async fn resolve(site: &Site, spec: &GroupSpec, before: &[MemberVm]) -> Result<Vec<MemberVm>, ApiError> {
+    let mut known = BTreeMap::<VmId, String>::new();
+    for vm in site.runbook.catalog.vms().await.map_err(catalog_error)? {
+        known.insert(vm.vm, vm.name);
+    }
+    for host in site.runbook.intake.switchboard.all() {
+        known.insert(host.vm.vm, host.vm.name);
+    }
+    let one = |given: &String| {
+        if let Some(member) = before.iter().find(|member| member.name == *given) {
+            return Ok(member.clone());
+        }
+        let id: Option<VmId> = given.parse().ok();
+        let mut meant =
+            known.iter().filter(|(vm, name)| Some(**vm) == id || *name == given).map(|(vm, _)| *vm);
+        match (meant.next().or(id), meant.next()) {
+            (Some(vm), None) => Ok(MemberVm { vm, name: given.clone() }),
+            (Some(_), Some(_)) => {
+                let message = format!("several VMs are called `{given}`; name it by its UUID");
+                Err(ApiError::bad_request("ambiguous", message))
+            }
+            (None, _) => {
+                let message = format!("no VM `{}` is known here", given.escape_debug());
+                let hint = "`lifeboat inventory` lists the VMs of the hosts whose agents are connected; a UUID is taken in \
+                            any case";
+                Err(ApiError::not_found("unknown-vm", message).with_hint(hint))
+            }
+        }
+    };
+    spec.vms.iter().map(one).collect()
+}
+
+fn checked(spec: GroupSpec) -> Result<GroupSpec, ApiError> {
+    spec.check().map_err(|error| ApiError::bad_request("bad-group", error.to_string()))?;
+    Ok(spec)
+}
+
+fn ids(group: &Group) -> impl Iterator<Item = VmId> {
+    group.members.iter().map(|member| member.vm).collect::<Vec<_>>().into_iter()
+}
+
+/// Changes of the book wait for a disk.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BookError> + Send + 'static,
+) -> Result<T, ApiError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(book_error),
+        Err(error) => Err(ApiError::internal(error.to_string())),
+    }
+}
+
+pub(super) fn book_error(error: BookError) -> ApiError {
+    let message = chain(&error);
+    match error {
+        BookError::Unknown(_) => ApiError::not_found("unknown-group", message),
+        BookError::Spec(_) | BookError::Twice(_) => ApiError::bad_request("bad-group", message),
+        BookError::NameTaken(_) | BookError::Member { .. } | BookError::TooMany => {
+            ApiError::conflict("conflict", message)
+        }
+        BookError::Disk { .. } | BookError::Malformed { .. } => ApiError::internal(message),
+    }
+}
+
+pub(super) fn point_error(error: GroupPointError) -> ApiError {
+    ApiError::internal(chain(&error))
+}

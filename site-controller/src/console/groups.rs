@@ -1,0 +1,118 @@
+//! Groups and what could be in one, as text for people. Pure: values in, text out.
+
+use super::tables::{span, table};
+use crate::{
+    api::types::{GroupPointList, GroupRow, GroupState, InventoryList},
+    group::Group,
+};
+use std::fmt::Write;
+
+pub fn list(rows: &[GroupRow]) -> String {
+    if rows.is_empty() {
+        return "There are no groups; `lifeboat group create NAME --vm VM` makes one.\n".into();
+    }
+    let cells: Vec<Vec<String>> = rows
+        .iter()
+        .map(|row| {
+            vec![
+                row.group.spec.name.clone(),
+                state(row.state).into(),
+                row.rpo_ms.map_or_else(|| "-".into(), span),
+                span(row.rpo_target_ms),
+                row.points.to_string(),
+                row.group.spec.vms.join(", "),
+                row.reason.clone().unwrap_or_default(),
+            ]
+        })
+        .collect();
+    table(&["GROUP", "STATE", "RPO", "TARGET", "POINTS", "VMS", "REASON"], &cells)
+}
+
+pub fn one(row: &GroupRow) -> String {
+    let spec = &row.group.spec;
+    let mut out = format!("Group {}: {}", spec.name, state(row.state));
+    if let Some(reason) = &row.reason {
+        let _ = write!(out, " ({reason})");
+    }
+    let rpo = row.rpo_ms.map_or_else(|| "no point of all members yet".into(), span);
+    let _ =
+        writeln!(out, "\nRPO {rpo}, at the most {} wanted; {} points", span(row.rpo_target_ms), row.points);
+    let keep = spec.keep.as_ref().map_or_else(|| "as site.toml says".into(), |rules| rules.join(", "));
+    let _ = writeln!(out, "Kept: {keep}");
+    for member in &row.group.members {
+        let _ = writeln!(out, "  {}  {}", member.vm, member.name);
+    }
+    if let Some(newest) = &row.newest {
+        let _ = writeln!(
+            out,
+            "Newest point {} of {}, skew {}.{} ms",
+            newest.no,
+            newest.cut_at,
+            newest.skew_us / 1000,
+            newest.skew_us % 1000 / 100
+        );
+    }
+    out
+}
+
+pub fn points(list: &GroupPointList) -> String {
+    if list.points.is_empty() {
+        return format!("Group {} has no point of all its members yet.\n", list.group);
+    }
+    let rows: Vec<Vec<String>> = list
+        .points
+        .iter()
+        .map(|point| {
+            let longest = point.members.iter().map(|member| member.pause_us).max().unwrap_or_default();
+            let members: Vec<String> = point
+                .members
+                .iter()
+                .map(|member| format!("{} {}", member.name, member.point.short()))
+                .collect();
+            vec![
+                point.no.to_string(),
+                point.cut.to_string().chars().take(8).collect(),
+                point.cut_at.to_string(),
+                format!("{:.1} ms", point.skew_us as f64 / 1e3),
+                format!("{:.1} ms", longest as f64 / 1e3),
+                members.join(", "),
+            ]
+        })
+        .collect();
+    table(&["NO", "ID", "CUT AT", "SKEW", "LONGEST PAUSE", "POINTS OF MEMBERS"], &rows)
+}
+
+pub fn deleted(group: &Group) -> String {
+    format!("Group {} is gone; the points of its VMs stay.\n", group.spec.name)
+}
+
+/// What deleting means.
+pub fn delete_preview(row: &GroupRow) -> String {
+    let vms = row.group.spec.vms.join(", ");
+    format!("{vms} will no longer be protected by group {}. Their points stay.\n", row.group.spec.name)
+}
+
+pub fn inventory(list: &InventoryList) -> String {
+    if list.vms.is_empty() {
+        return "No connected agent has told of a VM.\n".into();
+    }
+    let rows: Vec<Vec<String>> = list
+        .vms
+        .iter()
+        .map(|row| {
+            let running = if row.running { "running" } else { "off" };
+            let group = row.group.clone().unwrap_or_else(|| "-".into());
+            vec![row.name.clone(), running.into(), group, row.agent.clone(), row.vm.to_string()]
+        })
+        .collect();
+    table(&["VM", "STATE", "GROUP", "AGENT", "UUID"], &rows)
+}
+
+fn state(state: GroupState) -> &'static str {
+    match state {
+        GroupState::Protected => "protected",
+        GroupState::Seeding => "seeding",
+        GroupState::Late => "late",
+        GroupState::Paused => "paused",
+    }
+}

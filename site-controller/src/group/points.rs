@@ -1,0 +1,176 @@
+//! Group points: for each cut that became whole, the point of every member. One small file each, created and synced once
+//! all of these points are durable. Promises: what is listed is whole: every member's point of that instant is there; a
+//! file that can't be read offers nothing. Called by `coordinator`, `failover` and `api`.
+
+use crate::store::{PointState, Store, StoreError};
+use lifeboat::{
+    durable,
+    id::{CutId, GroupId, PointId, VmId},
+    units::{Seq, UnixMs},
+};
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
+
+/// One instant of a whole group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupPoint {
+    pub version: u32,
+    pub cut: CutId,
+    /// Its place in the group's history.
+    pub no: u64,
+    /// By this site's clock; the members' points bear the same.
+    pub cut_at: UnixMs,
+    /// Between the first and the last word that a member stands, as heard here: its guests stood together after that.
+    pub skew_us: u64,
+    pub members: Vec<PointOf>,
+}
+
+/// A member's part of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointOf {
+    pub vm: VmId,
+    pub name: String,
+    pub point: PointId,
+    pub seq: Seq,
+    pub pause_us: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum GroupPointError {
+    #[error("{}: {source}", path.display())]
+    Disk { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// Those of all groups of a site.
+#[derive(Debug)]
+pub struct GroupPoints {
+    dir: PathBuf,
+    store: Store,
+    groups: Mutex<BTreeMap<GroupId, BTreeMap<u64, GroupPoint>>>,
+}
+
+impl GroupPoint {
+    pub const VERSION: u32 = 1;
+}
+
+impl GroupPoints {
+    /// Reads what there is below `dir`: a folder for each group.
+    pub fn open(dir: PathBuf, store: Store) -> Result<Self, GroupPointError> {
+        let failed = |path: &PathBuf, source| GroupPointError::Disk { path: path.clone(), source };
+        fs::create_dir_all(&dir).map_err(|source| failed(&dir, source))?;
+        let mut groups = BTreeMap::new();
+        for entry in fs::read_dir(&dir).map_err(|source| failed(&dir, source))? {
+            let folder = entry.map_err(|source| failed(&dir, source))?.path();
+            let id = folder.file_name().and_then(|name| name.to_str()?.parse::<GroupId>().ok());
+            let Some(id) = id.filter(|_| folder.is_dir()) else { continue };
+            let mut points = BTreeMap::new();
+            for entry in fs::read_dir(&folder).map_err(|source| failed(&folder, source))?.flatten() {
+                let text = fs::read(entry.path());
+                let point = text.ok().and_then(|text| serde_json::from_slice::<GroupPoint>(&text).ok());
+                match point.filter(|point| point.version == GroupPoint::VERSION) {
+                    Some(point) => drop(points.insert(point.no, point)),
+                    None => tracing::warn!(path = %entry.path().display(), "this group point can't be read"),
+                }
+            }
+            groups.insert(id, points);
+        }
+        Ok(Self { dir, store, groups: Mutex::new(groups) })
+    }
+
+    /// The next number of a group's history.
+    fn next_no(&self, group: GroupId) -> u64 {
+        let groups = self.groups();
+        groups.get(&group).and_then(|points| points.keys().next_back()).map_or(1, |no| no + 1)
+    }
+
+    /// All its members' points are durable: so is it, once this returns. Blocks.
+    pub fn record(&self, group: GroupId, point: GroupPoint) -> Result<GroupPoint, GroupPointError> {
+        let point = GroupPoint { no: self.next_no(group), ..point };
+        let folder = self.dir.join(group.to_string());
+        let path = folder.join(format!("{:016}.json", point.no));
+        let written = fs::create_dir_all(&folder)
+            .and_then(|()| fs::File::open(&self.dir)?.sync_all())
+            .and_then(|()| Ok(serde_json::to_vec(&point)?))
+            .and_then(|bytes| durable::replace(&path, &bytes, 0o600));
+        written.map_err(|source| GroupPointError::Disk { path, source })?;
+        self.groups().entry(group).or_default().insert(point.no, point.clone());
+        Ok(point)
+    }
+
+    /// The points of a group whose members' points are all there and whole, oldest first.
+    pub async fn list(&self, group: GroupId) -> Result<Vec<GroupPoint>, GroupPointError> {
+        let all: Vec<GroupPoint> =
+            self.groups().get(&group).map(|points| points.values().cloned().collect()).unwrap_or_default();
+        let there = self.there(&all).await?;
+        Ok(all.into_iter().filter(|point| is_there(point, &there)).collect())
+    }
+
+    /// The newest of them.
+    pub async fn newest(&self, group: GroupId) -> Result<Option<GroupPoint>, GroupPointError> {
+        Ok(self.list(group).await?.pop())
+    }
+
+    /// Forgets those of which a member's point was pruned.
+    pub async fn tidy(&self, group: GroupId) -> Result<usize, GroupPointError> {
+        let all: Vec<GroupPoint> =
+            self.groups().get(&group).map(|points| points.values().cloned().collect()).unwrap_or_default();
+        let there = self.there(&all).await?;
+        let gone: Vec<u64> =
+            all.iter().filter(|point| !is_there(point, &there)).map(|point| point.no).collect();
+        let newest = all.last().map(|point| point.no);
+        // The newest one stays, so that numbers only rise.
+        for no in gone.iter().filter(|no| Some(**no) != newest) {
+            let path = self.dir.join(group.to_string()).join(format!("{no:016}.json"));
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(GroupPointError::Disk { path, source });
+                }
+                _ => {}
+            }
+            if let Some(points) = self.groups().get_mut(&group) {
+                points.remove(no);
+            }
+        }
+        Ok(gone.len())
+    }
+
+    /// The places of a VM's points in its history.
+    pub async fn points_of(&self, vm: VmId) -> Result<BTreeMap<PointId, Seq>, GroupPointError> {
+        Ok(self.store.points(Some(vm)).await?.into_iter().map(|point| (point.point, point.seq)).collect())
+    }
+
+    /// The members' points that are part of a whole group point: what retention counts by.
+    pub fn seqs_of(&self, group: GroupId, vm: VmId) -> BTreeSet<Seq> {
+        let groups = self.groups();
+        let members =
+            groups.get(&group).into_iter().flat_map(BTreeMap::values).flat_map(|point| &point.members);
+        members.filter(|member| member.vm == vm).map(|member| member.seq).collect()
+    }
+
+    async fn there(&self, points: &[GroupPoint]) -> Result<BTreeSet<(VmId, PointId)>, GroupPointError> {
+        let vms: BTreeSet<VmId> =
+            points.iter().flat_map(|point| &point.members).map(|member| member.vm).collect();
+        let mut there = BTreeSet::new();
+        for vm in vms {
+            let points = self.store.points(Some(vm)).await?;
+            let whole = points.iter().filter(|point| point.state == PointState::Ok);
+            there.extend(whole.map(|point| (vm, point.point)));
+        }
+        Ok(there)
+    }
+
+    fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, BTreeMap<u64, GroupPoint>>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_there(point: &GroupPoint, there: &BTreeSet<(VmId, PointId)>) -> bool {
+    point.members.iter().all(|member| there.contains(&(member.vm, member.point)))
+}
