@@ -135,6 +135,7 @@ impl<S: Source> Protection<S> {
             resync: None,
             place: Whereabouts::default(),
             taking: None,
+            asked: None,
             verdict: None,
             own_interval,
         };
@@ -164,6 +165,8 @@ struct Actor<S> {
     place: Whereabouts,
     /// The cut of several VMs that the site has asked us into.
     taking: Option<Taking>,
+    /// The next one, asked for while a point is being cut.
+    asked: Option<Taking>,
     /// How the site ends a hold.
     verdict: Option<(CutId, CutOrder)>,
     /// The interval without a group's wish.

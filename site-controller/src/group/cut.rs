@@ -192,6 +192,9 @@ impl Cut {
             Phase::Going { .. } => Vec::new(),
             // There can be no instant of all any more: the others need not wait.
             Phase::Preparing | Phase::Stopping if out => self.give_up(now),
+            Phase::Preparing if !self.all(|member| matches!(member, Member::Asked | Member::Ready)) => {
+                self.give_up(now)
+            }
             Phase::Preparing if self.all(|member| *member == Member::Ready) => {
                 self.phase = Phase::Stopping;
                 self.deadline_ms = now.0.saturating_add(self.patience.stop_ms);

@@ -42,6 +42,12 @@ pub(super) struct Taking {
 }
 
 impl Taking {
+    fn new(cut: CutId, kind: CutKind, within_ms: u64) -> Self {
+        let until = Instant::now() + Duration::from_millis(within_ms);
+        let (stop, alone, go, meeting, standing) = Default::default();
+        Self { cut, kind, until, stop, alone, go, meeting, standing }
+    }
+
     /// The site has called it off, or goes on without us.
     pub(super) fn is_off(&self) -> bool {
         self.alone
@@ -52,27 +58,18 @@ impl<S: Source> Actor<S> {
     /// An order of the site's about a cut.
     pub(super) async fn on_order(&mut self, cut: CutId, order: CutOrder) {
         if let CutOrder::Prepare { kind, within_ms } = order {
-            if let Some(before) = self.taking.take().filter(|taking| taking.cut != cut) {
+            // What is being cut is seen through first.
+            if let Some(before) = self.asked.replace(Taking::new(cut, kind, within_ms)) {
                 self.tell_part(before.cut, Part::Out { why: "another cut was asked for".into() }).await;
             }
-            let until = Instant::now() + Duration::from_millis(within_ms);
-            self.taking = Some(Taking {
-                cut,
-                kind,
-                until,
-                stop: None,
-                alone: false,
-                go: false,
-                meeting: None,
-                standing: None,
-            });
             return;
         }
         if let CutOrder::Resume { .. } | CutOrder::ShutOff { .. } = order {
             self.verdict = Some((cut, order));
             return;
         }
-        let Some(taking) = self.taking.as_mut().filter(|taking| taking.cut == cut) else { return };
+        let both = self.taking.iter_mut().chain(&mut self.asked);
+        let Some(taking) = both.into_iter().find(|taking| taking.cut == cut) else { return };
         match order {
             CutOrder::Stop { at } => taking.stop = Some(at),
             CutOrder::Go { together } => {
@@ -88,6 +85,15 @@ impl<S: Source> Actor<S> {
         }
     }
 
+    /// Nothing more will be heard of a cut: its point is one of this VM alone, and a guest that stands goes on.
+    pub(super) fn cut_link_down(&mut self) {
+        self.asked = None;
+        if let Some(taking) = &mut self.taking {
+            taking.alone = true;
+            taking.meeting.iter().for_each(|meeting| meeting.go(false));
+        }
+    }
+
     /// Whether the site says when points are cut.
     pub(super) fn is_led(&self) -> bool {
         let leads = |said: &Option<Assignment>| said.as_ref().is_some_and(|said| said.together);
@@ -97,6 +103,9 @@ impl<S: Source> Actor<S> {
     /// Whether a point is due: by the site's word, or by the clock. A site that leads and falls silent is not waited for.
     pub(super) async fn is_due(&mut self, due: Instant) -> bool {
         let now = Instant::now();
+        if self.taking.is_none() {
+            self.taking = self.asked.take();
+        }
         if let Some(taking) = self.taking.take_if(|taking| taking.until <= now || taking.alone) {
             self.tell_part(taking.cut, Part::Out { why: "no point could be begun in time".into() }).await;
         }

@@ -76,6 +76,7 @@ impl<S: Source> Actor<S> {
                 self.sender.link_down();
                 self.gauge.link_down();
                 self.place.link_down();
+                self.cut_link_down();
                 self.status.pace = None;
                 self.resync.iter_mut().for_each(Resync::link_down);
                 let state =
