@@ -215,9 +215,12 @@ impl<S: Source> Actor<S> {
                 },
             }
         };
-        if let Some((Some(ran), Some(at))) = self.taking.as_ref().map(|taking| (taking.standing, taking.stop))
-        {
-            (meta.was_running, meta.cut_at) = (ran, at);
+        if let Some(taking) = &self.taking {
+            let met = taking.meeting.as_ref().is_some_and(|meeting| meeting.was_kept());
+            meta.cut = (met || taking.standing.is_some()).then_some(taking.cut);
+            if let (Some(ran), Some(at)) = (taking.standing, taking.stop) {
+                (meta.was_running, meta.cut_at) = (ran, at);
+            }
         }
         Ok(meta)
     }
