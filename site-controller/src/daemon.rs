@@ -60,9 +60,11 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let intake = Arc::new(Intake::new(config.name.clone(), slots, comparisons, clock.clone()));
     let book = Arc::new(Book::open(config.data_dir.join("groups"))?);
     let group_points = Arc::new(GroupPoints::open(config.data_dir.join("group-points"), store.clone())?);
-    let coordinator = Arc::new(Coordinator::new(book, group_points, intake.clone(), clock.clone()));
+    let coordinator =
+        Arc::new(Coordinator::new(book.clone(), group_points.clone(), intake.clone(), clock.clone()));
     let journal = Journal::open(config.data_dir.join("failovers"))?;
-    let keeper = Arc::new(Keeper::new(store.clone(), config.keep.clone(), journal.clone()));
+    let keeper = Keeper::new(store.clone(), config.keep.clone(), journal.clone());
+    let keeper = Arc::new(keeper.of_groups(book, group_points));
     let libvirt = config.libvirt.clone();
     let hypervisor = tokio::task::spawn_blocking(move || Hypervisor::connect(&libvirt)).await?;
     let hypervisor = hypervisor.context("libvirt is needed to start replicas")?;

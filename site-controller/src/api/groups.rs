@@ -80,7 +80,14 @@ pub(super) async fn resume(State(site): State<Arc<Site>>, Path(group): Path<Stri
 pub(super) async fn delete(State(site): State<Arc<Site>>, Path(group): Path<String>) -> Answer<Group> {
     let group = site.coordinator.book.find(&group).map_err(book_error)?;
     let (coordinator, id) = (site.coordinator.clone(), group.id);
-    blocking(move || coordinator.book.delete(id)).await?;
+    blocking(move || {
+        coordinator.book.delete(id)?;
+        if let Err(error) = coordinator.points.forget(id) {
+            tracing::warn!(%error, "what was recorded of a group that is gone could not be removed");
+        }
+        Ok(())
+    })
+    .await?;
     site.coordinator.announce(ids(&group)).await;
     Ok(Json(group))
 }
@@ -112,7 +119,7 @@ async fn alter(
 
 async fn row(site: &Site, group: Group) -> Result<GroupRow, ApiError> {
     let now = site.runbook.clock.now();
-    let mut points = site.coordinator.points.list(group.id).await.map_err(point_error)?;
+    let mut points = site.coordinator.points.offered(&group).await.map_err(point_error)?;
     let count = points.len() as u64;
     let newest: Option<GroupPoint> = points.pop();
     let rpo_ms = newest.as_ref().map(|newest| now.0.saturating_sub(newest.cut_at.0));

@@ -60,21 +60,9 @@ pub struct Coordinator {
     intake: Arc<Intake>,
     clock: Arc<dyn Clock>,
     progress: Mutex<BTreeMap<GroupId, Progress>>,
-    /// Groups that somebody else leads.
-    led: Mutex<BTreeMap<GroupId, u32>>,
+    /// Held by whoever leads a cut of the group: one at a time.
+    led: Mutex<BTreeMap<GroupId, Arc<tokio::sync::Mutex<()>>>>,
     began: Instant,
-}
-
-/// While it lives no cut of the group is begun but by its holder.
-pub struct Lead<'a>(&'a Coordinator, GroupId);
-
-impl Drop for Lead<'_> {
-    fn drop(&mut self) {
-        let mut led = self.0.led.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = led.get_mut(&self.1) {
-            *count = count.saturating_sub(1);
-        }
-    }
 }
 
 impl Coordinator {
@@ -94,10 +82,9 @@ impl Coordinator {
         self.progress.lock().unwrap_or_else(PoisonError::into_inner).get(&group).cloned().unwrap_or_default()
     }
 
-    /// Somebody else leads the group from now on.
-    pub fn lead(&self, group: GroupId) -> Lead<'_> {
-        *self.led.lock().unwrap_or_else(PoisonError::into_inner).entry(group).or_default() += 1;
-        Lead(self, group)
+    /// Whoever holds this leads the cuts of the group.
+    fn lead(&self, group: GroupId) -> Arc<tokio::sync::Mutex<()>> {
+        self.led.lock().unwrap_or_else(PoisonError::into_inner).entry(group).or_default().clone()
     }
 
     /// Tells the members' hosts what the group says of them, after it has changed. `before`: who was in it.
@@ -143,12 +130,13 @@ impl Coordinator {
         let mut tidied = Instant::now();
         while let Some(group) = self.book.get(id) {
             let begun = Instant::now();
-            let led =
-                self.led.lock().unwrap_or_else(PoisonError::into_inner).get(&id).is_some_and(|n| *n > 0);
+            let lead = self.lead(id);
+            let leads = lead.try_lock();
             let reached = group.members.iter().any(|member| self.intake.switchboard.is_reached(member.vm));
-            if !group.paused && !led && reached {
+            if !group.paused && leads.is_ok() && reached {
                 self.clone().one(&group).await;
             }
+            drop(leads);
             if tidied.elapsed() > TIDY_EVERY {
                 tidied = Instant::now();
                 if let Err(error) = self.points.tidy(id).await {
@@ -165,7 +153,9 @@ impl Coordinator {
         let interval = group.spec.interval();
         let ready = (interval * 2).clamp(READY_LEAST, READY_MOST);
         let ready_ms = u64::try_from(ready.as_millis()).unwrap_or(u64::MAX);
-        let patience = Patience { ready_ms, stop_ms: STOP_MS, end_ms: END_MS };
+        let end = (group.spec.rpo() * 4).clamp(END_LEAST, END_MOST);
+        let end_ms = u64::try_from(end.as_millis()).unwrap_or(u64::MAX);
+        let patience = Patience { ready_ms, stop_ms: STOP_MS, end_ms };
         let cut = new_cut();
         match self.carry(group, cut, CutKind::Group, patience).await {
             Outcome::Partial { why } => self.note(group, Err(CutError::Partial(by_name(group, why)))),
@@ -182,6 +172,8 @@ impl Coordinator {
     /// The last cut before a planned failover: all members stand, durable, until they are told what becomes of them.
     /// On an error whoever stands is told to go on by the caller, who knows the generations.
     pub async fn final_cut(&self, group: &Group, cut: CutId) -> Result<GroupPoint, CutError> {
+        let lead = self.lead(group.id);
+        let _leads = lead.lock().await;
         let durables = self.intake.slots.made_durable();
         let patience = Patience { ready_ms: FINAL_READY_MS, stop_ms: FINAL_STOP_MS, end_ms: FINAL_END_MS };
         match self.carry(group, cut, CutKind::Final, patience).await {
@@ -330,8 +322,9 @@ const READY_LEAST: Duration = Duration::from_secs(2);
 const READY_MOST: Duration = Duration::from_secs(30);
 /// A guest waits for the others for half of its `max_pause`, 1 s unless configured.
 const STOP_MS: u64 = 2_000;
-/// How long a point may take to be sent; the next cut waits for it.
-const END_MS: u64 = 600_000;
+/// How long the next cut waits for a member's point to be sent.
+const END_LEAST: Duration = Duration::from_secs(10);
+const END_MOST: Duration = Duration::from_secs(60);
 const FINAL_READY_MS: u64 = 300_000;
 const FINAL_STOP_MS: u64 = 30_000;
 const FINAL_END_MS: u64 = 1_800_000;

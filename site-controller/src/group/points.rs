@@ -2,6 +2,7 @@
 //! all of these points are durable. Promises: what is listed is whole: every member's point of that instant is there; a
 //! file that can't be read offers nothing. Called by `coordinator`, `failover` and `api`.
 
+use super::book::Group;
 use crate::store::{PointState, Store, StoreError};
 use lifeboat::{
     durable,
@@ -54,6 +55,8 @@ pub struct GroupPoints {
     dir: PathBuf,
     store: Store,
     groups: Mutex<BTreeMap<GroupId, BTreeMap<u64, GroupPoint>>>,
+    /// One is written at a time, so that no number is given twice.
+    writing: Mutex<()>,
 }
 
 impl GroupPoint {
@@ -81,7 +84,7 @@ impl GroupPoints {
             }
             groups.insert(id, points);
         }
-        Ok(Self { dir, store, groups: Mutex::new(groups) })
+        Ok(Self { dir, store, groups: Mutex::new(groups), writing: Mutex::new(()) })
     }
 
     /// The next number of a group's history.
@@ -92,6 +95,7 @@ impl GroupPoints {
 
     /// All its members' points are durable: so is it, once this returns. Blocks.
     pub fn record(&self, group: GroupId, point: GroupPoint) -> Result<GroupPoint, GroupPointError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let point = GroupPoint { no: self.next_no(group), ..point };
         let folder = self.dir.join(group.to_string());
         let path = folder.join(format!("{:016}.json", point.no));
@@ -106,44 +110,64 @@ impl GroupPoints {
 
     /// The points of a group whose members' points are all there and whole, oldest first.
     pub async fn list(&self, group: GroupId) -> Result<Vec<GroupPoint>, GroupPointError> {
-        let all: Vec<GroupPoint> =
-            self.groups().get(&group).map(|points| points.values().cloned().collect()).unwrap_or_default();
-        let there = self.there(&all).await?;
-        Ok(all.into_iter().filter(|point| is_there(point, &there)).collect())
-    }
-
-    /// The newest of them.
-    pub async fn newest(&self, group: GroupId) -> Result<Option<GroupPoint>, GroupPointError> {
-        Ok(self.list(group).await?.pop())
-    }
-
-    /// Forgets those of which a member's point was pruned.
-    pub async fn tidy(&self, group: GroupId) -> Result<usize, GroupPointError> {
-        let all: Vec<GroupPoint> =
-            self.groups().get(&group).map(|points| points.values().cloned().collect()).unwrap_or_default();
-        let there = self.there(&all).await?;
-        let gone: Vec<u64> =
-            all.iter().filter(|point| !is_there(point, &there)).map(|point| point.no).collect();
-        let newest = all.last().map(|point| point.no);
-        // The newest one stays, so that numbers only rise.
-        for no in gone.iter().filter(|no| Some(**no) != newest) {
-            let path = self.dir.join(group.to_string()).join(format!("{no:016}.json"));
-            match fs::remove_file(&path) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    return Err(GroupPointError::Disk { path, source });
-                }
-                _ => {}
-            }
-            if let Some(points) = self.groups().get_mut(&group) {
-                points.remove(no);
-            }
-        }
-        Ok(gone.len())
+        let mut all = self.recorded(group);
+        let (whole, _) = self.there(&all).await?;
+        all.retain(|point| is_there(point, &whole));
+        // Of two that became durable at once the numbers may stand the wrong way round.
+        all.sort_by_key(|point| (point.cut_at, point.no));
+        Ok(all)
     }
 
     /// The places of a VM's points in its history.
     pub async fn points_of(&self, vm: VmId) -> Result<BTreeMap<PointId, Seq>, GroupPointError> {
         Ok(self.store.points(Some(vm)).await?.into_iter().map(|point| (point.point, point.seq)).collect())
+    }
+
+    /// Those of them that hold all that are members now: what a failover of the group may take.
+    pub async fn offered(&self, group: &Group) -> Result<Vec<GroupPoint>, GroupPointError> {
+        let mut points = self.list(group.id).await?;
+        let holds = |point: &GroupPoint, vm: VmId| point.members.iter().any(|of| of.vm == vm);
+        points.retain(|point| group.members.iter().all(|member| holds(point, member.vm)));
+        Ok(points)
+    }
+
+    /// Forgets those of which a member's point was pruned.
+    pub async fn tidy(&self, group: GroupId) -> Result<usize, GroupPointError> {
+        let all = self.recorded(group);
+        let (_, there) = self.there(&all).await?;
+        let newest = all.last().map(|point| point.no);
+        let mut gone = 0;
+        // The newest one stays, so that numbers only rise.
+        for point in all.iter().filter(|point| !is_there(point, &there) && Some(point.no) != newest) {
+            let path = self.dir.join(group.to_string()).join(format!("{:016}.json", point.no));
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(GroupPointError::Disk { path, source });
+                }
+                _ => gone += 1,
+            }
+            if let Some(points) = self.groups().get_mut(&group) {
+                points.remove(&point.no);
+            }
+        }
+        Ok(gone)
+    }
+
+    /// The group is gone; so is what was recorded of it. Its members' points stay. Blocks.
+    pub fn forget(&self, group: GroupId) -> Result<(), GroupPointError> {
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        self.groups().remove(&group);
+        let path = self.dir.join(group.to_string());
+        match fs::remove_dir_all(&path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(GroupPointError::Disk { path, source })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn recorded(&self, group: GroupId) -> Vec<GroupPoint> {
+        self.groups().get(&group).map(|points| points.values().cloned().collect()).unwrap_or_default()
     }
 
     /// The members' points that are part of a whole group point: what retention counts by.
@@ -154,16 +178,20 @@ impl GroupPoints {
         members.filter(|member| member.vm == vm).map(|member| member.seq).collect()
     }
 
-    async fn there(&self, points: &[GroupPoint]) -> Result<BTreeSet<(VmId, PointId)>, GroupPointError> {
+    /// The members' points that are whole, and those that are there at all.
+    async fn there(&self, points: &[GroupPoint]) -> Result<(Points, Points), GroupPointError> {
         let vms: BTreeSet<VmId> =
             points.iter().flat_map(|point| &point.members).map(|member| member.vm).collect();
-        let mut there = BTreeSet::new();
+        let (mut whole, mut there) = (Points::new(), Points::new());
         for vm in vms {
-            let points = self.store.points(Some(vm)).await?;
-            let whole = points.iter().filter(|point| point.state == PointState::Ok);
-            there.extend(whole.map(|point| (vm, point.point)));
+            for point in self.store.points(Some(vm)).await? {
+                there.insert((vm, point.point));
+                if point.state == PointState::Ok {
+                    whole.insert((vm, point.point));
+                }
+            }
         }
-        Ok(there)
+        Ok((whole, there))
     }
 
     fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, BTreeMap<u64, GroupPoint>>> {
@@ -171,6 +199,8 @@ impl GroupPoints {
     }
 }
 
-fn is_there(point: &GroupPoint, there: &BTreeSet<(VmId, PointId)>) -> bool {
+type Points = BTreeSet<(VmId, PointId)>;
+
+fn is_there(point: &GroupPoint, there: &Points) -> bool {
     point.members.iter().all(|member| there.contains(&(member.vm, member.point)))
 }

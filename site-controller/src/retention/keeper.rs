@@ -7,6 +7,7 @@ use super::plan::{Todo, todo};
 use crate::{
     config::Keep,
     failover::journal::{Journal as Failovers, JournalError},
+    group::{Book, points::GroupPoints},
     restore::{
         RestoreError,
         merge::{Merge, MergedImage, Sealing},
@@ -63,6 +64,8 @@ pub struct Keeper {
     store: Store,
     keep: Keep,
     failovers: Failovers,
+    /// Groups that VMs may be in, and their points.
+    groups: Option<(Arc<Book>, Arc<GroupPoints>)>,
     /// Of each second of work, milliseconds of rest: while points come in, and otherwise.
     rest_ms: [u32; 2],
     vms: Mutex<BTreeMap<VmId, VmState>>,
@@ -82,7 +85,12 @@ struct VmState {
 impl Keeper {
     pub fn new(store: Store, keep: Keep, failovers: Failovers) -> Self {
         let (vms, turn) = (Mutex::default(), tokio::sync::Mutex::default());
-        Self { store, keep, failovers, rest_ms: [1000, 250], vms, turn }
+        Self { store, keep, failovers, groups: None, rest_ms: [1000, 250], vms, turn }
+    }
+
+    /// The same for a site with groups: what one instant holds of all members stays or goes together.
+    pub fn of_groups(self, book: Arc<Book>, points: Arc<GroupPoints>) -> Self {
+        Self { groups: Some((book, points)), ..self }
     }
 
     /// The same without rests, for tests and benches.
@@ -149,7 +157,7 @@ impl Keeper {
 
     async fn look(&self, vm: VmId) -> Result<(Outlook, Todo), KeepError> {
         // First the failovers: one that is begun later pins its point.
-        let held: BTreeSet<Seq> = self.failovers.load(vm)?.map(|record| record.seq).into_iter().collect();
+        let mut held: BTreeSet<Seq> = self.failovers.load(vm)?.map(|record| record.seq).into_iter().collect();
         let mut journal = self.store.journal(vm).await;
         let bad = self.state(vm, |state| state.bad.clone());
         journal
@@ -157,12 +165,22 @@ impl Keeper {
             .iter_mut()
             .filter(|point| bad.contains(&point.seq))
             .for_each(|point| point.whole = false);
+        let group = self.groups.as_ref().and_then(|(book, points)| {
+            let group = book.group_of(vm)?;
+            let seqs = points.seqs_of(group.id, vm);
+            Some((group.spec.keep(), seqs))
+        });
+        let (keep, together) = group.unwrap_or_default();
+        // A slot keeps a point that all members have: they bear the same time, so that each picks the same.
+        let whole = |seq: Seq| together.is_empty() || together.contains(&seq);
         let stamps = journal.points.iter().map(|point| Stamp {
             seq: point.seq,
             cut_at: point.cut_at,
-            whole: point.whole,
+            whole: point.whole && whole(point.seq),
         });
-        let wanted = self.keep.of(vm, &journal.name).wanted(&stamps.collect::<Vec<_>>());
+        held.extend(together.last());
+        let keep = keep.as_ref().unwrap_or_else(|| self.keep.of(vm, &journal.name));
+        let wanted = keep.wanted(&stamps.collect::<Vec<_>>());
         let todo = todo(&journal, &wanted, &held);
         Ok((Outlook { journal, wanted, held, going: Vec::new() }, todo))
     }
