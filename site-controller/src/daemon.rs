@@ -4,7 +4,7 @@ use crate::{
     api::{routes, site::Site},
     catalog::{Catalog, SledIndex},
     config::SiteConfig,
-    failover::{journal::Journal, runbook::Runbook, stonith::Stonith},
+    failover::{group::Groups, journal::Journal, runbook::Runbook, stonith::Stonith},
     group::{Book, coordinator::Coordinator, points::GroupPoints},
     intake::{
         compare::Comparisons,
@@ -86,6 +86,14 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     runbook.stonith = Stonith { command: config.fence_command.clone(), limit: config.fence_timeout };
     let runbook = Arc::new(runbook);
 
+    let group_failovers =
+        Arc::new(Groups::new(runbook.clone(), coordinator.clone(), runbook.journal.clone(), clock.clone()));
+    for record in runbook.journal.unfinished_groups()? {
+        let unfinished = group_failovers.clone();
+        // What a controller before us had not committed is called off; what it had goes on.
+        tokio::spawn(async move { unfinished.settle(record.group.id).await });
+    }
+
     let endpoint = SiteEndpoint::bind(config.listen, &identity, &config.transport)?;
     tracing::info!(listen = %endpoint.local_address()?, site = %config.name, "taking agents");
     let refused = Box::new(endpoint.refusal_counter());
@@ -102,6 +110,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         runbook,
         keeper,
         coordinator,
+        group_failovers,
         seeder,
         stop: stopping,
         certificate_expires,

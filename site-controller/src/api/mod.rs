@@ -3,6 +3,7 @@
 //! by `lifeboat`.
 
 mod failovers;
+mod group_failovers;
 mod groups;
 mod points;
 pub mod role;

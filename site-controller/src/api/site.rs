@@ -1,8 +1,13 @@
 //! What all requests share, and the errors that most of them may answer.
 
 use crate::{
-    catalog::CatalogError, config::SiteConfig, failover::runbook::Runbook, group::coordinator::Coordinator,
-    retention::keeper::Keeper, seed::Seeder, store::StoreError,
+    catalog::CatalogError,
+    config::SiteConfig,
+    failover::{group::Groups, runbook::Runbook},
+    group::coordinator::Coordinator,
+    retention::keeper::Keeper,
+    seed::Seeder,
+    store::StoreError,
 };
 use lifeboat::{error::chain, local_api::ApiError, units::UnixMs};
 use std::sync::Arc;
@@ -14,6 +19,7 @@ pub struct Site {
     pub runbook: Arc<Runbook>,
     pub keeper: Arc<Keeper>,
     pub coordinator: Arc<Coordinator>,
+    pub group_failovers: Arc<Groups>,
     pub seeder: Seeder,
     /// The daemon is stopping.
     pub stop: watch::Receiver<bool>,

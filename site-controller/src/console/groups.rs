@@ -2,7 +2,8 @@
 
 use super::tables::{span, table};
 use crate::{
-    api::types::{GroupPointList, GroupRow, GroupState, InventoryList},
+    api::types::{GroupFailoverPreview, GroupPointList, GroupRow, GroupState, InventoryList},
+    failover::group::GroupReport,
     group::Group,
 };
 use std::fmt::Write;
@@ -84,6 +85,54 @@ pub fn points(list: &GroupPointList) -> String {
 
 pub fn deleted(group: &Group) -> String {
     format!("Group {} is gone; the points of its VMs stay.\n", group.spec.name)
+}
+
+/// What a failover would mean.
+pub fn failover_preview(preview: &GroupFailoverPreview) -> String {
+    let mut out = String::new();
+    let (members, reached) = (preview.members.join(", "), preview.reached.join(", "));
+    let order: Vec<String> = preview.starts.iter().map(|row| row.join(" and ")).collect();
+    let order = order.join(", then ");
+    if preview.planned {
+        let _ = writeln!(
+            out,
+            "Planned failover of {members}: they stand, nothing is lost, and they start here: {order}."
+        );
+        let away: Vec<&str> =
+            preview.members.iter().filter(|vm| !preview.reached.contains(vm)).map(String::as_str).collect();
+        if !away.is_empty() {
+            let _ = writeln!(out, "It can't be done now: no connected agent has {}.", away.join(", "));
+        }
+        return out;
+    }
+    let at = preview.cut_at.map_or_else(String::new, |at| at.to_string());
+    let _ = writeln!(out, "Emergency failover of {members} to their point of {at}, started here: {order}.");
+    let _ = writeln!(out, "LOST: everything since then, {}.", span(preview.lost_ms));
+    if !preview.reached.is_empty() {
+        let _ = writeln!(
+            out,
+            "WARNING: hosts are connected that have {reached}: these may be alive, and are fenced. A planned failover \
+             loses nothing."
+        );
+    }
+    out
+}
+
+pub fn failover(report: &GroupReport) -> String {
+    let mut out = format!("Group {}: {} replicas run.", report.group, report.members.len());
+    let _ = writeln!(out, " RTO {}, lost {}.", span(report.rto_ms), span(report.rpo_ms));
+    for member in &report.members {
+        let how = if member.resumed { "resumed" } else { "booted" };
+        let _ = writeln!(out, "  {}: {how} from point {}", member.name, member.point);
+    }
+    for warning in &report.warnings {
+        let _ = writeln!(out, "WARNING: {warning}");
+    }
+    if !report.sources_left.is_empty() {
+        let left = report.sources_left.join(", ");
+        let _ = writeln!(out, "Sources that stand and were not told yet that they are off for good: {left}");
+    }
+    out
 }
 
 /// What deleting means.

@@ -128,6 +128,10 @@ impl Journal {
         }
     }
 
+    pub(super) fn dir(&self) -> &PathBuf {
+        &self.dir
+    }
+
     pub fn path(&self, vm: VmId) -> PathBuf {
         self.dir.join(format!("{vm}.json"))
     }

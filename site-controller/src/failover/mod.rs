@@ -1,13 +1,17 @@
 //! Bringing a VM back at this site: [`runbook`] walks the steps (`steps`), [`journal`] remembers them, [`preflight`] asks
 //! first whether it can work, [`images`] makes disks and memory from the store, [`replica_xml`] adapts the definition,
-//! [`progress`] tells whoever watches, [`stonith`] ends the source by an operator's command.
+//! [`progress`] tells whoever watches, [`stonith`] ends the source by an operator's command; [`group`] does it for several
+//! VMs, planned or not.
 
+pub mod group;
 pub mod huge_pages;
 pub mod images;
 pub mod journal;
 pub mod preflight;
 pub mod progress;
 pub mod replica_xml;
+mod replicas;
 pub mod runbook;
+mod sources;
 mod steps;
 pub mod stonith;

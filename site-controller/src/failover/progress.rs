@@ -1,6 +1,6 @@
 //! What a failover (or a verification) tells while it runs: one line of JSON each, shown by the CLI as steps and bars.
 
-use super::journal::Record;
+use super::{group::GroupReport, journal::Record};
 use lifeboat::{
     id::{PointId, VmId},
     units::{Seq, UnixMs},
@@ -18,6 +18,8 @@ pub enum Progress {
     Bytes { step: String, done: u64, total: u64 },
     /// It is done: the last line of a failover that worked.
     Done { report: FailoverReport },
+    /// The same of a group's.
+    GroupDone { report: Box<GroupReport> },
 }
 
 /// What a failover did.
@@ -65,22 +67,42 @@ impl FailoverReport {
 
 /// Where progress goes. Telling it never waits: a slow or vanished watcher does not hold up a failover.
 #[derive(Clone, Debug)]
-pub struct Watcher(mpsc::Sender<Progress>);
+pub struct Watcher {
+    to: Option<mpsc::Sender<Progress>>,
+    /// Whose steps these are, where there are several.
+    of: String,
+}
 
 impl Watcher {
     pub fn new(to: mpsc::Sender<Progress>) -> Self {
-        Self(to)
+        Self { to: Some(to), of: String::new() }
+    }
+    /// Nobody watches; steps are logged all the same.
+    pub fn nobody() -> Self {
+        Self { to: None, of: String::new() }
+    }
+    /// The same, for the steps of one member of a group.
+    pub fn of(&self, name: &str) -> Self {
+        Self { to: self.to.clone(), of: format!("{name}: ") }
     }
     pub fn step(&self, step: impl Into<String>) {
-        let step = step.into();
+        let step = format!("{}{}", self.of, step.into());
         tracing::info!(%step, "failover");
-        let _ = self.0.try_send(Progress::Step { step });
+        self.tell(Progress::Step { step });
     }
     pub fn bytes(&self, step: &str, done: u64, total: u64) {
-        let _ = self.0.try_send(Progress::Bytes { step: step.to_owned(), done, total });
+        self.tell(Progress::Bytes { step: format!("{}{step}", self.of), done, total });
     }
     /// The last line; this one waits, for it is the answer.
     pub async fn finish(&self, last: Progress) {
-        let _ = self.0.send(last).await;
+        if let Some(to) = &self.to {
+            let _ = to.send(last).await;
+        }
+    }
+
+    fn tell(&self, progress: Progress) {
+        if let Some(to) = &self.to {
+            let _ = to.try_send(progress);
+        }
     }
 }

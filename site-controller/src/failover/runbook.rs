@@ -86,6 +86,10 @@ pub enum FailoverError {
     File { path: PathBuf, source: io::Error },
     #[error("the replica did not stay up: it is {state} right after its start; see libvirt's log of it")]
     DidNotRun { state: String },
+    #[error("{0}")]
+    Wait(String),
+    #[error("no failover of this VM is begun")]
+    NotBegun,
     #[error("a task of the failover died: {0}")]
     Died(String),
 }
@@ -156,7 +160,12 @@ impl Runbook {
     }
 
     /// A new failover: decided, checked, and entered in the journal.
-    async fn begin(&self, vm: VmId, request: &Request, watcher: &Watcher) -> Result<Record, FailoverError> {
+    pub(super) async fn begin(
+        &self,
+        vm: VmId,
+        request: &Request,
+        watcher: &Watcher,
+    ) -> Result<Record, FailoverError> {
         watcher.step("choosing the point");
         let point = self.catalog.find(vm, &request.point).await?;
         let mut record = Record {
@@ -196,7 +205,7 @@ impl Runbook {
     }
 
     /// An interrupted failover. Where its replica may already have run, its disks are left alone.
-    async fn take_up(
+    pub(super) async fn take_up(
         &self,
         mut record: Record,
         request: &Request,

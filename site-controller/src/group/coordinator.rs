@@ -8,7 +8,7 @@ use super::{
     cut::{Cut, Order, Outcome, Patience},
     points::{GroupPoint, GroupPointError, GroupPoints, PointOf},
 };
-use crate::intake::{session::Intake, slot::MadeDurable};
+use crate::intake::{session::Intake, slot::MadeDurable, switchboard::Switchboard};
 use lifeboat::{
     clock::Clock,
     id::{CutId, GroupId, PointId, VmId},
@@ -76,6 +76,11 @@ impl Coordinator {
         let groups = book.clone();
         intake.switchboard.assign_by(move |vm| groups.group_of(vm).map(|group| assignment(&group)));
         Self { book, points, intake, clock, progress, led, began: Instant::now() }
+    }
+
+    /// How members' hosts are reached.
+    pub fn switchboard(&self) -> &Switchboard {
+        &self.intake.switchboard
     }
 
     pub fn progress(&self, group: GroupId) -> Progress {

@@ -65,6 +65,10 @@ impl<S: Source> Actor<S> {
             return;
         }
         if let CutOrder::Resume { .. } | CutOrder::ShutOff { .. } = order {
+            // One that does not stand for good yet goes on, whatever was decided.
+            if let Some(taking) = self.taking.as_mut().filter(|taking| taking.cut == cut) {
+                taking.alone = true;
+            }
             self.verdict = Some((cut, order));
             return;
         }

@@ -1,7 +1,7 @@
 //! Failovers.
 
 use crate::{catalog::PointSummary, failover::journal::Record};
-use lifeboat::id::VmId;
+use lifeboat::{id::VmId, units::UnixMs};
 use serde::{Deserialize, Serialize};
 
 /// `POST /v1/failovers`; answered by lines of `failover::progress::Progress`.
@@ -29,4 +29,31 @@ pub struct FailoverPreview {
     pub source_agent: Option<String>,
     /// A failover that was begun and not finished; asking again goes on with it.
     pub unfinished: Option<Record>,
+}
+
+/// `POST /v1/group-failovers`; answered by lines of `failover::progress::Progress`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GroupFailoverRequest {
+    /// A group's name or id; of a planned one also a VM's that is in no group.
+    pub name: String,
+    /// The sources stand first, and nothing is lost; otherwise they are given up.
+    pub planned: bool,
+    /// Of an emergency: `latest`, the beginning of a group point's id, or a time.
+    pub point: String,
+}
+
+/// `POST /v1/group-failovers/preview`: what it would mean.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GroupFailoverPreview {
+    pub name: String,
+    pub planned: bool,
+    pub members: Vec<String>,
+    /// In the order in which they start: each row once all rows before it are up.
+    pub starts: Vec<Vec<String>>,
+    /// Of an emergency.
+    pub cut_at: Option<UnixMs>,
+    /// Age of the point: everything since then is lost. A planned one loses nothing.
+    pub lost_ms: u64,
+    /// Members whose hosts are connected now: of an emergency, sources that may well be alive; a planned one needs all.
+    pub reached: Vec<String>,
 }

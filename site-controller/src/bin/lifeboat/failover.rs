@@ -4,24 +4,29 @@ use crate::ask::{Ended, Site, confirm};
 use clap::Args;
 use lifeboat::local_api::{Client, ClientError};
 use lifeboat_site_controller::{
-    api::types::{FailoverPreview, FailoverRequest},
-    console::{tables, watch::Display},
-    failover::{
-        progress::{FailoverReport, Progress},
-        runbook::LATEST,
-    },
+    api::types::{FailoverPreview, FailoverRequest, GroupFailoverPreview, GroupFailoverRequest, GroupRow},
+    console::{groups, tables, watch::Display},
+    failover::{progress::Progress, runbook::LATEST},
 };
+use serde::Serialize;
 
-/// Bring a VM back at this site from a recovery point.
+/// Bring a group, or a VM, up at this site.
 ///
 /// Run it again if it was interrupted: it goes on from the last step that was completed.
 #[derive(Args)]
 pub struct Failover {
-    /// Name or UUID.
-    vm: String,
-    /// The source is lost (the only kind of failover in this release).
-    #[arg(long, required = true)]
+    /// A group's name, or a VM's name or UUID.
+    name: String,
+    /// The source is lost, or given up.
+    #[arg(long, required_unless_present = "planned", conflicts_with = "planned")]
     emergency: bool,
+    /// The source is well: its VMs stand first, nothing is lost, and they are shut off once the replicas run. Whatever goes
+    /// wrong before that lets them go on.
+    #[arg(long)]
+    planned: bool,
+    /// Only show what it would do.
+    #[arg(long)]
+    dry_run: bool,
     /// Which point: `latest`, the beginning of an id, or a time (`2026-01-31T12:00:00Z`, `12:00:00` today, `5m ago`): the
     /// newest point at or before it.
     #[arg(long, default_value = LATEST)]
@@ -36,20 +41,59 @@ pub struct Failover {
 
 impl Failover {
     pub async fn run(self, site: &Site) -> Ended {
-        let request =
-            FailoverRequest { vm: self.vm, point: self.point, skip_fence_command: self.skip_fence_command };
-        if !self.yes {
+        if self.planned || self.is_a_group(site).await? {
+            return self.of_group(site).await;
+        }
+        let Self { name: vm, point, skip_fence_command, .. } = self;
+        let request = FailoverRequest { vm, point, skip_fence_command };
+        if !self.yes || self.dry_run {
             let preview: FailoverPreview = site.client.post("/v1/failovers/preview", &request).await?;
+            if self.dry_run {
+                return site.print(&preview, tables::preview);
+            }
             confirm(&tables::preview(&preview), "the VM's name", &preview.name)?;
         }
-        let report = fail_over(&site.client, request, site.json).await?;
-        site.print(&report, tables::failover)
+        match follow(&site.client, "/v1/failovers", &request, site.json).await? {
+            Progress::Done { report } => site.print(&report, tables::failover),
+            other => anyhow::bail!("the site controller answered {other:?}"),
+        }
+    }
+
+    async fn is_a_group(&self, site: &Site) -> anyhow::Result<bool> {
+        let groups: Vec<GroupRow> = site.client.get("/v1/groups").await?;
+        Ok(groups.iter().any(|row| row.group.spec.name == self.name || row.group.id.to_string() == self.name))
+    }
+
+    async fn of_group(self, site: &Site) -> Ended {
+        anyhow::ensure!(
+            !self.skip_fence_command,
+            "--skip-fence-command is for a single VM; of a group, run it for the VM that it is to be left out for"
+        );
+        let request = GroupFailoverRequest { name: self.name, planned: self.planned, point: self.point };
+        if !self.yes || self.dry_run {
+            let preview: GroupFailoverPreview =
+                site.client.post("/v1/group-failovers/preview", &request).await?;
+            if self.dry_run {
+                return site.print(&preview, groups::failover_preview);
+            }
+            confirm(&groups::failover_preview(&preview), "its name", &preview.name)?;
+        }
+        match follow(&site.client, "/v1/group-failovers", &request, site.json).await? {
+            Progress::GroupDone { report } => site.print(&*report, groups::failover),
+            other => anyhow::bail!("the site controller answered {other:?}"),
+        }
     }
 }
 
-async fn fail_over(client: &Client, request: FailoverRequest, json: bool) -> anyhow::Result<FailoverReport> {
+/// Shows how far it is; returns the last line.
+async fn follow<R: Serialize>(
+    client: &Client,
+    path: &str,
+    request: &R,
+    json: bool,
+) -> anyhow::Result<Progress> {
     let mut display = Display::new(json);
-    let mut lines = client.post_stream::<_, Progress>("/v1/failovers", &request).await?;
+    let mut lines = client.post_stream::<_, Progress>(path, request).await?;
     loop {
         let progress = match lines.next().await {
             Ok(Some(progress)) => progress,
@@ -59,9 +103,9 @@ async fn fail_over(client: &Client, request: FailoverRequest, json: bool) -> any
         match progress {
             Progress::Step { step } => display.step(&step),
             Progress::Bytes { step, done, total } => display.bytes(&step, done, total),
-            Progress::Done { report } => {
+            done @ (Progress::Done { .. } | Progress::GroupDone { .. }) => {
                 display.finish();
-                return Ok(report);
+                return Ok(done);
             }
         }
     }

@@ -1,0 +1,140 @@
+//! Failovers of groups: what one would mean, and doing it.
+
+use super::{
+    groups::{book_error, point_error},
+    site::{LINES_QUEUED, Site, catalog_error},
+    types::{GroupFailoverPreview, GroupFailoverRequest},
+};
+use crate::{
+    catalog::Selector,
+    failover::{
+        group::{self, GroupError, GroupReport, world::WholePoint},
+        progress::{Progress, Watcher},
+    },
+    group::{Group, coordinator::new_cut, points::GroupPoint},
+};
+use axum::{Json, extract::State, response::Response};
+use lifeboat::{
+    error::chain,
+    local_api::{ApiError, ndjson},
+};
+use std::sync::Arc;
+use tokio::sync::mpsc;
+
+pub(super) async fn preview(
+    State(site): State<Arc<Site>>,
+    Json(request): Json<GroupFailoverRequest>,
+) -> Result<Json<GroupFailoverPreview>, ApiError> {
+    let (group, point) = meant(&site, &request).await?;
+    let board = site.coordinator.switchboard();
+    let reached = group.members.iter().filter(|member| board.is_reached(member.vm));
+    let cut_at = point.as_ref().map(|point| point.cut_at);
+    Ok(Json(GroupFailoverPreview {
+        name: group.spec.name.clone(),
+        planned: request.planned,
+        members: group.spec.vms.clone(),
+        starts: group.spec.starts().unwrap_or_default(),
+        cut_at,
+        lost_ms: cut_at.map_or(0, |at| site.runbook.clock.now().0.saturating_sub(at.0)),
+        reached: reached.map(|member| member.name.clone()).collect(),
+    }))
+}
+
+pub(super) async fn fail_over(
+    State(site): State<Arc<Site>>,
+    Json(request): Json<GroupFailoverRequest>,
+) -> Result<Response, ApiError> {
+    let (group, point) = meant(&site, &request).await?;
+    let (lines, queue) = mpsc::channel::<Result<Progress, ApiError>>(LINES_QUEUED);
+    let (steps, mut told) = mpsc::channel(LINES_QUEUED);
+    let forward = lines.clone();
+    tokio::spawn(async move {
+        while let Some(progress) = told.recv().await {
+            if forward.send(Ok(progress)).await.is_err() {
+                // Nobody watches any more; the failover goes on.
+                told.close();
+            }
+        }
+    });
+    // Its own task: a failover is not undone because the operator's terminal went away.
+    tokio::spawn(async move {
+        let (watcher, id) = (Watcher::new(steps), group.id);
+        let done = carry_out(&site, group, point, &watcher).await;
+        // Sources that could not be told yet what became of them are told when they can be.
+        let settling = site.clone();
+        tokio::spawn(async move { settling.group_failovers.settle(id).await });
+        match done {
+            Ok(report) => watcher.finish(Progress::GroupDone { report: Box::new(report) }).await,
+            Err(error) => {
+                tracing::error!(error = chain(&error), "a group's failover did not succeed");
+                let _ = lines.send(Err(group_error(&error))).await;
+            }
+        }
+    });
+    Ok(ndjson(queue))
+}
+
+async fn carry_out(
+    site: &Site,
+    group: Group,
+    point: Option<GroupPoint>,
+    watcher: &Watcher,
+) -> Result<GroupReport, GroupError> {
+    match point {
+        Some(point) => site.group_failovers.emergency(group, &WholePoint::from(point), watcher).await,
+        None => site.group_failovers.planned(group, new_cut(), watcher).await,
+    }
+}
+
+/// The group, or the VM as a group of one, and of an emergency the point.
+async fn meant(site: &Site, request: &GroupFailoverRequest) -> Result<(Group, Option<GroupPoint>), ApiError> {
+    let group = match site.coordinator.book.find(&request.name) {
+        Ok(group) => group,
+        Err(_) if request.planned => {
+            let vm = site.runbook.catalog.find_vm(&request.name).await.map_err(catalog_error)?;
+            if let Some(group) = site.coordinator.book.group_of(vm.vm) {
+                let message = format!("{} is in group `{}`", vm.name, group.spec.name);
+                let hint = format!("`lifeboat failover {} --planned` takes all of it", group.spec.name);
+                return Err(ApiError::conflict("in-a-group", message).with_hint(hint));
+            }
+            group::alone(vm.vm, &vm.name, site.runbook.clock.now())
+        }
+        Err(error) => return Err(book_error(error)),
+    };
+    if request.planned {
+        return Ok((group, None));
+    }
+    let points = site.coordinator.points.offered(&group).await.map_err(point_error)?;
+    let selector = Selector::parse(&request.point, site.runbook.clock.now()).map_err(catalog_error)?;
+    let found = match &selector {
+        Selector::Latest => points.last(),
+        Selector::AtOrBefore(at) => points.iter().rev().find(|point| point.cut_at <= *at),
+        Selector::Id(prefix) => {
+            points.iter().find(|point| point.cut.to_string().starts_with(prefix.as_str()))
+        }
+    };
+    let name = &group.spec.name;
+    let missing = || {
+        let message = format!("group `{name}` has no point `{}` that holds all its members", request.point);
+        ApiError::not_found("no-point", message)
+            .with_hint(format!("`lifeboat group points {name}` lists those there are"))
+    };
+    let point = found.cloned().ok_or_else(missing)?;
+    Ok((group, Some(point)))
+}
+
+fn group_error(error: &GroupError) -> ApiError {
+    let message = chain(error);
+    match error {
+        GroupError::NoPoint(_) => ApiError::not_found("no-point", message),
+        GroupError::CalledOff { .. } => ApiError::conflict("called-off", message),
+        GroupError::Busy | GroupError::Committed | GroupError::DoneBefore(_) => {
+            ApiError::conflict("conflict", message)
+        }
+        GroupError::Cut(_) | GroupError::Script(_) => ApiError::conflict("not-possible", message),
+        GroupError::Vm(_) | GroupError::Journal(_) | GroupError::Incomplete { .. } => {
+            ApiError::internal(message)
+                .with_hint("run the same command again: it goes on from the last step that was completed")
+        }
+    }
+}

@@ -1,0 +1,360 @@
+//! What must never be: source and replica of a VM running at once by a planned failover, whatever dies when; and VMs of
+//! which neither runs in the end. In a world of two sites that is made of tables.
+
+use super::*;
+use crate::{
+    failover::group::world::SourceError,
+    group::{MemberVm, spec::WaitFor},
+};
+use async_trait::async_trait;
+use lifeboat::units::Generation;
+use lifeboat::{clock::ManualClock, id::PointId, units::Seq};
+use std::collections::BTreeMap;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    Runs,
+    Stands,
+    Off,
+}
+
+#[derive(Default)]
+struct Tables {
+    sources: BTreeMap<VmId, Source>,
+    running: BTreeSet<VmId>,
+    has_run: BTreeSet<VmId>,
+    prepared: BTreeSet<VmId>,
+    restored: BTreeSet<VmId>,
+    generations: BTreeMap<VmId, Generation>,
+    /// Under which generation a source last went on.
+    resumed: BTreeMap<VmId, Generation>,
+    starts: Vec<VmId>,
+    calls: u32,
+    /// The controller dies at this call: before it has an effect, or after.
+    dies_at: Option<(u32, bool)>,
+    start_fails: BTreeSet<VmId>,
+    cut_fails: bool,
+    unreached: bool,
+}
+
+#[derive(Clone, Default)]
+struct World(Arc<Mutex<Tables>>);
+
+impl World {
+    /// One call: dies before or after its effect if that is this run's lot; nothing that may not be is true in between.
+    fn call<T>(&self, effect: impl FnOnce(&mut Tables) -> T) -> T {
+        let mut tables = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        tables.calls += 1;
+        let dies = tables.dies_at.filter(|(at, _)| *at == tables.calls).map(|(_, after)| after);
+        if dies.is_some() {
+            tables.dies_at = None;
+        }
+        assert_ne!(dies, Some(false), "died before a call");
+        let out = effect(&mut tables);
+        for (vm, source) in &tables.sources {
+            assert!(!(*source == Source::Runs && tables.running.contains(vm)), "BOTH RUN: {vm}");
+        }
+        assert_ne!(dies, Some(true), "died after a call");
+        out
+    }
+}
+
+fn vm(no: u8) -> VmId {
+    VmId::from_bytes([no; 16])
+}
+
+#[async_trait]
+impl Replicas for World {
+    async fn prepare(&self, vm: VmId, _: PointId, _: Kind, _: &Watcher) -> Result<(), FailoverError> {
+        self.call(|tables| {
+            tables.prepared.insert(vm);
+        });
+        Ok(())
+    }
+    async fn restore(&self, vm: VmId, _: &Watcher) -> Result<(), FailoverError> {
+        self.call(|tables| {
+            assert!(tables.prepared.contains(&vm));
+            tables.restored.insert(vm);
+        });
+        Ok(())
+    }
+    async fn fence(&self, vm: VmId, _: &Watcher) -> Result<Generation, FailoverError> {
+        Ok(self.call(|tables| {
+            let generation = tables.generations.entry(vm).or_insert(Generation(1));
+            *generation = Generation(2);
+            *generation
+        }))
+    }
+    async fn start(&self, vm: VmId, _: &Watcher) -> Result<FailoverReport, FailoverError> {
+        self.call(|tables| {
+            assert!(tables.restored.contains(&vm));
+            if tables.start_fails.contains(&vm) {
+                return Err(FailoverError::DidNotRun { state: "gone".into() });
+            }
+            tables.running.insert(vm);
+            if tables.has_run.insert(vm) {
+                tables.starts.push(vm);
+            }
+            let zero = UnixMs::default();
+            Ok(FailoverReport {
+                vm,
+                name: String::new(),
+                kind: String::new(),
+                point: PointId::from_bytes([1; 16]),
+                seq: Seq(1),
+                cut_at: zero,
+                generation: 2,
+                started_at: zero,
+                running_at: zero,
+                rto_ms: 0,
+                rpo_ms: 0,
+                resumed: true,
+                already_done: false,
+            })
+        })
+    }
+    async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError> {
+        Ok(self.call(|tables| tables.running.contains(&vm)))
+    }
+    async fn has_run(&self, vm: VmId) -> Result<bool, FailoverError> {
+        Ok(self.call(|tables| tables.has_run.contains(&vm)))
+    }
+    async fn withdraw(&self, vm: VmId) -> Result<(), FailoverError> {
+        self.call(|tables| {
+            assert!(!tables.running.contains(&vm));
+            tables.prepared.remove(&vm);
+            tables.restored.remove(&vm);
+        });
+        Ok(())
+    }
+    async fn generation(&self, vm: VmId) -> Generation {
+        self.call(|tables| tables.generations[&vm])
+    }
+    async fn raise(&self, vm: VmId, generation: Generation) -> Result<(), FailoverError> {
+        self.call(|tables| {
+            tables.generations.insert(vm, generation);
+        });
+        Ok(())
+    }
+    async fn is_up(&self, _: VmId, wait: &WaitFor) -> Result<bool, FailoverError> {
+        Ok(*wait == WaitFor::Agent)
+    }
+}
+
+#[async_trait]
+impl Sources for World {
+    async fn points(&self, _: GroupId) -> Result<Vec<WholePoint>, SourceError> {
+        Ok(Vec::new())
+    }
+    async fn final_cut(&self, group: &Group, cut: CutId) -> Result<WholePoint, SourceError> {
+        for (at, member) in group.members.iter().enumerate() {
+            let fails = self.call(|tables| {
+                tables.sources.insert(member.vm, Source::Stands);
+                tables.cut_fails && at > 0
+            });
+            if fails {
+                return Err(SourceError("one has no room".into()));
+            }
+        }
+        Ok(point(group, cut))
+    }
+    async fn end_hold(&self, vm: VmId, _: CutId, order: CutOrder) -> Result<bool, SourceError> {
+        Ok(self.call(|tables| {
+            if tables.unreached {
+                return false;
+            }
+            match order {
+                CutOrder::Resume { generation } => {
+                    tables.sources.insert(vm, Source::Runs);
+                    tables.resumed.insert(vm, generation);
+                }
+                CutOrder::ShutOff { .. } => drop(tables.sources.insert(vm, Source::Off)),
+                other => panic!("{other:?}"),
+            }
+            true
+        }))
+    }
+}
+
+fn point(group: &Group, cut: CutId) -> WholePoint {
+    let members = group.members.iter().map(|member| (member.vm, PointId::from_bytes([7; 16])));
+    WholePoint { cut, cut_at: UnixMs(5), members: members.collect() }
+}
+
+fn shop() -> Group {
+    let mut group = alone(vm(9), "shop", UnixMs(1));
+    group.spec = crate::group::GroupSpec::new("shop", &["web", "db", "cache"]);
+    group.members = ["web", "db", "cache"]
+        .iter()
+        .zip(1..)
+        .map(|(name, no)| MemberVm { vm: vm(no), name: (*name).into() })
+        .collect();
+    let after = |names: &[&str]| crate::group::spec::VmSteps {
+        after: names.iter().map(|name| (*name).into()).collect(),
+        ..Default::default()
+    };
+    group.spec.runbook.vm =
+        BTreeMap::from([("web".into(), after(&["db"])), ("db".into(), after(&["cache"]))]);
+    group
+}
+
+fn world() -> World {
+    let world = World::default();
+    {
+        let mut tables = world.0.lock().unwrap();
+        for no in 1..=3 {
+            tables.sources.insert(vm(no), Source::Runs);
+            tables.generations.insert(vm(no), Generation(1));
+        }
+    }
+    world
+}
+
+fn controller(world: &World, dir: &std::path::Path) -> Arc<Groups> {
+    let (replicas, sources) = (Arc::new(world.clone()), Arc::new(world.clone()));
+    let journal = Journal::open(dir.to_path_buf()).unwrap();
+    Arc::new(Groups::new(replicas, sources, journal, Arc::new(ManualClock::at(UnixMs(10)))))
+}
+
+const CUT: CutId = CutId::from_bytes([3; 16]);
+
+/// Runs a planned failover whose controller dies where the world says, then restarts controllers until it is over.
+async fn run(world: &World) -> (Result<GroupReport, GroupError>, u32) {
+    let dir = tempfile::tempdir().unwrap();
+    let groups = controller(world, dir.path());
+    let task = tokio::spawn({
+        let groups = groups.clone();
+        async move { groups.planned(shop(), CUT, &Watcher::nobody()).await }
+    });
+    let first = task.await;
+    let calls = world.0.lock().unwrap_or_else(PoisonError::into_inner).calls;
+    let Ok(ended) = first else {
+        for _ in 0..3 {
+            let groups = controller(world, dir.path());
+            let _ = groups.take_up(shop().id, &Watcher::nobody()).await;
+        }
+        let record = Journal::open(dir.path().into()).unwrap().load_group(shop().id).unwrap();
+        assert!(record.is_none_or(|record| record.is_over()));
+        return (Err(GroupError::Busy), calls);
+    };
+    (ended, calls)
+}
+
+/// In the end each VM runs at one site, all of them at the same.
+fn one_site(world: &World) -> bool {
+    let tables = world.0.lock().unwrap_or_else(PoisonError::into_inner);
+    let here = tables.running.len();
+    let there = tables.sources.values().filter(|source| **source == Source::Runs).count();
+    assert!((here, there) == (3, 0) || (here, there) == (0, 3), "{here} here, {there} there");
+    assert!(tables.sources.values().all(|source| *source != Source::Stands), "a source was left standing");
+    here == 3
+}
+
+#[tokio::test]
+async fn a_planned_failover_starts_in_order_loses_nothing_and_leaves_the_sources_off() {
+    let world = world();
+    let report = run(&world).await.0.unwrap();
+    assert_eq!((report.rpo_ms, report.sources_left.len()), (0, 0));
+    assert!(one_site(&world));
+    let tables = world.0.lock().unwrap();
+    assert_eq!(tables.starts, [vm(3), vm(2), vm(1)]);
+    assert!(tables.sources.values().all(|source| *source == Source::Off));
+}
+
+#[tokio::test]
+async fn wherever_the_controller_dies_in_a_planned_failover_each_vm_runs_at_one_site_and_never_at_both() {
+    let calls = run(&world()).await.1;
+    let (mut here, mut there) = (0, 0);
+    for at in 1..=calls {
+        for after in [false, true] {
+            let world = world();
+            world.0.lock().unwrap().dies_at = Some((at, after));
+            drop(run(&world).await);
+            if one_site(&world) { here += 1 } else { there += 1 }
+        }
+    }
+    assert!(calls > 15 && here > 10 && there > 10, "{calls} {here} {there}");
+}
+
+#[tokio::test]
+async fn what_goes_wrong_before_a_replica_runs_gives_the_vms_back_also_if_the_controller_dies_meanwhile() {
+    for cut_fails in [true, false] {
+        let broken = || {
+            let world = world();
+            {
+                let mut tables = world.0.lock().unwrap();
+                tables.cut_fails = cut_fails;
+                tables.start_fails = BTreeSet::from([vm(3)]);
+            }
+            world
+        };
+        let first = broken();
+        let (ended, calls) = run(&first).await;
+        assert!(matches!(ended, Err(GroupError::CalledOff { .. })), "{ended:?}");
+        assert!(!one_site(&first));
+        let back = if cut_fails { Generation(1) } else { Generation(3) };
+        assert!(first.0.lock().unwrap().resumed.values().all(|generation| *generation == back));
+        for at in 1..=calls {
+            let world = broken();
+            world.0.lock().unwrap().dies_at = Some((at, true));
+            drop(run(&world).await);
+            // A start that fails for ever after the commit is tried again until it is called off.
+            assert!(!one_site(&world), "died after call {at}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_member_that_does_not_start_holds_back_those_after_it_and_nothing_is_given_back_once_one_has_run() {
+    let world = world();
+    world.0.lock().unwrap().start_fails = BTreeSet::from([vm(2)]);
+    let ended = run(&world).await.0;
+    let Err(GroupError::Incomplete { failed }) = ended else { panic!("{ended:?}") };
+    assert_eq!(failed.len(), 2, "{failed:?}");
+    let tables = world.0.lock().unwrap();
+    assert_eq!(tables.running, BTreeSet::from([vm(3)]));
+    assert!(
+        tables.sources.values().all(|source| *source == Source::Stands),
+        "they stand until it is finished"
+    );
+}
+
+#[tokio::test]
+async fn a_source_that_is_not_reached_stands_until_it_is_and_is_told_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world();
+    world.0.lock().unwrap().unreached = true;
+    let groups = controller(&world, dir.path());
+    let report = groups.planned(shop(), CUT, &Watcher::nobody()).await.unwrap();
+    assert_eq!(report.sources_left.len(), 3);
+    let again = groups.planned(shop(), CUT, &Watcher::nobody()).await;
+    assert!(matches!(again, Err(GroupError::DoneBefore(_))), "{again:?}");
+    world.0.lock().unwrap().unreached = false;
+    groups.take_up(shop().id, &Watcher::nobody()).await.unwrap();
+    assert!(one_site(&world));
+}
+
+#[tokio::test]
+async fn an_emergency_asks_no_source_and_a_wait_that_runs_out_is_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world();
+    let mut group = shop();
+    for source in world.0.lock().unwrap().sources.values_mut() {
+        *source = Source::Off;
+    }
+    let steps = group.spec.runbook.vm.get_mut("db").unwrap();
+    steps.wait_for = vec!["agent".into(), "console:login".into()];
+    steps.wait_at_most = "10ms".into();
+    let report = controller(&world, dir.path())
+        .emergency(group.clone(), &point(&group, CUT), &Watcher::nobody())
+        .await
+        .unwrap();
+    assert_eq!((report.warnings.len(), report.rpo_ms), (1, 5), "{report:?}");
+    assert_eq!(world.0.lock().unwrap().starts, [vm(3), vm(2), vm(1)]);
+    let mut older = point(&group, CUT);
+    older.members.pop();
+    let other = tempfile::tempdir().unwrap();
+    let refused =
+        controller(&world, other.path()).emergency(group, &older, &Watcher::nobody()).await.unwrap_err();
+    assert!(matches!(refused, GroupError::NoPoint(_)), "{refused}");
+}

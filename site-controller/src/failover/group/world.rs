@@ -1,0 +1,68 @@
+//! What a group's failover acts on: the replicas at this site and the sources at the other. Two traits, so that what may
+//! never happen can be shown without either. `Runbook` is the one; who cuts points of groups is the other.
+
+use super::record::Kind;
+use crate::{
+    failover::{
+        progress::{FailoverReport, Watcher},
+        runbook::FailoverError,
+    },
+    group::{Group, spec::WaitFor},
+};
+use async_trait::async_trait;
+use lifeboat::{
+    id::{CutId, GroupId, PointId, VmId},
+    units::{Generation, UnixMs},
+    wire::order::CutOrder,
+};
+
+/// A point of a group that is whole: one durable point of each member, cut at one instant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WholePoint {
+    pub cut: CutId,
+    pub cut_at: UnixMs,
+    pub members: Vec<(VmId, PointId)>,
+}
+
+/// This site's side: one VM at a time, each step safe to repeat.
+#[async_trait]
+pub trait Replicas: Send + Sync {
+    /// Finds the point and asks whether it can work. Nothing that anybody would notice is changed.
+    async fn prepare(
+        &self,
+        vm: VmId,
+        point: PointId,
+        kind: Kind,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError>;
+    async fn restore(&self, vm: VmId, watcher: &Watcher) -> Result<(), FailoverError>;
+    async fn fence(&self, vm: VmId, watcher: &Watcher) -> Result<Generation, FailoverError>;
+    /// Returns once the replica runs.
+    async fn start(&self, vm: VmId, watcher: &Watcher) -> Result<FailoverReport, FailoverError>;
+    async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError>;
+    /// Whether the replica was ever seen to run.
+    async fn has_run(&self, vm: VmId) -> Result<bool, FailoverError>;
+    /// Takes back whatever was prepared. Refuses if the replica is active.
+    async fn withdraw(&self, vm: VmId) -> Result<(), FailoverError>;
+    async fn generation(&self, vm: VmId) -> Generation;
+    /// Raises the generation, so that whoever is given it is the VM.
+    async fn raise(&self, vm: VmId, generation: Generation) -> Result<(), FailoverError>;
+    async fn is_up(&self, vm: VmId, wait: &WaitFor) -> Result<bool, FailoverError>;
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct SourceError(pub String);
+
+/// The other side, through the agents.
+#[async_trait]
+pub trait Sources: Send + Sync {
+    /// Whole points of a group, oldest first.
+    async fn points(&self, group: GroupId) -> Result<Vec<WholePoint>, SourceError>;
+    /// All members stand, at one instant, and their points are durable; they stand until [`Self::end_hold`]. On an error
+    /// some may stand.
+    async fn final_cut(&self, group: &Group, cut: CutId) -> Result<WholePoint, SourceError>;
+    /// `Resume`, `ShutOff` or `CallOff` of one member. Returns once its agent has said that the hold is over; `false` if it
+    /// can't be reached now, or has not said so yet.
+    async fn end_hold(&self, vm: VmId, cut: CutId, order: CutOrder) -> Result<bool, SourceError>;
+}

@@ -1,0 +1,235 @@
+//! The steps of one VM's failover as a group's failover asks for them. Every step finds in the VM's own journal how far it
+//! has come. Called by `group`, through its trait.
+
+use super::{
+    group::{record::Kind, world::Replicas},
+    journal::{Phase, Record},
+    preflight::PreflightError,
+    progress::{FailoverReport, Watcher},
+    runbook::{FailoverError, Request, Runbook},
+    steps::blocking,
+};
+use crate::group::spec::WaitFor;
+use async_trait::async_trait;
+use lifeboat::{
+    hypervisor::libvirt::{HypervisorError, XmlView},
+    id::{PointId, VmId},
+    units::Generation,
+};
+use std::{
+    io::{self, Read, Seek, SeekFrom},
+    path::PathBuf,
+    time::Duration,
+};
+
+/// Of a console's file, how much of its end is looked at.
+const CONSOLE_LOOKED_AT: u64 = 1 << 20;
+const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+
+#[async_trait]
+impl Replicas for Runbook {
+    async fn prepare(
+        &self,
+        vm: VmId,
+        point: PointId,
+        kind: Kind,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        let _claim = self.claim(vm)?;
+        let (vm_name, point_id) = (vm.to_string(), point.to_string());
+        let request = Request { vm: vm_name, point: point_id, skip_fence_command: false };
+        let mut record = match self.journal.load(vm)? {
+            Some(record) if record.phase == Phase::Running && record.point == point => return Ok(()),
+            Some(record) if record.phase == Phase::Running => {
+                return Err(FailoverError::RunsFromAnother { point: record.point });
+            }
+            Some(record) => self.take_up(record, &request, watcher).await?,
+            None => self.begin(vm, &request, watcher).await?,
+        };
+        let kind = if kind == Kind::Planned { "planned" } else { "emergency" };
+        if record.kind != kind {
+            record.kind = kind.into();
+            self.journal.save(&record)?;
+        }
+        Ok(())
+    }
+
+    async fn restore(&self, vm: VmId, watcher: &Watcher) -> Result<(), FailoverError> {
+        let _claim = self.claim(vm)?;
+        let mut record = self.begun(vm)?;
+        self.noting(&mut record, Step::Restore, watcher).await
+    }
+
+    async fn fence(&self, vm: VmId, watcher: &Watcher) -> Result<Generation, FailoverError> {
+        let _claim = self.claim(vm)?;
+        let mut record = self.begun(vm)?;
+        self.noting(&mut record, Step::Fence, watcher).await?;
+        Ok(record.generation)
+    }
+
+    async fn start(&self, vm: VmId, watcher: &Watcher) -> Result<FailoverReport, FailoverError> {
+        let _claim = self.claim(vm)?;
+        let mut record = self.begun(vm)?;
+        let done = record.phase == Phase::Running;
+        if record.phase == Phase::Starting && !self.is_active(vm).await? {
+            self.attempt_anew(&mut record)?;
+        }
+        self.noting(&mut record, Step::Restore, watcher).await?;
+        self.noting(&mut record, Step::GoOn, watcher).await?;
+        Ok(FailoverReport::of(&record, done))
+    }
+
+    async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError> {
+        Runbook::is_active(self, vm).await
+    }
+
+    async fn has_run(&self, vm: VmId) -> Result<bool, FailoverError> {
+        Ok(self.journal.load(vm)?.is_some_and(|record| record.phase == Phase::Running))
+    }
+
+    async fn withdraw(&self, vm: VmId) -> Result<(), FailoverError> {
+        let _claim = self.claim(vm)?;
+        let Some(record) = self.journal.load(vm)? else { return Ok(()) };
+        if Runbook::is_active(self, vm).await? {
+            return Err(PreflightError::AlreadyRunning.into());
+        }
+        let (hypervisor, dir) = (self.hypervisor.clone(), self.attempt_dir(&record));
+        blocking(move || {
+            match hypervisor.domain_by_uuid(vm) {
+                // What is defined here otherwise, an operator's, stays.
+                Ok(domain) if domain.xml(XmlView::Inactive)?.contains(&*dir.to_string_lossy()) => {
+                    domain.undefine()?;
+                }
+                Ok(_) | Err(HypervisorError::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            match std::fs::remove_dir_all(&dir) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    Err(FailoverError::File { path: dir, source })
+                }
+                _ => Ok(()),
+            }
+        })
+        .await?;
+        Ok(self.journal.remove(vm)?)
+    }
+
+    async fn generation(&self, vm: VmId) -> Generation {
+        self.store.generation(vm).await
+    }
+
+    async fn raise(&self, vm: VmId, generation: Generation) -> Result<(), FailoverError> {
+        if self.store.generation(vm).await < generation {
+            self.store.raise_to(vm, generation).await?;
+        }
+        Ok(())
+    }
+
+    async fn is_up(&self, vm: VmId, wait: &WaitFor) -> Result<bool, FailoverError> {
+        match wait {
+            WaitFor::Delay(_) => Ok(true),
+            WaitFor::Tcp { host: Some(host), port } => {
+                let connect = tokio::net::TcpStream::connect((host.as_str(), *port));
+                Ok(tokio::time::timeout(CONNECT_WITHIN, connect).await.is_ok_and(|made| made.is_ok()))
+            }
+            WaitFor::Tcp { host: None, .. } => Err(FailoverError::Wait(
+                "write `tcp:HOST:PORT`: the guest's address is not known here".into(),
+            )),
+            WaitFor::Agent => Ok(agent_is_connected(&self.active_xml(vm).await?)),
+            WaitFor::Console(text) => {
+                let file = console_file(&self.active_xml(vm).await?)
+                    .ok_or_else(|| FailoverError::Wait("its console is not written to a file".into()))?;
+                let text = text.clone();
+                blocking(move || Ok(end_of(&file)?.contains(&text))).await
+            }
+        }
+    }
+}
+
+enum Step {
+    Fence,
+    Restore,
+    GoOn,
+}
+
+impl Runbook {
+    fn begun(&self, vm: VmId) -> Result<Record, FailoverError> {
+        self.journal.load(vm)?.ok_or(FailoverError::NotBegun)
+    }
+
+    /// Does a step; what went wrong is noted for whoever asks for the VM's status.
+    async fn noting(&self, record: &mut Record, step: Step, watcher: &Watcher) -> Result<(), FailoverError> {
+        let done = match step {
+            Step::Fence if record.kind == "planned" => self.raise_quietly(record).await,
+            Step::Fence => match self.fence(record, watcher).await {
+                Ok(()) => self.stop_source(record, false, watcher).await,
+                failed => failed,
+            },
+            Step::Restore => Runbook::restore(self, record, watcher).await,
+            Step::GoOn => self.go_on(record, watcher).await,
+        };
+        if let Err(error) = &done {
+            record.last_error = Some(error.to_string());
+            self.journal.save(record)?;
+        }
+        done
+    }
+
+    /// Of a planned failover the source stands, and its agent waits for word. It is told that its VM is off for good when
+    /// that is true.
+    async fn raise_quietly(&self, record: &mut Record) -> Result<(), FailoverError> {
+        if record.phase >= Phase::Fenced {
+            return Ok(());
+        }
+        self.store.raise_to(record.vm, record.generation).await?;
+        self.enter(record, Phase::Fenced)
+    }
+
+    async fn active_xml(&self, vm: VmId) -> Result<String, FailoverError> {
+        let hypervisor = self.hypervisor.clone();
+        blocking(move || Ok(hypervisor.domain_by_uuid(vm)?.xml(XmlView::Active)?)).await
+    }
+}
+
+/// libvirt shows in the active XML whether anybody listens at the guest's end of the channel.
+fn agent_is_connected(xml: &str) -> bool {
+    let targets = xml.split("<target ").skip(1).filter_map(|rest| rest.split_once('>'));
+    targets
+        .into_iter()
+        .any(|(target, _)| target.contains("org.qemu.guest_agent.0") && target.contains("state='connected'"))
+}
+
+fn console_file(xml: &str) -> Option<PathBuf> {
+    let serial = xml.split_once("<serial type='file'")?.1.split_once("</serial>")?.0;
+    Some(serial.split_once("path='")?.1.split_once('\'')?.0.into())
+}
+
+fn end_of(file: &PathBuf) -> Result<String, FailoverError> {
+    let read = || {
+        let mut opened = std::fs::File::open(file)?;
+        let from = opened.metadata()?.len().saturating_sub(CONSOLE_LOOKED_AT);
+        opened.seek(SeekFrom::Start(from))?;
+        let mut bytes = Vec::new();
+        opened.take(CONSOLE_LOOKED_AT).read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    read().map_err(|source| FailoverError::File { path: file.clone(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_guest_agent_counts_as_up_only_when_it_is_connected_and_a_console_is_read_from_its_file() {
+        let xml = |state: &str| {
+            format!(
+                "<domain><devices><serial type='file'><source path='/log/web' append='on'/></serial>\
+                 <channel><target type='virtio' name='org.qemu.guest_agent.0' state='{state}'/></channel>"
+            )
+        };
+        assert!(agent_is_connected(&xml("connected")) && !agent_is_connected(&xml("disconnected")));
+        assert_eq!(console_file(&xml("connected")), Some("/log/web".into()));
+        assert_eq!(console_file("<serial type='pty'><source path='/dev/pts/1'/></serial>"), None);
+    }
+}
