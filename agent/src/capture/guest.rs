@@ -62,6 +62,8 @@ impl GuestSettings {
 
 /// See the module.
 pub struct GuestSource {
+    hypervisor: Hypervisor,
+    vm: VmId,
     memory: Arc<std::sync::Mutex<MemoryStatus>>,
     state: Arc<Mutex<State>>,
 }
@@ -130,7 +132,17 @@ impl GuestSource {
             hypervisor,
             clock,
         };
-        Self { memory, state: Arc::new(Mutex::new(state)) }
+        let (hypervisor, vm) = (state.hypervisor.clone(), state.settings.vm);
+        Self { hypervisor, vm, memory, state: Arc::new(Mutex::new(state)) }
+    }
+
+    /// What is asked of libvirt beside a cut that may be open.
+    async fn aside<T: Send + 'static>(
+        &self,
+        work: fn(&Hypervisor, VmId) -> Result<T, CaptureError>,
+    ) -> Result<T, CaptureError> {
+        let (hypervisor, vm) = (self.hypervisor.clone(), self.vm);
+        tokio::task::spawn_blocking(move || work(&hypervisor, vm)).await.map_err(failed)?
     }
 }
 
@@ -180,23 +192,19 @@ impl Source for GuestSource {
     }
 
     async fn runs(&mut self) -> Result<bool, CaptureError> {
-        let state = self.state.clone().lock_owned().await;
-        blocking(state, |state| standing::runs(state)).await.1
+        self.aside(standing::runs).await
     }
 
     async fn stand(&mut self) -> Result<(), CaptureError> {
-        let state = self.state.clone().lock_owned().await;
-        blocking(state, |state| standing::stand(state)).await.1
+        self.aside(standing::stand).await
     }
 
     async fn go_on(&mut self) -> Result<(), CaptureError> {
-        let state = self.state.clone().lock_owned().await;
-        blocking(state, |state| standing::go_on(state)).await.1
+        self.aside(standing::go_on).await
     }
 
     async fn shut_off(&mut self) -> Result<(), CaptureError> {
-        let state = self.state.clone().lock_owned().await;
-        blocking(state, |state| standing::shut_off(state)).await.1
+        self.aside(standing::shut_off).await
     }
 }
 

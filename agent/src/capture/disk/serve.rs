@@ -23,6 +23,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     path::Path,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 /// What is to be served of one disk.
@@ -88,6 +89,8 @@ fn start_server(qemu: &Qemu, listener: &UnixListener) -> Result<(), DiskError> {
 /// Our listening socket. It has a path only while it is being connected to, in a directory that is ours.
 struct Door {
     dir: File,
+    /// Doors of several VMs stand in one directory at once: each has a name of its own.
+    no: u64,
     listener: UnixListener,
 }
 
@@ -95,9 +98,10 @@ impl Door {
     fn open(dir: &Path) -> Result<Self, DiskError> {
         let failed = |step| move |source| DiskError::Scratch { step, dir: dir.into(), source };
         let handle = File::open(dir).map_err(failed("opening the directory"))?;
-        remove_socket(&handle).map_err(failed("removing an old socket"))?;
-        let listener = UnixListener::bind(socket_path(&handle));
-        Ok(Self { dir: handle, listener: listener.map_err(failed("making a socket"))? })
+        let no = DOORS.fetch_add(1, Ordering::Relaxed);
+        remove_socket(&handle, no).map_err(failed("removing an old socket"))?;
+        let listener = UnixListener::bind(socket_path(&handle, no));
+        Ok(Self { dir: handle, no, listener: listener.map_err(failed("making a socket"))? })
     }
 
     fn connect(&self) -> Result<UnixStream, DiskError> {
@@ -105,7 +109,7 @@ impl Door {
             let dir = fs::read_link(descriptor(&self.dir)).unwrap_or_default();
             DiskError::Scratch { step: "connecting to QEMU by a socket", dir, source }
         };
-        let stream = UnixStream::connect(socket_path(&self.dir)).map_err(failed)?;
+        let stream = UnixStream::connect(socket_path(&self.dir, self.no)).map_err(failed)?;
         stream.set_nonblocking(true).map_err(failed)?;
         Ok(stream)
     }
@@ -114,22 +118,41 @@ impl Door {
 impl Drop for Door {
     fn drop(&mut self) {
         // A socket that stays does no harm: the next one takes its place.
-        let _ = remove_socket(&self.dir);
+        let _ = remove_socket(&self.dir, self.no);
     }
 }
 
-fn remove_socket(dir: &File) -> io::Result<()> {
-    match fs::remove_file(socket_path(dir)) {
+fn remove_socket(dir: &File, no: u64) -> io::Result<()> {
+    match fs::remove_file(socket_path(dir, no)) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
 
 /// The directory's own path may be too long for a socket's address (107 bytes).
-fn socket_path(dir: &File) -> String {
-    format!("{}/nbd-{}.sock", descriptor(dir), std::process::id())
+fn socket_path(dir: &File, no: u64) -> String {
+    format!("{}/nbd-{}-{no}.sock", descriptor(dir), std::process::id())
 }
+
+static DOORS: AtomicU64 = AtomicU64::new(0);
 
 fn descriptor(dir: &File) -> String {
     format!("/proc/self/fd/{}", dir.as_raw_fd())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn doors_of_several_vms_in_one_directory_lead_each_to_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (one, other) = (Door::open(dir.path()).unwrap(), Door::open(dir.path()).unwrap());
+        let _line = one.connect().unwrap();
+        one.listener.set_nonblocking(true).unwrap();
+        other.listener.set_nonblocking(true).unwrap();
+        assert!(one.listener.accept().is_ok() && other.listener.accept().is_err());
+        drop(other);
+        one.connect().unwrap();
+    }
 }

@@ -1,13 +1,16 @@
 //! A guest that is held for a planned failover: suspended through libvirt, so that everybody can see that somebody meant
-//! it, and let go or shut off by the site's word. All calls block.
+//! it, and let go or shut off by the site's word. All calls block; none waits for a cut that is open.
 
-use super::{State, look};
+use super::look;
 use crate::capture::source::CaptureError;
-use lifeboat::hypervisor::libvirt::{DomainState, HypervisorError};
+use lifeboat::{
+    hypervisor::libvirt::{DomainState, Hypervisor, HypervisorError},
+    id::VmId,
+};
 
 /// Whether it runs; a guest that is off or not there does not.
-pub fn runs(state: &State) -> Result<bool, CaptureError> {
-    match state.hypervisor.domain_by_uuid(state.settings.vm) {
+pub fn runs(hypervisor: &Hypervisor, vm: VmId) -> Result<bool, CaptureError> {
+    match hypervisor.domain_by_uuid(vm) {
         Err(HypervisorError::NotFound { .. }) => Ok(false),
         domain => {
             Ok(domain.and_then(|domain| domain.state()).map_err(look::domain_error)? == DomainState::Running)
@@ -15,24 +18,24 @@ pub fn runs(state: &State) -> Result<bool, CaptureError> {
     }
 }
 
-pub fn stand(state: &State) -> Result<(), CaptureError> {
-    let domain = state.domain()?;
+pub fn stand(hypervisor: &Hypervisor, vm: VmId) -> Result<(), CaptureError> {
+    let domain = hypervisor.domain_by_uuid(vm).map_err(look::domain_error)?;
     if domain.state().map_err(look::domain_error)? == DomainState::Running {
         domain.suspend().map_err(look::domain_error)?;
     }
     Ok(())
 }
 
-pub fn go_on(state: &State) -> Result<(), CaptureError> {
-    let domain = state.domain()?;
+pub fn go_on(hypervisor: &Hypervisor, vm: VmId) -> Result<(), CaptureError> {
+    let domain = hypervisor.domain_by_uuid(vm).map_err(look::domain_error)?;
     if domain.state().map_err(look::domain_error)? == DomainState::Paused {
         domain.resume().map_err(look::domain_error)?;
     }
     Ok(())
 }
 
-pub fn shut_off(state: &State) -> Result<(), CaptureError> {
-    let domain = match state.hypervisor.domain_by_uuid(state.settings.vm) {
+pub fn shut_off(hypervisor: &Hypervisor, vm: VmId) -> Result<(), CaptureError> {
+    let domain = match hypervisor.domain_by_uuid(vm) {
         Err(HypervisorError::NotFound { .. }) => return Ok(()),
         domain => domain.map_err(look::domain_error)?,
     };

@@ -136,7 +136,9 @@ impl<S: Source> Actor<S> {
 
     /// Takes up what the group wishes.
     pub(super) async fn heed(&mut self) {
-        if !self.given.wish.has_changed().unwrap_or(false) {
+        // A link that comes and goes has states of its own; what the group wishes is shown again after it.
+        let hidden = self.is_paused() && self.status.state != VmState::Yielding && self.outbox.is_some();
+        if !hidden && !self.given.wish.has_changed().unwrap_or(false) {
             return;
         }
         let said = self.given.wish.borrow_and_update().clone();
