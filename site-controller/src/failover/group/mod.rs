@@ -40,7 +40,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(2);
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
     #[error(transparent)]
-    Vm(#[from] FailoverError),
+    Vm(Box<FailoverError>),
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error("a failover of this group is under way; wait for it")]
@@ -67,6 +67,12 @@ pub enum GroupError {
     Committed,
     #[error("this group was failed over to this site already, at {0}")]
     DoneBefore(UnixMs),
+}
+
+impl From<FailoverError> for GroupError {
+    fn from(error: FailoverError) -> Self {
+        Self::Vm(Box::new(error))
+    }
 }
 
 /// What a group's failover did.
