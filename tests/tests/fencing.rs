@@ -223,7 +223,8 @@ fn a_live_source_is_paused_and_its_state_kept_wherever_its_agent_dies() -> Resul
             // The one before had noted it: paused at the start already. Somebody resumes it under the agent's eyes.
             eventually(SOON, "it to be paused", || Ok((world.guest.state()? == "paused").then_some(())))?;
             world.a.restart_libvirtd()?;
-            assert_eq!(world.guest.state()?, "paused", "libvirt was restarted");
+            // It may have been put away meanwhile.
+            assert_ne!(world.guest.state()?, "running", "libvirt was restarted");
             if world.agent.process()?.running() {
                 // It may have been put away meanwhile, and can't be resumed then.
                 let _ = world.guest.resume();

@@ -101,7 +101,10 @@ fn a_planned_failover_of_a_group_loses_nothing_and_shuts_the_sources_off() -> Re
     let mut scene = Scene::new("planned")?;
     let unasked = scene.controller.cli(&["failover", "shop", "--planned"])?;
     ensure!(!unasked.status.success() && unasked.stderr.contains("nothing is lost"), "{unasked:?}");
-    ensure!(scene.running()? == [true, true, false, false]);
+    // They may stand for a cut at this moment.
+    eventually(SOON, "the sources to run on", || {
+        Ok((scene.running()? == [true, true, false, false]).then_some(()))
+    })?;
     let report = scene.controller.json(&["failover", "shop", "--planned", "--yes"])?;
     ensure!(report["kind"] == "planned" && report["rpo_ms"] == 0, "{report}");
     ensure!(report["members"].as_array().is_some_and(|members| members.len() == 2), "{report}");
