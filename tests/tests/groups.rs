@@ -118,7 +118,7 @@ fn a_partial_group_point_is_never_offered_and_the_group_goes_on() -> Result<()> 
     scene.controller.wait_more_group_points("shop", 2, SOON)?;
 
     scene.agents[1].kill9()?;
-    scene.agents[1].env = killed_at("cut.stands-with-others:2");
+    scene.agents[1].env = killed_at("together.stands:2");
     scene.agents[1].start()?;
     eventually(SOON, "the agent to die where it was told to", || {
         Ok((!scene.agents[1].process()?.running()).then_some(()))

@@ -169,7 +169,7 @@ fn stands(state: &State, meeting: Option<&Meeting>, ran: bool) -> UnixMs {
     match meeting {
         Some(meeting) => {
             meeting.stands(ran);
-            fault::point("cut.stands-with-others");
+            fault::point("together.stands");
             meeting.at
         }
         None => state.clock.now(),
