@@ -83,6 +83,7 @@ const SITE: &[&[&str]] = &[
     &["group"],
     &["failover"],
     &["retention", "seed"],
+    &["handover"],
     &["api"],
     &["console"],
     &["daemon"],

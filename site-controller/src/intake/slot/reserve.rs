@@ -3,7 +3,8 @@
 //! with the value. Called by `seed` and `handover`.
 
 use super::{RUNS, Slot, Slots, ownership::Word};
-use lifeboat::id::VmId;
+use crate::store::StoreError;
+use lifeboat::{format::owner::Owner, id::VmId};
 use std::sync::{Arc, PoisonError};
 
 /// Nobody's points of the VM are taken while it lives.
@@ -42,6 +43,15 @@ impl Slots {
         drop(reserved);
         drop(inner);
         Ok(Reservation(slot))
+    }
+}
+
+impl Slots {
+    /// Whose points of the VM are taken.
+    pub async fn owner(&self, vm: VmId) -> Result<Option<Owner>, StoreError> {
+        let slot = self.slot(vm);
+        let mut inner = slot.at_rest().await;
+        slot.owner(&mut inner).await
     }
 }
 
