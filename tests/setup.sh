@@ -10,7 +10,7 @@ die() { say "$*"; exit 1; }
 PACKAGES=(
     libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients libvirt-dev pkg-config gcc libc6-dev
     make iproute2 util-linux kmod cpio xz-utils python3 adduser
-    systemd debootstrap dpkg-dev
+    systemd debootstrap dpkg-dev qemu-guest-agent
 )
 # What our own packages depend on.
 DEPENDS=(libvirt0 qemu-utils)

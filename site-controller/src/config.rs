@@ -28,6 +28,8 @@ struct RawSite {
     congestion: Option<Congestion>,
     keep: Option<Vec<String>>,
     #[serde(default)]
+    guest_hook: Vec<String>,
+    #[serde(default)]
     vm: Vec<RawVm>,
 }
 
@@ -63,6 +65,8 @@ pub struct SiteConfig {
     pub reserve: ByteSize,
     pub transport: TransportSettings,
     pub keep: Keep,
+    /// A program, with its arguments, that is run in each resumed guest which has an agent; or nothing.
+    pub guest_hook: Vec<String>,
 }
 
 impl Keep {
@@ -127,7 +131,12 @@ impl SiteConfig {
             reserve: raw.reserve.unwrap_or(ByteSize(1 << 30)),
             transport,
             keep: Keep::read(file, raw.keep, raw.vm)?,
+            guest_hook: raw.guest_hook,
         };
+        if site.guest_hook.first().is_some_and(String::is_empty) {
+            let why = "write a program of the guest and its arguments: `[\"/usr/local/sbin/resumed\"]`";
+            return Err(config::invalid(file, "guest_hook", "", why));
+        }
         for (key, dir) in
             [("data_dir", &site.data_dir), ("replica_dir", &site.replica_dir), ("run_dir", &site.run_dir)]
         {
@@ -169,6 +178,7 @@ mod tests {
             ("reserve = \"lots\"", "reserve"),
             ("name = \"\"", "name"),
             ("keep = []", "keep"),
+            ("guest_hook = [\"\"]", "guest_hook"),
             ("keep = [\"some\"]", "hourly for 24h"),
             ("[[vm]]\nname = \"web\"\nkeep = [\"daily for 1h\"]", "vm.keep"),
             ("[[vm]]\nkeep = [\"all\"]", "`id`"),

@@ -68,7 +68,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         run_dir: config.run_dir.clone(),
         scratch_dir: config.data_dir.clone(),
     };
-    let runbook = Arc::new(Runbook::new(
+    let mut runbook = Runbook::new(
         store.clone(),
         Catalog::new(store),
         intake.clone(),
@@ -76,7 +76,9 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         journal,
         config.replica_dir.clone(),
         clock.clone(),
-    ));
+    );
+    runbook.guest_hook.clone_from(&config.guest_hook);
+    let runbook = Arc::new(runbook);
 
     let endpoint = SiteEndpoint::bind(config.listen, &identity, &config.transport)?;
     tracing::info!(listen = %endpoint.local_address()?, site = %config.name, "taking agents");

@@ -61,7 +61,7 @@ pub(super) async fn fail_over(
     // Its own task: a failover is not undone because the operator's terminal went away.
     tokio::spawn(async move {
         let watcher = Watcher::new(steps);
-        let request = Request { vm: request.vm, point: request.point };
+        let request = Request { vm: request.vm, point: request.point, no_cold_boot: request.no_cold_boot };
         match site.runbook.emergency(request, &watcher).await {
             Ok(report) => watcher.finish(Progress::Done { report }).await,
             Err(error) => {

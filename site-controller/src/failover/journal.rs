@@ -2,6 +2,7 @@
 //! Promises: a phase is entered in the journal, synced, before the work that must not be done twice; a controller that
 //! dies anywhere goes on from the last phase it entered. Called by `runbook` only.
 
+use super::afterwards::Afterwards;
 use lifeboat::{
     durable,
     id::{PointId, VmId},
@@ -48,6 +49,15 @@ pub struct Record {
     pub disks_done: Vec<String>,
     /// What went wrong last, if anything did.
     pub last_error: Option<String>,
+    /// Why the replica was booted from the point's disks although the point holds memory.
+    #[serde(default)]
+    pub cold_boot: Option<String>,
+    /// A replica that does not go on is left as it is.
+    #[serde(default)]
+    pub no_cold_boot: bool,
+    /// What was done for the resumed replica.
+    #[serde(default)]
+    pub after_resume: Vec<Afterwards>,
 }
 
 impl Record {
@@ -131,6 +141,9 @@ mod tests {
             running_at: None,
             disks_done: vec!["vda".into()],
             last_error: None,
+            cold_boot: None,
+            no_cold_boot: false,
+            after_resume: Vec::new(),
         };
         journal.save(&record).unwrap();
         assert_eq!(journal.load(vm).unwrap(), Some(record.clone()));

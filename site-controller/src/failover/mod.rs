@@ -1,7 +1,10 @@
 //! Bringing a VM back at this site: [`runbook`] walks the steps, [`journal`] remembers them, [`preflight`] asks first
 //! whether it can work, [`images`] makes disks and memory from the store, [`replica_xml`] adapts the definition,
+//! [`afterwards`] sees to what a guest that goes on from an older instant needs, `cold_boot` to one that does not go on,
 //! [`progress`] tells whoever watches.
 
+pub mod afterwards;
+mod cold_boot;
 pub mod images;
 pub mod journal;
 pub mod preflight;

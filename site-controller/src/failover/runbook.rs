@@ -40,6 +40,8 @@ pub struct Request {
     pub vm: String,
     /// `latest`, the beginning of an id, or a time.
     pub point: String,
+    /// If the point's memory does not go on, leave it at that.
+    pub no_cold_boot: bool,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +83,8 @@ pub enum FailoverError {
     File { path: PathBuf, source: io::Error },
     #[error("the replica did not stay up: it is {state} right after its start; see libvirt's log of it")]
     DidNotRun { state: String },
+    #[error("the replica {grief} right after its resume; see libvirt's log of it")]
+    WentWrong { grief: &'static str },
     #[error("a task of the failover died: {0}")]
     Died(String),
 }
@@ -94,6 +98,8 @@ pub struct Runbook {
     pub journal: Journal,
     pub replica_dir: PathBuf,
     pub clock: Arc<dyn Clock>,
+    /// A program, with its arguments, that is run in each resumed guest which has an agent.
+    pub guest_hook: Vec<String>,
     busy: Mutex<BTreeSet<VmId>>,
 }
 
@@ -116,7 +122,9 @@ impl Runbook {
         replica_dir: PathBuf,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { store, catalog, intake, hypervisor, journal, replica_dir, clock, busy: Mutex::default() }
+        let guest_hook = Vec::new();
+        let busy = Mutex::default();
+        Self { store, catalog, intake, hypervisor, journal, replica_dir, clock, guest_hook, busy }
     }
 
     /// Runs a failover to its end, or takes up one that was interrupted.
@@ -137,6 +145,7 @@ impl Runbook {
             Some(record) => self.take_up(record, &request, watcher).await?,
             None => self.begin(vm, &request, watcher).await?,
         };
+        record.no_cold_boot = request.no_cold_boot;
         let outcome = self.carry_out(&mut record, watcher).await;
         if let Err(error) = &outcome {
             record.last_error = Some(error.to_string());
@@ -165,6 +174,9 @@ impl Runbook {
             running_at: None,
             disks_done: Vec::new(),
             last_error: None,
+            cold_boot: None,
+            no_cold_boot: request.no_cold_boot,
+            after_resume: Vec::new(),
         };
         watcher.step("checking this site");
         let reader = self.reader(&record).await?;
@@ -252,10 +264,8 @@ impl Runbook {
         }
         if record.phase < Phase::Running {
             let active = self.domain_state(record.vm).await?.is_some_and(DomainState::is_active);
-            if !(record.phase == Phase::Starting && active) {
-                self.start(record, &reader, watcher).await?;
-            }
-            self.confirm(record, watcher).await?;
+            let was_started = record.phase == Phase::Starting && active;
+            self.start_or_boot(record, &reader, was_started, watcher).await?;
             record.running_at = Some(self.clock.now());
             record.last_error = None;
             self.enter(record, Phase::Running)?;
@@ -268,11 +278,12 @@ impl Runbook {
                 tracing::warn!(path = %image.display(), %error, "the memory image could not be removed");
             }
         }
+        self.after_resume(record, &reader, watcher).await?;
         Ok(FailoverReport::of(record, false))
     }
 
     /// Disks, then memory, into this attempt's folder.
-    async fn restore(
+    pub(super) async fn restore(
         &self,
         record: &mut Record,
         reader: &Reader,
@@ -292,7 +303,7 @@ impl Runbook {
             fault::point("failover.disk");
         }
         let meta = &reader.plan().manifest.meta;
-        if meta.has_memory() {
+        if record.resumes {
             watcher.step("composing the memory image");
             let image = self.memory_image(record);
             images::write_save_image(reader, xml.xml, meta.was_running, &image, watcher).await?;
@@ -301,7 +312,7 @@ impl Runbook {
     }
 
     /// Defines the replica, so that it is there after a reboot too, and lets it go on.
-    async fn start(
+    pub(super) async fn start(
         &self,
         record: &mut Record,
         reader: &Reader,
@@ -330,14 +341,14 @@ impl Runbook {
             let start_as = if was_running { StartAs::Running } else { StartAs::Paused };
             blocking(move || Ok(hypervisor.restore(&image, None, start_as)?)).await?;
         } else {
-            watcher.step("booting the replica (the point holds no memory)");
+            watcher.step("booting the replica from the point's disks");
             blocking(move || Ok(domain.start()?)).await?;
         }
         fault::point("failover.started");
         Ok(())
     }
 
-    async fn confirm(&self, record: &Record, watcher: &Watcher) -> Result<(), FailoverError> {
+    pub(super) async fn confirm(&self, record: &Record, watcher: &Watcher) -> Result<(), FailoverError> {
         watcher.step("confirming that it runs");
         match self.domain_state(record.vm).await? {
             Some(state) if state.is_active() => Ok(()),
@@ -385,7 +396,7 @@ impl Runbook {
         Ok((replica_xml::rewrite(&xml, &disks)?, disks))
     }
 
-    async fn domain_state(&self, vm: VmId) -> Result<Option<DomainState>, FailoverError> {
+    pub(super) async fn domain_state(&self, vm: VmId) -> Result<Option<DomainState>, FailoverError> {
         let hypervisor = self.hypervisor.clone();
         blocking(move || match hypervisor.domain_by_uuid(vm).and_then(|domain: Domain| domain.state()) {
             Ok(state) => Ok(Some(state)),
@@ -395,7 +406,7 @@ impl Runbook {
         .await
     }
 
-    fn enter(&self, record: &mut Record, phase: Phase) -> Result<(), FailoverError> {
+    pub(super) fn enter(&self, record: &mut Record, phase: Phase) -> Result<(), FailoverError> {
         record.phase = phase;
         Ok(self.journal.save(record)?)
     }
@@ -404,7 +415,7 @@ impl Runbook {
         self.replica_dir.join(record.vm.to_string()).join(format!("{}-{}", record.generation, record.attempt))
     }
 
-    fn memory_image(&self, record: &Record) -> PathBuf {
+    pub(super) fn memory_image(&self, record: &Record) -> PathBuf {
         self.attempt_dir(record).join("memory.save")
     }
 
@@ -429,7 +440,7 @@ fn name_of(state: Option<DomainState>) -> String {
     state.map_or_else(|| "gone".to_owned(), |state| format!("{state:?}").to_lowercase())
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FailoverError> + Send + 'static,
 ) -> Result<T, FailoverError> {
     tokio::task::spawn_blocking(work).await.map_err(|panic| FailoverError::Died(panic.to_string()))?

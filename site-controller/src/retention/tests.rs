@@ -219,6 +219,9 @@ async fn a_point_that_is_read_built_on_or_named_by_a_failover_is_never_taken_awa
         running_at: None,
         disks_done: Vec::new(),
         last_error: None,
+        cold_boot: None,
+        no_cold_boot: false,
+        after_resume: Vec::new(),
     };
     failovers.save(&record).unwrap();
     let read = Plan::of(&store, VM, Seq(7)).await.unwrap();

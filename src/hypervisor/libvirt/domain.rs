@@ -7,6 +7,7 @@ use super::{
     process::QemuProcess,
 };
 use crate::{
+    hypervisor::guest_agent::{AgentChannel, GuestAgent},
     hypervisor::monitor::{Monitor, MonitorError, read_reply},
     id::VmId,
 };
@@ -17,6 +18,7 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
     ptr,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 use virt::{
     domain::{
@@ -130,6 +132,23 @@ impl Domain {
         let (state, reason) = self.with("asking its state", virt::domain::Domain::state)?;
         let unknown = Enum::Known(StateReason::Paused(Enum::Known(DomainPausedReason::Unknown)));
         Ok(state == Enum::Known(VirtState::Paused) && reason != unknown)
+    }
+
+    /// Why it does not run although nobody wanted that: it is gone, or QEMU stopped it. `None` also of a guest that its
+    /// operator suspended, or that sleeps.
+    pub fn came_to_grief(&self) -> Result<Option<&'static str>, HypervisorError> {
+        let (state, reason) = self.with("asking its state", virt::domain::Domain::state)?;
+        Ok(match (state, reason) {
+            (Enum::Known(VirtState::Crashed), _) => Some("crashed"),
+            (Enum::Known(VirtState::Shutoff | VirtState::NoState), _) => Some("is shut off"),
+            (_, Enum::Known(StateReason::Paused(Enum::Known(reason)))) => match reason {
+                DomainPausedReason::IOError => Some("was stopped by an I/O error"),
+                DomainPausedReason::Watchdog => Some("was stopped by its watchdog device"),
+                DomainPausedReason::Crashed => Some("was stopped as its system panicked"),
+                _ => None,
+            },
+            _ => None,
+        })
     }
 
     /// The operation of libvirt's own for which the guest stands, in libvirt's words. Not asked of libvirt's job statistics:
@@ -257,6 +276,11 @@ impl Domain {
         DomainMonitor { domain: self.clone() }
     }
 
+    /// The agent within the guest, through libvirt, which sees to it that an answer belongs to its question.
+    pub fn guest_agent(&self) -> GuestAgent<DomainAgent> {
+        GuestAgent::new(DomainAgent { domain: self.clone() })
+    }
+
     /// The QEMU process that runs it.
     pub fn process(&self) -> Result<QemuProcess, HypervisorError> {
         QemuProcess::of_domain(self.vm, &self.name).map_err(|words| HypervisorError::WrongState {
@@ -285,6 +309,21 @@ impl Domain {
             };
             ask(&domain)
         })
+    }
+}
+
+/// The way to a guest's agent.
+#[derive(Clone, Debug)]
+pub struct DomainAgent {
+    domain: Domain,
+}
+
+impl AgentChannel for DomainAgent {
+    fn ask(&self, request: &str, within: Duration) -> Result<String, String> {
+        // libvirt counts seconds, and takes none for "do not wait at all".
+        let seconds = i32::try_from(within.as_secs()).unwrap_or(i32::MAX).max(1);
+        let ask = |domain: &virt::domain::Domain| domain.qemu_agent_command(request, seconds, 0);
+        self.domain.with("asking its agent", ask).map_err(|error| error.to_string())
     }
 }
 

@@ -11,7 +11,7 @@ mod job;
 mod process;
 
 pub use connection::Hypervisor;
-pub use domain::{Domain, DomainMonitor, DomainState, StartAs, XmlView};
+pub use domain::{Domain, DomainAgent, DomainMonitor, DomainState, StartAs, XmlView};
 pub use error::HypervisorError;
 pub use events::{DomainEvent, Happened};
 pub use job::{MIGRATION_OUT, SAVE};

@@ -11,6 +11,9 @@ pub struct FailoverRequest {
     pub vm: String,
     /// `latest`, the beginning of a point's id, or a time.
     pub point: String,
+    /// A replica whose memory does not go on is not booted instead.
+    #[serde(default)]
+    pub no_cold_boot: bool,
 }
 
 /// `POST /v1/failovers/preview`: what a failover now would mean.

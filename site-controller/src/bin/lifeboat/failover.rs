@@ -26,6 +26,9 @@ pub struct Failover {
     /// newest point at or before it.
     #[arg(long, default_value = LATEST)]
     point: String,
+    /// If the replica does not go on with its memory, leave it at that; otherwise it is booted from the point's disks.
+    #[arg(long)]
+    no_cold_boot: bool,
     /// Do not ask.
     #[arg(long)]
     yes: bool,
@@ -33,7 +36,7 @@ pub struct Failover {
 
 impl Failover {
     pub async fn run(self, site: &Site) -> Ended {
-        let request = FailoverRequest { vm: self.vm, point: self.point };
+        let request = FailoverRequest { vm: self.vm, point: self.point, no_cold_boot: self.no_cold_boot };
         if !self.yes {
             let preview: FailoverPreview = site.client.post("/v1/failovers/preview", &request).await?;
             confirm(&tables::preview(&preview), "the VM's name", &preview.name)?;
