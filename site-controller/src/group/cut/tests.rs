@@ -1,3 +1,5 @@
+//! The decisions of a cut, step by step, and under any words in any order.
+
 use super::*;
 use proptest::prelude::*;
 

@@ -1,3 +1,5 @@
+//! What a group may say, and what is refused with its key.
+
 use super::*;
 use proptest::prelude::*;
 
