@@ -219,21 +219,17 @@ fn a_live_source_is_paused_and_its_state_kept_wherever_its_agent_dies() -> Resul
             world.agent.env = killed_at(place);
             world.agent.start()?;
         }
-        if place == "fence.paused" {
-            // The one before had noted it: paused at the start already. Somebody resumes it under the agent's eyes.
-            eventually(SOON, "it to be paused", || Ok((world.guest.state()? == "paused").then_some(())))?;
-            world.a.restart_libvirtd()?;
-            // It may have been put away meanwhile.
-            assert_ne!(world.guest.state()?, "running", "libvirt was restarted");
-            if world.agent.process()?.running() {
-                // It may have been put away meanwhile, and can't be resumed then.
-                let _ = world.guest.resume();
-            }
-        }
         let ended = world.agent.process()?.wait(SOON);
         ended.with_context(|| format!("the agent should die at {place}"))?;
         world.agent.kill9()?;
         eprintln!("the agent died at {place}: the guest is {}", world.guest.state()?);
+        if place == "fence.paused" {
+            // What the next agent finds was resumed behind the back of this one, and libvirt is another.
+            world.guest.wait_for_state("paused", SOON)?;
+            world.a.restart_libvirtd()?;
+            world.guest.resume()?;
+            world.guest.wait_for_state("running", SOON)?;
+        }
     }
     world.agent.start()?;
     world.is_put_away()?;

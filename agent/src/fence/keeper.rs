@@ -293,7 +293,6 @@ impl Keeper {
                 self.neighbour.hold(Some(Held { state: VmState::Fenced, why: PAUSING.into() }));
                 pause(domain)?;
                 tracing::warn!(%vm, "paused: it may run elsewhere");
-                fault::point("fence.paused");
             }
             Step::Resume => {
                 domain.resume()?;
@@ -405,6 +404,7 @@ pub fn pause(domain: &Domain) -> Result<(), FenceError> {
             domain.suspend()?;
         }
         if domain.is_held_by_libvirt()? {
+            fault::point("fence.paused");
             return Ok(());
         }
         if Instant::now() > until {
