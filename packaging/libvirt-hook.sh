@@ -25,11 +25,16 @@ now=0 word= until=
 read -r now _ </proc/uptime
 now=${now%%.*}
 [ -r "$RUN/leases/$vm" ] && read -r word until <"$RUN/leases/$vm"
+held= way=allow
+[ -e "$STATE/holds/$vm.hold" ] && held=yes word=
 case $word in
 granted) exit 0 ;;
 until) [ "$now" -lt "${until:-0}" ] && exit 0 ;;
 esac
-if [ "$word" = fenced ]; then
+if [ -n "$held" ]; then
+    why="it is held for a planned failover, until the site has decided"
+    way=resume-held
+elif [ "$word" = fenced ]; then
     why="it was failed over to the site, where its replica runs"
 else
     why="the site has not said yet that it was not failed over"
@@ -47,5 +52,5 @@ else
     esac
 fi
 mkdir -p "$RUN/refused" && echo "$2" >"$RUN/refused/$vm"
-echo "lifeboat: $1 is not started here: $why. See: lifeboat-agent status; if the site is lost for good: lifeboat-agent allow $1" >&2
+echo "lifeboat: $1 is not started here: $why. See: lifeboat-agent status; if the site is lost for good: lifeboat-agent $way $1" >&2
 exit 1

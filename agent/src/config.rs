@@ -248,8 +248,9 @@ impl AgentConfig {
     }
 
     /// What one VM may stage: what it was given, and no more than an even part of what there is for all.
-    pub fn staging_of(&self, vm: &VmConfig) -> ByteSize {
-        vm.staging.min(ByteSize(self.staging_total.0 / self.vms.len().max(1) as u64))
+    /// `assigned`: VMs that groups have beside those that are listed.
+    pub fn staging_of(&self, vm: &VmConfig, assigned: usize) -> ByteSize {
+        vm.staging.min(ByteSize(self.staging_total.0 / (self.vms.len() + assigned).max(1) as u64))
     }
 }
 
@@ -379,9 +380,9 @@ mod tests {
             (Compression { least: 1, most: 5 }, ByteSize(64 << 20))
         );
         assert_eq!(agent.vms[3].limit, Some(BitRate(5_000_000)));
-        assert_eq!(agent.staging_of(&agent.vms[3]), ByteSize((1 << 30) / 20));
+        assert_eq!(agent.staging_of(&agent.vms[3], 0), ByteSize((1 << 30) / 20));
         let (alone, _) = load("[[vm]]\nname = \"a\"").unwrap();
-        assert_eq!(alone.staging_of(&alone.vms[0]), ByteSize(256 << 20));
+        assert_eq!(alone.staging_of(&alone.vms[0], 0), ByteSize(256 << 20));
     }
 
     #[test]

@@ -39,7 +39,7 @@ use lifeboat::{
     transport::pki::AgentIdentity,
     wire::message::VmState,
 };
-use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
+use std::{fs, io, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -110,13 +110,13 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
     let cpus = std::thread::available_parallelism().map_or(1, Into::into);
     let rooms = Rooms {
         hypervisor: fence.hypervisor.clone(),
-        fence,
         watchdog: Arc::new(Watchdog::spawn(&watch_args)?),
         generations: Generations::open(config.state_dir.join("generations"))?,
         touched: Touched::open(config.state_dir.join("touched"))?,
         yields: Book::open(config.run_dir.join("yields"))?,
         assignments: Assignments::open(config.state_dir.join("assignments"))?,
-        holds: Holds::open(config.state_dir.join("holds"))?,
+        holds: fence.holds.clone(),
+        fence,
         neighbours: Neighbours::default(),
         routes: Routes::default(),
         board,
@@ -244,7 +244,8 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         refuse(&rooms, id, &vm, &format!("it could not be noted that this VM is protected here: {error}"));
         return;
     }
-    if let Err(error) = rooms.fence.leases.protect(id, &vm.name) {
+    let known_as = if vm.name == id.to_string() { domain.name() } else { &vm.name };
+    if let Err(error) = rooms.fence.leases.protect(id, known_as) {
         refuse(&rooms, id, &vm, &format!("it could not be noted for libvirt's hook: {error}"));
         return;
     }
@@ -262,7 +263,8 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         engine: vm.engine,
         scratch_dir: state.join("scratch"),
         spool_dir: state.join("spool"),
-        staging_bytes: usize::try_from(rooms.config.staging_of(&vm).0).unwrap_or(usize::MAX),
+        staging_bytes: usize::try_from(rooms.config.staging_of(&vm, rooms.assignments.all().len()).0)
+            .unwrap_or(usize::MAX),
         marker_dir: rooms.config.marker_dir(),
         pause_limit: vm.max_pause,
     };
@@ -311,6 +313,7 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         tracing::error!(vm = %vm.name, %panic, "the keeper of a VM died");
     }
     rooms.routes.leave(id);
+    rooms.neighbours.remove(id);
 }
 
 /// What the operator wants of a VM's copy: the configuration's word; of one that it does not name, what is safe.
@@ -323,30 +326,31 @@ fn policy_of(config: &AgentConfig, name: &str, vm: VmId) -> Policy {
     })
 }
 
-/// Keeps the copies that are fenced and not configured any more. The others that were protected once are taken off the
+/// Keeps the copies that are fenced and not protected any more. The others that were protected once are taken off the
 /// hook's list.
-fn keep_others(rooms: &Rooms, configured: &[&str]) -> anyhow::Result<()> {
-    let is_configured =
-        |name: &str, vm: VmId| configured.iter().any(|known| *known == name || *known == vm.to_string());
-    let records = rooms.fence.book.vms().context("listing fenced VMs")?;
+fn keep_others(rooms: &Rooms, protected: &[&str]) -> anyhow::Result<()> {
+    let is_protected =
+        |name: &str, vm: VmId| protected.iter().any(|known| *known == name || *known == vm.to_string());
     for (vm, name) in rooms.fence.leases.protected().context("listing protected VMs")? {
-        // One that can't be read is taken to be fenced.
-        let fenced =
-            records.contains(&vm) && rooms.fence.book.load(vm).map_or(true, |record| record.fenced.is_some());
-        if is_configured(&name, vm) {
-            continue;
+        if !is_protected(&name, vm) && !rooms.holds.is_held(vm) {
+            keep_if_fenced(rooms, vm, &name).context("taking a VM off the list of the protected")?;
         }
-        if !fenced {
-            rooms.fence.leases.unprotect(vm).context("taking a VM off the list of the protected")?;
-            continue;
-        }
-        tracing::warn!(%vm, %name, "it is not configured any more, and fenced: it stays so until `lifeboat-agent allow`");
-        let neighbour = Arc::new(Neighbour::open(vm, None));
-        // Nobody protects it: nothing is in its QEMU.
-        neighbour.set_aside(true);
-        let policy = policy_of(&rooms.config, &name, vm);
-        tokio::spawn(keeper::keep(rooms.fence.clone(), vm, policy, neighbour, rooms.stop.clone()));
     }
+    Ok(())
+}
+
+/// Of a VM that is no longer protected.
+fn keep_if_fenced(rooms: &Rooms, vm: VmId, name: &str) -> io::Result<()> {
+    // One that can't be read is taken to be fenced.
+    if rooms.fence.book.load(vm).is_ok_and(|record| record.fenced.is_none()) {
+        return rooms.fence.leases.unprotect(vm);
+    }
+    tracing::warn!(%vm, %name, "it is not protected any more, and fenced: it stays so until `lifeboat-agent allow`");
+    let neighbour = Arc::new(Neighbour::open(vm, None));
+    // Nobody protects it: nothing is in its QEMU.
+    neighbour.set_aside(true);
+    let policy = policy_of(&rooms.config, name, vm);
+    tokio::spawn(keeper::keep(rooms.fence.clone(), vm, policy, neighbour, rooms.stop.clone()));
     Ok(())
 }
 

@@ -36,6 +36,23 @@ pub fn allow(config: &AgentConfig, vm: &str, yes: bool, by: &str) -> anyhow::Res
     Ok(())
 }
 
+pub fn resume_held(config: &AgentConfig, vm: &str, yes: bool, by: &str) -> anyhow::Result<()> {
+    let orders = orders(config)?;
+    let id = orders.held(vm)?;
+    let warning = format!(
+        "`{vm}` stands for a planned failover. The site was told so, and may start its replica at any moment, or have done \
+         so: if you let this copy go on, there may be two. Do this only if the site is lost for good and no replica runs.\n"
+    );
+    confirm(yes, &warning, vm)?;
+    let hypervisor = Hypervisor::connect(&config.libvirt)?;
+    if orders.resume_held(&hypervisor, id, by, SystemClock.now())? {
+        println!("{vm}: it goes on");
+    } else {
+        println!("{vm}: it is off; it may be started: `virsh start {vm}`");
+    }
+    Ok(())
+}
+
 pub fn list(config: &AgentConfig, json: bool) -> anyhow::Result<()> {
     let rows = orders(config)?.list()?;
     if json {

@@ -99,6 +99,16 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
+    /// Let a VM go on that stands for a planned failover, without the site's word.
+    ///
+    /// For when the site is lost for good in the middle of one. Make sure that no replica of the VM runs.
+    ResumeHeld {
+        /// Name or UUID.
+        vm: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
     /// What only copies know that were failed over: what is kept of them, and what can be done with it.
     Diverged {
         #[command(subcommand)]
@@ -148,7 +158,7 @@ impl Command {
             Self::Yield { .. } | Self::Resume { .. } | Self::Resync { .. } => true,
             Self::Hook { order: HookOrder::Remove, .. } => true,
             // They must find the right folders.
-            Self::Allow { .. } | Self::Diverged { .. } | Self::Hook { .. } => false,
+            Self::Allow { .. } | Self::ResumeHeld { .. } | Self::Diverged { .. } | Self::Hook { .. } => false,
             // Without a running agent they go by the configuration.
             Self::Run | Self::Unprotect { .. } | Self::Enrol { .. } | Self::CheckConfig => false,
         }
@@ -252,6 +262,7 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
         Command::Resume { vm } => tell(&runtime, &client, "/v1/resume", &VmRequest { vm }),
         Command::Resync { vm } => tell(&runtime, &client, "/v1/resync", &VmRequest { vm }),
         Command::Allow { vm, yes } => fencing::allow(&config, &vm, yes, &caller()),
+        Command::ResumeHeld { vm, yes } => fencing::resume_held(&config, &vm, yes, &caller()),
         Command::Diverged { order, json } => match order.unwrap_or(DivergedOrder::List) {
             DivergedOrder::List => fencing::list(&config, json),
             DivergedOrder::Show { vm } => fencing::show(&config, &vm, json),

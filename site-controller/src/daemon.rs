@@ -12,6 +12,7 @@ use crate::{
         session::Intake,
         slot::Slots,
     },
+    readiness::{judge::Judge, watch::Watch},
     retention::keeper::Keeper,
     seed::Seeder,
     store::{LocalObjects, Objects, RandomIds, Store, StoreOptions},
@@ -104,6 +105,14 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let (order, stop) = watch::channel(false);
     let leading = tokio::spawn(coordinator.clone().run(stop.clone()));
     let keeping = tokio::spawn(keeper.clone().run(stop.clone()));
+    let readiness = Arc::new(Watch::new(Judge {
+        runbook: runbook.clone(),
+        coordinator: coordinator.clone(),
+        reserve: config.reserve.0,
+        certificate_expires,
+    }));
+    let (watching, stopping) = (readiness.clone(), stop.clone());
+    let watching = tokio::spawn(async move { watching.run(stopping).await });
     let stopping = stop.clone();
     let site = Arc::new(Site {
         config,
@@ -112,6 +121,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         coordinator,
         group_failovers,
         seeder,
+        readiness,
         stop: stopping,
         certificate_expires,
         refused,
@@ -132,6 +142,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     listener.await?;
     keeping.await?;
     leading.await?;
+    watching.await?;
     api.await??;
     Ok(())
 }

@@ -123,6 +123,11 @@ impl Sender {
         self.link_up(self.window)
     }
 
+    /// The site has given the VM to somebody else, under this generation.
+    pub fn fence(&mut self, current: Generation) {
+        self.standing = Standing::Refused(Refusal::Fenced { current });
+    }
+
     /// The site has given this source another generation to write under.
     pub fn adopt(&mut self, generation: Generation) {
         self.generation = Some(generation);

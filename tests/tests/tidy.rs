@@ -82,7 +82,7 @@ const SITE: &[&[&str]] = &[
     &["intake"],
     &["group"],
     &["failover"],
-    &["retention", "seed"],
+    &["retention", "seed", "readiness"],
     &["api"],
     &["console"],
     &["daemon"],

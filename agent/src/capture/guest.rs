@@ -18,7 +18,7 @@ use crate::{
             choose::{Chooser, Kind, MemoryMode, MemoryStatus, Wishes},
             device_state::DeviceState,
         },
-        quiesce::Pauser,
+        quiesce::{Pauser, StandingGuard},
         source::{CaptureError, Cut, Source},
     },
     watchdog::{Found, Markers, Watchdog, found_standing},
@@ -32,7 +32,12 @@ use lifeboat::{
     id::{PointId, VmId},
     wire::message::Place,
 };
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use standing::Standing;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 use tokio::sync::{Mutex, OwnedMutexGuard, broadcast};
 
 /// How a guest is captured.
@@ -62,8 +67,7 @@ impl GuestSettings {
 
 /// See the module.
 pub struct GuestSource {
-    hypervisor: Hypervisor,
-    vm: VmId,
+    standing: Standing,
     memory: Arc<std::sync::Mutex<MemoryStatus>>,
     state: Arc<Mutex<State>>,
 }
@@ -113,6 +117,8 @@ impl GuestSource {
             spool_dir: settings.spool_dir.clone(),
         };
         let markers = Markers::new(settings.marker_dir.clone());
+        let guard = StandingGuard::new(markers.clone(), watchdog.clone());
+        let standing = Standing { hypervisor: hypervisor.clone(), vm: settings.vm, guard };
         let asked = hypervisor.clone();
         let when_over = Box::new(move |vm| {
             if let Ok(domain) = asked.domain_by_uuid(vm) {
@@ -132,17 +138,16 @@ impl GuestSource {
             hypervisor,
             clock,
         };
-        let (hypervisor, vm) = (state.hypervisor.clone(), state.settings.vm);
-        Self { hypervisor, vm, memory, state: Arc::new(Mutex::new(state)) }
+        Self { standing, memory, state: Arc::new(Mutex::new(state)) }
     }
 
     /// What is asked of libvirt beside a cut that may be open.
     async fn aside<T: Send + 'static>(
         &self,
-        work: fn(&Hypervisor, VmId) -> Result<T, CaptureError>,
+        work: impl FnOnce(&Standing) -> Result<T, CaptureError> + Send + 'static,
     ) -> Result<T, CaptureError> {
-        let (hypervisor, vm) = (self.hypervisor.clone(), self.vm);
-        tokio::task::spawn_blocking(move || work(&hypervisor, vm)).await.map_err(failed)?
+        let standing = self.standing.clone();
+        tokio::task::spawn_blocking(move || work(&standing)).await.map_err(failed)?
     }
 }
 
@@ -192,19 +197,24 @@ impl Source for GuestSource {
     }
 
     async fn runs(&mut self) -> Result<bool, CaptureError> {
-        self.aside(standing::runs).await
+        self.aside(Standing::runs).await
     }
 
-    async fn stand(&mut self) -> Result<(), CaptureError> {
-        self.aside(standing::stand).await
+    async fn stand(&mut self, held: &Path) -> Result<(), CaptureError> {
+        let held = held.to_owned();
+        self.aside(move |standing| standing.stand(&held)).await
+    }
+
+    async fn keep_standing(&mut self) -> Result<(), CaptureError> {
+        self.aside(Standing::keep).await
     }
 
     async fn go_on(&mut self) -> Result<(), CaptureError> {
-        self.aside(standing::go_on).await
+        self.aside(Standing::go_on).await
     }
 
     async fn shut_off(&mut self) -> Result<(), CaptureError> {
-        self.aside(standing::shut_off).await
+        self.aside(Standing::shut_off).await
     }
 }
 

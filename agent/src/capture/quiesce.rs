@@ -12,12 +12,15 @@ use lifeboat::{
 use serde_json::json;
 use std::{
     io,
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 /// Tries to resume before it is left to the watchdog.
 const TRIES: u32 = 5;
+/// A guest stands for its last point for longer than the site waits for that; four fifths of this are half an hour.
+const STANDING_LIMIT: Duration = Duration::from_secs(2250);
 
 #[derive(Debug, thiserror::Error)]
 pub enum QuiesceError {
@@ -77,7 +80,7 @@ impl Pauser {
         self.markers.set(vm).map_err(QuiesceError::Marker)?;
         // From here on dropping `paused` undoes what was begun.
         paused.stopped = Some(Instant::now());
-        self.arm(vm)?;
+        arm(&self.watchdog, vm, self.limit)?;
         fault::point("cut.marked-pausing");
         // A `stop` that comes late is undone late: somebody froze us, and the watchdog is about to fire or has fired.
         let armed = paused.stopped.replace(Instant::now());
@@ -100,15 +103,56 @@ impl Pauser {
             Err(QuiesceError::Broken { why: format!("it was `{status}` right after it had been stopped") })
         }
     }
+}
 
-    fn arm(&self, vm: VmId) -> Result<(), WatchdogError> {
-        let armed = self.watchdog.arm(vm, self.limit);
-        if matches!(armed, Err(WatchdogError::StillReleasing { .. })) {
-            // Left armed after a lost answer, it has fired since; told that this is over, it comes to an end.
-            let _ = self.watchdog.disarm(vm)?;
-        }
-        armed
+/// Guards guests that are suspended through libvirt for longer than a pause.
+#[derive(Clone)]
+pub struct StandingGuard {
+    markers: Markers,
+    watchdog: Arc<Watchdog>,
+}
+
+impl StandingGuard {
+    pub fn new(markers: Markers, watchdog: Arc<Watchdog>) -> Self {
+        Self { markers, watchdog }
     }
+
+    /// To be called first: should this process die or hang, the guest is let go on, unless `held` is there by then.
+    pub fn begin(&self, vm: VmId, held: &Path) -> Result<(), QuiesceError> {
+        self.markers.set_standing(vm, held).map_err(QuiesceError::Marker)?;
+        let armed = arm(&self.watchdog, vm, STANDING_LIMIT);
+        if armed.is_err()
+            && let Err(error) = self.markers.clear(vm)
+        {
+            tracing::warn!(%vm, %error, "a marker of a guest that was not suspended could not be removed");
+        }
+        Ok(armed?)
+    }
+
+    /// It goes on, or is held for good; an error if the watchdog let it go.
+    pub fn end(&self, vm: VmId) -> Result<(), QuiesceError> {
+        unguard(&self.markers, &self.watchdog, vm, &format!("the site's last cut may, {STANDING_LIMIT:?}"))
+    }
+}
+
+fn arm(watchdog: &Watchdog, vm: VmId, limit: Duration) -> Result<(), WatchdogError> {
+    let armed = watchdog.arm(vm, limit);
+    if matches!(armed, Err(WatchdogError::StillReleasing { .. })) {
+        // Left armed after a lost answer, it has fired since; told that this is over, it comes to an end.
+        let _ = watchdog.disarm(vm)?;
+    }
+    armed
+}
+
+/// Ends the guard of a pause that is over; an error if the watchdog ended it.
+fn unguard(markers: &Markers, watchdog: &Watchdog, vm: VmId, than: &str) -> Result<(), QuiesceError> {
+    if let Err(error) = markers.clear(vm) {
+        tracing::warn!(%vm, %error, "a marker of a pause that is over could not be removed");
+    }
+    if watchdog.disarm(vm)?.fired {
+        return Err(QuiesceError::Broken { why: format!("it lasted longer than {than}") });
+    }
+    Ok(())
 }
 
 impl Paused<'_> {
@@ -133,15 +177,8 @@ impl Paused<'_> {
 
     /// Ends the guard of a pause that is over; an error if the watchdog ended it.
     fn unguard(&self) -> Result<(), QuiesceError> {
-        if let Err(error) = self.pauser.markers.clear(self.vm) {
-            tracing::warn!(vm = %self.vm, %error, "a marker of a pause that is over could not be removed");
-        }
-        if self.pauser.watchdog.disarm(self.vm)?.fired {
-            return Err(QuiesceError::Broken {
-                why: format!("it lasted longer than `max_pause` allows, {:?}", self.pauser.limit),
-            });
-        }
-        Ok(())
+        let Pauser { markers, watchdog, limit, .. } = self.pauser;
+        unguard(markers, watchdog, self.vm, &format!("`max_pause` allows, {limit:?}"))
     }
 
     fn end(&mut self) -> Result<Duration, QuiesceError> {

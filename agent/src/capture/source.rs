@@ -18,7 +18,7 @@ use lifeboat::{
     page::PageGroup,
     wire::message::Place,
 };
-use std::sync::Arc;
+use std::{path::Path, sync::Arc};
 
 /// One guest that points can be cut of.
 #[async_trait]
@@ -40,8 +40,12 @@ pub trait Source: Send {
     async fn leave(&mut self) -> Result<(), CaptureError>;
     /// Whether the guest runs, rather than stands or is off.
     async fn runs(&mut self) -> Result<bool, CaptureError>;
-    /// Suspends the guest as its operator would: it stands until it is told to go on.
-    async fn stand(&mut self) -> Result<(), CaptureError>;
+    /// Suspends the guest as its operator would. Should this process die or hang, it is let go on, unless `held` is there by
+    /// then. Nothing happens to one that does not run.
+    async fn stand(&mut self, held: &Path) -> Result<(), CaptureError>;
+    /// The file that `stand` was told of is there: from here on nothing lets the guest go on but `go_on`. An error if it goes
+    /// on already.
+    async fn keep_standing(&mut self) -> Result<(), CaptureError>;
     /// Lets a guest go on that stands; nothing happens to one that runs.
     async fn go_on(&mut self) -> Result<(), CaptureError>;
     /// Shuts the guest off at once, and sees to it that it does not start by itself again.

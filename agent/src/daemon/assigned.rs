@@ -1,7 +1,7 @@
 //! VMs that a group of the site has protected, and that agent.toml does not name: protected as the group says, for as long
 //! as it says so. Promises: what it is no longer to protect is left with nothing of ours in it.
 
-use super::{Rooms, leave, protect};
+use super::{LOOK_AGAIN, Rooms, keep_if_fenced, leave, protect};
 use crate::{capture::memory::choose::MemoryMode, config::VmConfig};
 use lifeboat::{
     id::VmId,
@@ -17,6 +17,16 @@ struct Protected {
     task: JoinHandle<()>,
 }
 
+/// Whose a VM is.
+#[derive(PartialEq)]
+enum Whose {
+    /// agent.toml names it: it is protected anyway, and its actor hears what the group wishes.
+    Configured,
+    Ours,
+    /// libvirt does not know it, or can't be asked.
+    Unknown,
+}
+
 /// Runs until the daemon stops.
 pub async fn protect_assigned(rooms: Rooms) {
     let mut changes = rooms.assignments.changes();
@@ -24,29 +34,32 @@ pub async fn protect_assigned(rooms: Rooms) {
     let mut protected = BTreeMap::<VmId, Protected>::new();
     loop {
         changes.mark_unchanged();
-        let wanted = rooms.assignments.all();
+        let wanted = wanted(&rooms);
         for (vm, held) in std::mem::take(&mut protected) {
             match wanted.get(&vm) {
-                // All else is taken up by the actor as it runs.
-                Some(wish) if wish.memory == held.memory && !held.task.is_finished() => {
+                // All else is taken up by the actor as it runs. That of a held guest is not disturbed.
+                Some(wish)
+                    if wish.as_ref().is_none_or(|wish| wish.memory == held.memory)
+                        && !held.task.is_finished() =>
+                {
                     protected.insert(vm, held);
                 }
                 wish => {
                     end(held).await;
-                    if wish.is_none() && !is_configured(&rooms, vm) {
-                        rooms.board.forget(vm);
-                        tokio::spawn(leave(rooms.clone(), vm));
+                    if wish.is_none() {
+                        part(&rooms, vm);
                     }
                 }
             }
         }
         for (vm, wish) in &wanted {
-            if !protected.contains_key(vm) && !is_configured(&rooms, *vm) {
-                protected.insert(*vm, begin(&rooms, *vm, wish));
+            if !protected.contains_key(vm) && whose(&rooms, *vm).await == Whose::Ours {
+                protected.insert(*vm, begin(&rooms, *vm, wish.as_ref()));
             }
         }
         tokio::select! {
             changed = changes.changed() => if changed.is_err() { break },
+            () = tokio::time::sleep(LOOK_AGAIN) => {}
             _ = stop.wait_for(|stop| *stop) => break,
         }
     }
@@ -55,21 +68,42 @@ pub async fn protect_assigned(rooms: Rooms) {
     }
 }
 
-/// Whether agent.toml names it: it is protected then anyway, and its actor hears what the group wishes.
-fn is_configured(rooms: &Rooms, vm: VmId) -> bool {
-    let named = |name: &str| rooms.neighbours.find(name).is_some_and(|neighbour| neighbour.vm() == vm);
-    let id = vm.to_string();
-    rooms.config.vms.iter().any(|configured| configured.name == id || named(&configured.name))
+/// What groups have, and guests that are held: nobody but their actors hears how that ends.
+fn wanted(rooms: &Rooms) -> BTreeMap<VmId, Option<Assignment>> {
+    let held = rooms.holds.vms().unwrap_or_default();
+    let mut wanted: BTreeMap<_, _> = held.into_iter().map(|vm| (vm, None)).collect();
+    wanted.extend(rooms.assignments.all().into_iter().map(|(vm, wish)| (vm, Some(wish))));
+    wanted
 }
 
-fn begin(rooms: &Rooms, vm: VmId, wish: &Assignment) -> Protected {
+/// It is protected no longer.
+fn part(rooms: &Rooms, vm: VmId) {
+    rooms.board.forget(vm);
+    if let Err(error) = keep_if_fenced(rooms, vm, &vm.to_string()) {
+        tracing::warn!(%vm, %error, "a VM that is no longer protected stays on the list that libvirt's hook reads");
+    }
+    tokio::spawn(leave(rooms.clone(), vm));
+}
+
+async fn whose(rooms: &Rooms, vm: VmId) -> Whose {
+    let (hypervisor, id) = (rooms.hypervisor.clone(), vm.to_string());
+    let domain = tokio::task::spawn_blocking(move || hypervisor.domain_by_uuid(vm)).await;
+    let Ok(Ok(domain)) = domain else { return Whose::Unknown };
+    let named = |listed: &VmConfig| listed.name == id || listed.name == domain.name();
+    if rooms.config.vms.iter().any(named) { Whose::Configured } else { Whose::Ours }
+}
+
+fn begin(rooms: &Rooms, vm: VmId, wish: Option<&Assignment>) -> Protected {
     let mut config: VmConfig = rooms.config.for_assigned(&vm.to_string());
-    config.interval = Duration::from_millis(wish.interval_ms);
-    config.memory = match wish.memory {
-        MemoryWish::Auto => MemoryMode::Auto,
-        MemoryWish::On => MemoryMode::On,
-        MemoryWish::Off => MemoryMode::Off,
-    };
+    let memory = wish.map_or(MemoryWish::Auto, |wish| wish.memory);
+    if let Some(wish) = wish {
+        config.interval = Duration::from_millis(wish.interval_ms);
+        config.memory = match wish.memory {
+            MemoryWish::Auto => MemoryMode::Auto,
+            MemoryWish::On => MemoryMode::On,
+            MemoryWish::Off => MemoryMode::Off,
+        };
+    }
     let (stop, stopped) = watch::channel(false);
     let mut rooms = rooms.clone();
     let daemon = std::mem::replace(&mut rooms.stop, stopped);
@@ -81,7 +115,7 @@ fn begin(rooms: &Rooms, vm: VmId, wish: &Assignment) -> Protected {
             () = both.closed() => {}
         }
     });
-    Protected { memory: wish.memory, stop, task: tokio::spawn(protect(rooms, config)) }
+    Protected { memory, stop, task: tokio::spawn(protect(rooms, config)) }
 }
 
 async fn end(held: Protected) {

@@ -56,6 +56,8 @@ pub struct Facts<'a> {
     pub may_save: bool,
     /// A saved state lies there that the record does not know.
     pub saved_unnoted: bool,
+    /// It is held for a planned failover: what becomes of it the site says, and its actor does.
+    pub held: bool,
 }
 
 /// In this order; after a failure the rest is left for the next look.
@@ -108,6 +110,11 @@ pub fn verdict(site: SiteWord, record: &Record) -> Verdict {
 }
 
 pub fn decide(facts: &Facts<'_>, policy: Policy) -> Vec<Step> {
+    if facts.held {
+        // Nor is it started by anybody else.
+        let dropped = matches!(facts.lease, Lease::Fresh | Lease::Stale);
+        return dropped.then_some(Step::DropLease).into_iter().collect();
+    }
     match verdict(facts.site, facts.record) {
         Verdict::Fenced(current) => fenced(facts, policy, current),
         Verdict::Owner => may_run(facts, true),

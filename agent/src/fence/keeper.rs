@@ -15,6 +15,7 @@ use super::{
 use crate::{
     capture::others,
     protect::{
+        holds::Holds,
         neighbour::{Held, Neighbour, SiteWord, State},
         status::{Board, FenceStatus},
     },
@@ -42,6 +43,7 @@ pub struct Tools {
     pub book: Book,
     pub leases: Leases,
     pub shelf: Shelf,
+    pub holds: Holds,
     pub board: Board,
     pub clock: Arc<dyn Clock>,
 }
@@ -55,7 +57,8 @@ impl Tools {
         run: &Path,
     ) -> io::Result<Self> {
         let (book, leases) = (Book::open(state.join(BOOK))?, Leases::open(state, run)?);
-        Ok(Self { hypervisor, book, leases, shelf: Shelf::new(state.join(SHELF)), board, clock })
+        let holds = Holds::open(state)?;
+        Ok(Self { hypervisor, book, leases, shelf: Shelf::new(state.join(SHELF)), holds, board, clock })
     }
 }
 
@@ -153,6 +156,8 @@ struct Keeper {
 
 impl Keeper {
     fn look(&mut self) {
+        // First: a hold ends only after what the site says has changed.
+        let held = self.tools.holds.is_held(self.vm);
         let record = match self.tools.book.load(self.vm) {
             Ok(record) => record,
             Err(error) => return self.stuck(&error.to_string()),
@@ -176,7 +181,7 @@ impl Keeper {
             Err(error) => return self.stuck(&error.to_string()),
         };
         self.stuck = None;
-        let steps = self.decide(&state, guest, &record);
+        let steps = self.decide(&state, guest, &record, held);
         for step in steps {
             if let Err(error) = self.perform(step, &record) {
                 let why = error.to_string();
@@ -195,7 +200,7 @@ impl Keeper {
         }
     }
 
-    fn decide(&mut self, state: &State, guest: Guest, record: &Record) -> Vec<Step> {
+    fn decide(&mut self, state: &State, guest: Guest, record: &Record, held: bool) -> Vec<Step> {
         let now = Instant::now();
         let may_try = self.try_again.is_none_or(|at| now >= at);
         let fenced = record.fenced.as_ref();
@@ -217,6 +222,7 @@ impl Keeper {
             saved_unnoted: fenced.is_some_and(|fenced| {
                 fenced.saved.is_none() && self.tools.shelf.whole(self.vm, fenced.current).is_some()
             }),
+            held,
         };
         decide(&facts, self.policy)
     }

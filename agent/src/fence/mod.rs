@@ -30,6 +30,8 @@ pub enum FenceError {
     NoRoom { dir: PathBuf, free_mib: u64, needed_mib: u64 },
     #[error("no VM `{0}` is protected or fenced here")]
     Unknown(String),
+    #[error("{0} is not held for a planned failover")]
+    NotHeld(String),
     #[error("this host keeps no diverged state of {0}")]
     NothingKept(VmId),
     #[error("{0} is fenced: say first that this copy may run, with `lifeboat-agent allow`")]

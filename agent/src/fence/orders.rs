@@ -9,6 +9,7 @@ use super::{
     keeper::{BOOK, SHELF},
     lease::Leases,
 };
+use crate::protect::holds::Holds;
 use lifeboat::{
     hypervisor::libvirt::{Domain, Hypervisor, HypervisorError, StartAs},
     id::VmId,
@@ -21,6 +22,7 @@ pub struct Orders {
     book: Book,
     leases: Leases,
     shelf: Shelf,
+    holds: Holds,
 }
 
 /// One copy that diverged, as `diverged --json` shows it.
@@ -39,7 +41,8 @@ impl Orders {
     pub fn open(state: &Path, run: &Path) -> Result<Self, FenceError> {
         let book = Book::open(state.join(BOOK)).map_err(file("opening the folder of fenced VMs"))?;
         let leases = Leases::open(state, run).map_err(file("opening the folders of leases"))?;
-        Ok(Self { book, leases, shelf: Shelf::new(state.join(SHELF)) })
+        let holds = Holds::open(state).map_err(file("opening the folder of held VMs"))?;
+        Ok(Self { book, leases, shelf: Shelf::new(state.join(SHELF)), holds })
     }
 
     /// All copies that are fenced, or of which something is kept.
@@ -92,6 +95,35 @@ impl Orders {
         allowed.map_err(file("noting the order"))?;
         // The daemon bounds it if it is to be bounded.
         self.leases.grant(vm, None).map_err(file("writing the VM's lease"))
+    }
+
+    /// A guest that is held for a planned failover.
+    pub fn held(&self, name: &str) -> Result<VmId, FenceError> {
+        let vm = self.vm(name)?;
+        if self.holds.is_held(vm) { Ok(vm) } else { Err(FenceError::NotHeld(name.to_owned())) }
+    }
+
+    /// Ends a hold without the site's word: this copy may run, and goes on. `false` if it is off.
+    pub fn resume_held(
+        &self,
+        hypervisor: &Hypervisor,
+        vm: VmId,
+        by: &str,
+        now: UnixMs,
+    ) -> Result<bool, FenceError> {
+        // First, or the fence would pause it again.
+        self.allow(vm, by, now)?;
+        let stands = match found(hypervisor, vm)? {
+            Some(domain) if domain.state()?.is_active() => {
+                if domain.is_held_by_libvirt()? {
+                    domain.resume()?;
+                }
+                true
+            }
+            _ => false,
+        };
+        self.holds.remove(vm).map_err(file("removing the record of the hold"))?;
+        Ok(stands)
     }
 
     /// The hook lets it start from now on, unless it is fenced.

@@ -204,6 +204,11 @@ impl Neighbours {
         self.rows().insert(name.to_owned(), neighbour);
     }
 
+    /// Nobody protects it any more.
+    pub fn remove(&self, vm: VmId) {
+        self.rows().retain(|_, row| row.vm != vm);
+    }
+
     /// By name or UUID.
     pub fn find(&self, name: &str) -> Option<Arc<Neighbour>> {
         let rows = self.rows();

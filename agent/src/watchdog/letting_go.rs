@@ -109,7 +109,7 @@ impl Task {
     }
 
     fn try_release(&self) -> bool {
-        match self.releaser.release(self.vm) {
+        match self.releaser.release(self.vm, self.mark.as_deref()) {
             Ok(Released::Resumed) => tracing::warn!(vm = %self.vm, "the agent left it paused; resumed it"),
             Ok(Released::NotPaused | Released::Gone) => {}
             Err(error) => {

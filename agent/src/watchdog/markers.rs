@@ -28,6 +28,19 @@ impl Markers {
         fs::write(self.path(vm), format!("{} {}", std::process::id(), uuid::Uuid::new_v4()))
     }
 
+    /// Marks a guest that is about to be suspended through libvirt, and may stand for longer than a pause; nobody but its
+    /// operator lets it go on once `held` is there.
+    pub fn set_standing(&self, vm: VmId, held: &Path) -> io::Result<()> {
+        fs::create_dir_all(&self.dir)?;
+        let mark = format!("{} {}\n{}", std::process::id(), uuid::Uuid::new_v4(), held.display());
+        fs::write(self.path(vm), mark)
+    }
+
+    /// Of such a mark: the file whose being there means that it is held. `None` for the mark of a pause.
+    pub fn held_file(mark: &str) -> Option<PathBuf> {
+        mark.split_once('\n').map(|(_, held)| PathBuf::from(held))
+    }
+
     /// The mark of the pause that is under way, if one is.
     pub fn read(&self, vm: VmId) -> Option<String> {
         fs::read_to_string(self.path(vm)).ok()
@@ -52,5 +65,21 @@ impl Markers {
 
     fn path(&self, vm: VmId) -> PathBuf {
         self.dir.join(vm.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_guest_that_stands_is_told_from_one_that_is_paused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (markers, vm) = (Markers::new(dir.path().join("m")), VmId::from_bytes([1; 16]));
+        let held = dir.path().join("holds/a b.hold");
+        markers.set_standing(vm, &held).unwrap();
+        assert_eq!(Markers::held_file(&markers.read(vm).unwrap()), Some(held));
+        markers.set(vm).unwrap();
+        assert_eq!(Markers::held_file(&markers.read(vm).unwrap()), None);
     }
 }

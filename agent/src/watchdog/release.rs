@@ -6,13 +6,14 @@ use super::{
 };
 use lifeboat::{
     hypervisor::{
-        libvirt::{Domain, Hypervisor, HypervisorError},
+        libvirt::{Domain, DomainState, Hypervisor, HypervisorError},
         monitor::{Monitor, MonitorError},
     },
     id::VmId,
 };
 use serde_json::{Value, json};
 use std::{
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -29,7 +30,8 @@ pub enum Released {
 
 /// Somebody who can let a guest go.
 pub trait Release: Send + Sync {
-    fn release(&self, vm: VmId) -> Result<Released, WatchdogError>;
+    /// `mark` is what its marker said.
+    fn release(&self, vm: VmId, mark: Option<&str>) -> Result<Released, WatchdogError>;
     /// Puts capabilities back that a dead agent changed; `false` if a migration still runs.
     fn put_back(&self, vm: VmId, noted: &Noted) -> Result<bool, WatchdogError>;
 }
@@ -73,11 +75,14 @@ impl LibvirtRelease {
 }
 
 impl Release for LibvirtRelease {
-    fn release(&self, vm: VmId) -> Result<Released, WatchdogError> {
+    fn release(&self, vm: VmId, mark: Option<&str>) -> Result<Released, WatchdogError> {
         let Some(domain) = self.domain(vm)? else { return Ok(Released::Gone) };
         if !domain.state()?.is_active() {
             found_standing::look(&domain);
             return Ok(Released::Gone);
+        }
+        if let Some(held) = mark.and_then(Markers::held_file) {
+            return let_stand_go(&domain, &held);
         }
         let monitor = domain.monitor();
         let status = status(&monitor)?;
@@ -105,6 +110,20 @@ impl Release for LibvirtRelease {
             None => noted.forget().map(|()| true),
         }
     }
+}
+
+/// A guest that an agent suspended for a planned failover. If it is held for good by now, only the site or its operator
+/// lets it go on. One that its operator suspended in that moment as well is not told from it.
+fn let_stand_go(domain: &Domain, held: &Path) -> Result<Released, WatchdogError> {
+    let held = held.try_exists();
+    if held.map_err(|source| WatchdogError::Io { step: "looking whether it is held", source })? {
+        return Ok(Released::NotPaused);
+    }
+    let stands = domain.state()? == DomainState::Paused && domain.held_for()?.is_none();
+    if stands {
+        domain.resume()?;
+    }
+    Ok(if stands { Released::Resumed } else { Released::NotPaused })
 }
 
 /// Puts back what a dead agent changed in guests' QEMUs, in `tries` tries each, `again` apart: while a migration runs
@@ -169,7 +188,7 @@ pub fn release_paused(
         Task { vm, releaser, markers, mark, pace }
     };
     let release = |vm: VmId| {
-        let released = releaser.release(vm)?;
+        let released = releaser.release(vm, markers.read(vm).as_deref())?;
         markers.clear(vm).map_err(|source| WatchdogError::Io { step: "removing a marker", source })?;
         Ok(released)
     };

@@ -16,7 +16,7 @@ struct FakeGuest {
 }
 
 impl Release for FakeGuest {
-    fn release(&self, _: VmId) -> Result<Released, WatchdogError> {
+    fn release(&self, _: VmId, _: Option<&str>) -> Result<Released, WatchdogError> {
         if self.failures.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
         {
             return Err(WatchdogError::Unexpected);
@@ -170,7 +170,7 @@ fn guests_are_let_go_side_by_side() {
             noted.forget().map(|()| true)
         }
 
-        fn release(&self, vm: VmId) -> Result<Released, WatchdogError> {
+        fn release(&self, vm: VmId, _: Option<&str>) -> Result<Released, WatchdogError> {
             if vm == VM {
                 let _ = self.1.lock().unwrap().recv();
             }

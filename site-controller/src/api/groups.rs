@@ -21,11 +21,16 @@ use std::{
 type Answer<T> = Result<Json<T>, ApiError>;
 
 pub(super) async fn list(State(site): State<Arc<Site>>) -> Answer<Vec<GroupRow>> {
+    Ok(Json(rows(&site).await?))
+}
+
+/// All groups.
+pub(super) async fn rows(site: &Site) -> Result<Vec<GroupRow>, ApiError> {
     let mut rows = Vec::new();
     for group in site.coordinator.book.list() {
-        rows.push(row(&site, group).await?);
+        rows.push(row(site, group).await?);
     }
-    Ok(Json(rows))
+    Ok(rows)
 }
 
 pub(super) async fn show(State(site): State<Arc<Site>>, Path(group): Path<String>) -> Answer<GroupRow> {
@@ -146,7 +151,8 @@ async fn row(site: &Site, group: Group) -> Result<GroupRow, ApiError> {
         }
         GroupState::Seeding | GroupState::Late => (!held_up.is_empty()).then(|| held_up.join("; ")),
     };
-    Ok(GroupRow { group, now, state, reason, rpo_ms, rpo_target_ms, points: count, newest, cuts })
+    let readiness = site.readiness.last(&group.spec.name);
+    Ok(GroupRow { group, now, state, readiness, reason, rpo_ms, rpo_target_ms, points: count, newest, cuts })
 }
 
 /// Which VMs are meant: those that a group had before, those of connected hosts, and those that have points here.

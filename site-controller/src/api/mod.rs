@@ -6,6 +6,7 @@ mod failovers;
 mod group_failovers;
 mod groups;
 mod points;
+mod readiness;
 pub mod role;
 pub mod routes;
 mod seeds;

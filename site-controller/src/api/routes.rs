@@ -2,7 +2,7 @@
 //! so that there is no request without an entry.
 
 use super::{
-    failovers, group_failovers, groups, points,
+    failovers, group_failovers, groups, points, readiness,
     role::Role::{self, Operator, Viewer},
     seeds,
     site::Site,
@@ -26,6 +26,8 @@ pub struct Route {
 pub fn table() -> Vec<Route> {
     vec![
         get("/v1/status", Viewer, status::status),
+        get("/v1/readiness", Viewer, readiness::all),
+        get("/v1/readiness/{name}", Viewer, readiness::one),
         get("/v1/inventory", Viewer, groups::inventory),
         get("/v1/groups", Viewer, groups::list),
         post("/v1/groups", Operator, groups::create),

@@ -5,6 +5,7 @@ use crate::{
     config::SiteConfig,
     failover::{group::Groups, runbook::Runbook},
     group::coordinator::Coordinator,
+    readiness::watch::Watch,
     retention::keeper::Keeper,
     seed::Seeder,
     store::StoreError,
@@ -21,6 +22,7 @@ pub struct Site {
     pub coordinator: Arc<Coordinator>,
     pub group_failovers: Arc<Groups>,
     pub seeder: Seeder,
+    pub readiness: Arc<Watch>,
     /// The daemon is stopping.
     pub stop: watch::Receiver<bool>,
     pub certificate_expires: UnixMs,

@@ -1,10 +1,11 @@
 //! The site and its VMs, and giving a VM's history away.
 
 use super::{
+    groups,
     site::{Site, catalog_error, store_error},
     types::{Released, SiteStatus, VmRow},
 };
-use crate::{catalog::VmSummary, failover::runbook::Runbook};
+use crate::catalog::VmSummary;
 use axum::{
     Json,
     extract::{Path, State},
@@ -17,7 +18,7 @@ pub(super) async fn status(State(site): State<Arc<Site>>) -> Result<Json<SiteSta
     let now = runbook.clock.now();
     let mut vms = Vec::new();
     for vm in runbook.catalog.vms().await.map_err(catalog_error)? {
-        vms.push(row(runbook, vm, now).await?);
+        vms.push(row(&site, vm, now).await?);
     }
     // VMs that an agent watches, but that have no point yet.
     for (vm, seen) in runbook.intake.board.all() {
@@ -35,6 +36,7 @@ pub(super) async fn status(State(site): State<Arc<Site>>) -> Result<Json<SiteSta
                 layers: 0,
                 frozen: None,
                 rpo_ms: None,
+                readiness: site.readiness.last(&seen.name),
                 agent: Some(seen),
                 failover: None,
             });
@@ -50,11 +52,14 @@ pub(super) async fn status(State(site): State<Arc<Site>>) -> Result<Json<SiteSta
         certificate_expires: site.certificate_expires,
         refused_connections: (site.refused)(),
         vms,
+        groups: groups::rows(&site).await?,
         findings: site.findings.clone(),
     }))
 }
 
-async fn row(runbook: &Runbook, summary: VmSummary, now: UnixMs) -> Result<VmRow, ApiError> {
+async fn row(site: &Site, summary: VmSummary, now: UnixMs) -> Result<VmRow, ApiError> {
+    let runbook = &site.runbook;
+    let readiness = site.readiness.last(&summary.name);
     let failover = runbook.journal.load(summary.vm).map_err(|error| ApiError::internal(error.to_string()))?;
     let agent = runbook.intake.board.seen(summary.vm);
     let journal = runbook.store.journal(summary.vm).await;
@@ -74,6 +79,7 @@ async fn row(runbook: &Runbook, summary: VmSummary, now: UnixMs) -> Result<VmRow
         oldest: journal.points.first().map(|oldest| oldest.cut_at),
         layers: journal.points.iter().map(|point| point.layers).max().unwrap_or_default(),
         frozen: journal.frozen,
+        readiness,
         agent,
         failover,
     })

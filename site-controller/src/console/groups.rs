@@ -1,6 +1,9 @@
 //! Groups and what could be in one, as text for people. Pure: values in, text out.
 
-use super::tables::{span, table};
+use super::{
+    readiness::ready,
+    tables::{span, table},
+};
 use crate::{
     api::types::{GroupFailoverPreview, GroupPointList, GroupRow, GroupState, InventoryList},
     failover::group::GroupReport,
@@ -18,6 +21,7 @@ pub fn list(rows: &[GroupRow]) -> String {
             vec![
                 row.group.spec.name.clone(),
                 state(row.state).into(),
+                ready(row.readiness),
                 row.rpo_ms.map_or_else(|| "-".into(), span),
                 span(row.rpo_target_ms),
                 row.points.to_string(),
@@ -26,7 +30,7 @@ pub fn list(rows: &[GroupRow]) -> String {
             ]
         })
         .collect();
-    table(&["GROUP", "STATE", "RPO", "TARGET", "POINTS", "VMS", "REASON"], &cells)
+    table(&["GROUP", "STATE", "FAILOVER", "RPO", "TARGET", "POINTS", "VMS", "REASON"], &cells)
 }
 
 pub fn one(row: &GroupRow) -> String {

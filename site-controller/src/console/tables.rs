@@ -1,5 +1,6 @@
 //! Status and points as text for people. Pure: values in, text out.
 
+use super::{groups, readiness::ready};
 use crate::{
     api::types::{FailoverPreview, Kept, PointList, PrunePreview, PruneReport, Released, SiteStatus, VmRow},
     catalog::{PointState, PointSummary},
@@ -77,8 +78,13 @@ pub fn status(status: &SiteStatus) -> String {
             row.name, other.agent, other.at, other.why
         );
     }
-    let header = ["VM", "STATE", "RPO", "POINTS", "OLDEST", "STORED", "MEMORY", "AGENT", "REASON"];
-    out + &table(&header, &rows)
+    let header =
+        ["VM", "STATE", "FAILOVER", "RPO", "POINTS", "OLDEST", "STORED", "MEMORY", "AGENT", "REASON"];
+    out.push_str(&table(&header, &rows));
+    if !status.groups.is_empty() {
+        let _ = write!(out, "\n{}", groups::list(&status.groups));
+    }
+    out
 }
 
 fn vm_row(row: &VmRow, now: UnixMs) -> Vec<String> {
@@ -102,7 +108,8 @@ fn vm_row(row: &VmRow, now: UnixMs) -> Vec<String> {
     let rpo = row.rpo_ms.filter(|_| protected).map_or_else(|| "-".to_owned(), span);
     let oldest = row.oldest.map_or_else(|| "-".to_owned(), |at| span(now.0.saturating_sub(at.0)));
     let stored = ByteSize(row.stored_bytes).to_string();
-    vec![row.name.clone(), state, rpo, points, oldest, stored, memory, agent, reason]
+    let ready = ready(row.readiness.filter(|_| protected));
+    vec![row.name.clone(), state, ready, rpo, points, oldest, stored, memory, agent, reason]
 }
 
 fn state_of(row: &VmRow) -> (String, String) {

@@ -34,20 +34,19 @@ pub enum Lack {
     Mount { kib: u64 },
 }
 
-/// What the domain asks for. libvirt writes sizes in KiB.
+/// What the domain asks for.
 pub fn asked(domain: &Element) -> Vec<HugePages> {
     let Some(backing) = domain.get_child("memoryBacking") else { return Vec::new() };
     let Some(huge) = backing.get_child("hugepages") else { return Vec::new() };
     let source = backing.get_child("source").and_then(|source| source.attributes.get("type"));
     let memfd = source.is_some_and(|source| source == "memfd");
-    let memory = domain.get_child("memory").and_then(Element::get_text);
-    let memory = memory.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or_default();
+    let memory = memory_bytes(domain);
     let pages: Vec<&Element> = elements(huge, "page").collect();
     let kib = |page: &Element| page.attributes.get("size").and_then(|size| size.parse().ok());
     match pages.as_slice() {
-        [] => vec![HugePages { kib: None, bytes: memory.saturating_mul(1 << 10), memfd }],
+        [] => vec![HugePages { kib: None, bytes: memory, memfd }],
         [page] if !page.attributes.contains_key("nodeset") => {
-            vec![HugePages { kib: kib(page), bytes: memory.saturating_mul(1 << 10), memfd }]
+            vec![HugePages { kib: kib(page), bytes: memory, memfd }]
         }
         // Some nodes' memory: at least a page of each size.
         several => {
@@ -58,6 +57,12 @@ pub fn asked(domain: &Element) -> Vec<HugePages> {
             several.iter().filter_map(one).collect()
         }
     }
+}
+
+/// All memory of the domain. libvirt writes sizes in KiB.
+pub fn memory_bytes(domain: &Element) -> u64 {
+    let text = domain.get_child("memory").and_then(Element::get_text);
+    text.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or_default().saturating_mul(1 << 10)
 }
 
 /// Whether the host has them. `root` is `/`.

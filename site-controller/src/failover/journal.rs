@@ -2,6 +2,7 @@
 //! Promises: a phase is entered in the journal, synced, before the work that must not be done twice; a controller that
 //! dies anywhere goes on from the last phase it entered. Called by `runbook` only.
 
+use crate::store::PointSummary;
 use lifeboat::{
     durable,
     id::{PointId, VmId},
@@ -68,6 +69,30 @@ pub struct Record {
 
 impl Record {
     pub const VERSION: u32 = 1;
+
+    /// A failover to `point` that was just decided.
+    pub fn new(point: &PointSummary, generation: Generation, now: UnixMs) -> Self {
+        Self {
+            version: Self::VERSION,
+            vm: point.vm,
+            vm_name: point.name.clone(),
+            kind: "emergency".into(),
+            point: point.point,
+            seq: point.seq,
+            cut_at: point.cut_at,
+            generation,
+            resumes: point.has_memory,
+            phase: Phase::Begun,
+            attempt: 1,
+            started_at: now,
+            running_at: None,
+            disks_done: Vec::new(),
+            restored: false,
+            aside: Vec::new(),
+            source_stopped: false,
+            last_error: None,
+        }
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

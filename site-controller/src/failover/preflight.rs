@@ -34,13 +34,18 @@ pub enum PreflightError {
     NetworkMissing { what: &'static str, name: String },
     #[error(transparent)]
     HugePages(#[from] Lack),
+    #[error(
+        "this site's QEMU has no machine `{machine}` as the replica needs it ({why}); install the source's version"
+    )]
+    MachineMissing { machine: String, why: String },
     #[error("{dir} has {free} free, and the replica needs {needed}; make room or set another `replica_dir`")]
     NoRoom { dir: String, free: ByteSize, needed: ByteSize },
     #[error("{dir}: {source}")]
     Disk { dir: String, source: io::Error },
 }
 
-/// Checks names, files, networks, huge pages and room; returns the domain already defined here for this VM, if one is.
+/// Checks names, files, networks, huge pages, the machine and room; returns the domain already defined here for this VM, if
+/// one is.
 pub fn check(
     hypervisor: &Hypervisor,
     vm: VmId,
@@ -49,40 +54,61 @@ pub fn check(
     replica_dir: &Path,
     bytes_needed: u64,
 ) -> Result<Option<Domain>, PreflightError> {
+    let (ours, problems) = problems(hypervisor, vm, name, needs)?;
+    if let Some(first) = problems.into_iter().next() {
+        return Err(first);
+    }
+    room(replica_dir, bytes_needed)?;
+    Ok(ours)
+}
+
+/// All that stands in the replica's way, but for room; and the domain already defined here for this VM, if one is. An error if
+/// libvirt could not be asked.
+pub fn problems(
+    hypervisor: &Hypervisor,
+    vm: VmId,
+    name: &str,
+    needs: &Needs,
+) -> Result<(Option<Domain>, Vec<PreflightError>), PreflightError> {
+    let mut found = Vec::new();
     let ours = match hypervisor.domain_by_uuid(vm) {
-        Ok(domain) if domain.state()?.is_active() => return Err(PreflightError::AlreadyRunning),
-        Ok(domain) => Some(domain),
+        Ok(domain) => {
+            if domain.state()?.is_active() {
+                found.push(PreflightError::AlreadyRunning);
+            }
+            Some(domain)
+        }
         Err(HypervisorError::NotFound { .. }) => None,
         Err(error) => return Err(error.into()),
     };
     match hypervisor.domain_by_name(name) {
         Ok(domain) if domain.uuid() != vm => {
-            return Err(PreflightError::NameTaken { name: name.into(), uuid: domain.uuid() });
+            found.push(PreflightError::NameTaken { name: name.into(), uuid: domain.uuid() });
         }
         Ok(_) | Err(HypervisorError::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    for path in &needs.files {
-        if !path.exists() {
-            return Err(PreflightError::FileMissing { path: path.display().to_string() });
+    let missing = needs.files.iter().filter(|path| !path.exists());
+    found.extend(missing.map(|path| PreflightError::FileMissing { path: path.display().to_string() }));
+    for name in &needs.networks {
+        if !hypervisor.network_is_active(name)? {
+            found.push(PreflightError::NetworkMissing { what: "network", name: name.clone() });
         }
     }
-    for network in &needs.networks {
-        if !hypervisor.network_is_active(network)? {
-            return Err(PreflightError::NetworkMissing { what: "network", name: network.clone() });
-        }
+    let missing = needs.bridges.iter().filter(|name| !Path::new("/sys/class/net").join(name).exists());
+    found.extend(missing.map(|name| PreflightError::NetworkMissing { what: "bridge", name: name.clone() }));
+    if let Err(lack) = huge_pages::check(&needs.huge_pages, Path::new("/")) {
+        found.push(lack.into());
     }
-    for bridge in &needs.bridges {
-        if !Path::new("/sys/class/net").join(bridge).exists() {
-            return Err(PreflightError::NetworkMissing { what: "bridge", name: bridge.clone() });
-        }
+    if let Some(why) = hypervisor.lacks_machine(&needs.machine)? {
+        let machine = needs.machine.machine.clone().unwrap_or_else(|| "of this kind".into());
+        found.push(PreflightError::MachineMissing { machine, why });
     }
-    huge_pages::check(&needs.huge_pages, Path::new("/"))?;
-    room(replica_dir, bytes_needed)?;
-    Ok(ours)
+    Ok((ours, found))
 }
 
-fn room(dir: &Path, needed: u64) -> Result<(), PreflightError> {
+/// Whether there is room for replicas of this size.
+pub fn room(dir: &Path, needed: u64) -> Result<(), PreflightError> {
     let disk = |source| PreflightError::Disk { dir: dir.display().to_string(), source };
     std::fs::create_dir_all(dir).map_err(disk)?;
     let stat = nix::sys::statvfs::statvfs(dir).map_err(|error| disk(error.into()))?;

@@ -4,6 +4,7 @@
 //! Pure. Called by `runbook`, which also checks what [`Rewritten::needs`] lists.
 
 use super::huge_pages::{self, HugePages};
+use lifeboat::hypervisor::libvirt::Machine;
 use std::{collections::BTreeMap, path::PathBuf};
 use xmltree::{Element, EmitterConfig, XMLNode};
 
@@ -36,6 +37,9 @@ pub struct Needs {
     pub bridges: Vec<String>,
     /// What its memory is made of, where it is not ordinary.
     pub huge_pages: Vec<HugePages>,
+    /// Bytes of ordinary memory.
+    pub memory: u64,
+    pub machine: Machine,
 }
 
 /// Rewrites `xml` so that each writable disk is the raw file that `disks` names for its target.
@@ -49,7 +53,11 @@ pub fn rewrite(xml: &str, disks: &BTreeMap<String, PathBuf>) -> Result<Rewritten
         return Err(XmlError::Malformed(format!("its root is <{}>, not <domain>", domain.name)));
     }
     domain.attributes.remove("id");
-    let mut needs = Needs { huge_pages: huge_pages::asked(&domain), ..Needs::default() };
+    let mut needs =
+        Needs { huge_pages: huge_pages::asked(&domain), machine: machine_of(&domain), ..Needs::default() };
+    if needs.huge_pages.is_empty() {
+        needs.memory = huge_pages::memory_bytes(&domain);
+    }
     drop_runtime_labels(&mut domain);
     if let Some(os) = domain.get_child("os") {
         needs.files.extend(["kernel", "initrd", "dtb", "loader"].iter().filter_map(|name| text_of(os, name)));
@@ -79,6 +87,27 @@ pub fn writable_disks(xml: &str) -> Result<Vec<String>, XmlError> {
     let devices = domain.get_child("devices");
     let disks = devices.iter().flat_map(|devices| elements(devices, "disk"));
     Ok(disks.filter(|disk| is_writable(disk)).filter_map(target_of).collect())
+}
+
+/// A processor that the guest sees the host's of is told as it stands; an emulated one is any host's.
+fn machine_of(domain: &Element) -> Machine {
+    let os = domain.get_child("os").and_then(|os| os.get_child("type"));
+    let attribute = |name: &str| os.and_then(|os| os.attributes.get(name)).cloned();
+    let virt_type = domain.attributes.get("type").cloned();
+    let devices = domain.get_child("devices");
+    let emulator = devices.and_then(|devices| text_of(devices, "emulator"));
+    let named = |cpu: &&Element| {
+        let given = |name: &str, value: &str| cpu.attributes.get(name).is_some_and(|found| found == value);
+        cpu.get_child("model").is_some() && !given("check", "none") && !given("mode", "host-passthrough")
+    };
+    let cpu = domain.get_child("cpu").filter(|_| virt_type.as_deref() == Some("kvm")).filter(named);
+    let cpu = cpu.and_then(|cpu| {
+        let mut text = Vec::new();
+        cpu.write_with_config(&mut text, EmitterConfig::new().write_document_declaration(false)).ok()?;
+        String::from_utf8(text).ok()
+    });
+    let emulator = emulator.map(|path| path.to_string_lossy().into_owned());
+    Machine { emulator, arch: attribute("arch"), machine: attribute("machine"), virt_type, cpu }
 }
 
 fn rewrite_disk(

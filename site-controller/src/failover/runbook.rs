@@ -168,26 +168,8 @@ impl Runbook {
     ) -> Result<Record, FailoverError> {
         watcher.step("choosing the point");
         let point = self.catalog.find(vm, &request.point).await?;
-        let mut record = Record {
-            version: Record::VERSION,
-            vm,
-            vm_name: point.name.clone(),
-            kind: "emergency".into(),
-            point: point.point,
-            seq: point.seq,
-            cut_at: point.cut_at,
-            generation: self.store.generation(vm).await.next(),
-            resumes: true,
-            phase: Phase::Begun,
-            attempt: 1,
-            started_at: self.clock.now(),
-            running_at: None,
-            disks_done: Vec::new(),
-            restored: false,
-            aside: Vec::new(),
-            source_stopped: false,
-            last_error: None,
-        };
+        let generation = self.store.generation(vm).await.next();
+        let mut record = Record::new(&point, generation, self.clock.now());
         watcher.step("checking this site");
         let reader = self.reader(&record).await?;
         record.resumes = reader.plan().manifest.meta.has_memory();

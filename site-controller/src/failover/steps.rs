@@ -6,10 +6,13 @@ use super::{
     images,
     journal::{Phase, Record},
     progress::Watcher,
-    replica_xml,
+    replica_xml::{self, Needs},
     runbook::{FailoverError, Runbook},
 };
-use crate::restore::{Plan, Reader};
+use crate::{
+    restore::{Plan, Reader},
+    store::PointSummary,
+};
 use lifeboat::{
     fault,
     format::manifest::{ImageKind, blob},
@@ -188,6 +191,14 @@ impl Runbook {
             disks.map(|disk| (disk.image.name.clone(), dir.join(file_name(&disk.image.name)))).collect();
         let xml = images::text_blob(reader, blob::DOMAIN_XML).await?;
         Ok((replica_xml::rewrite(&xml, &disks)?, disks))
+    }
+
+    /// What the replica of a point expects of this site, and how many bytes it takes.
+    pub async fn needs_of(&self, point: &PointSummary) -> Result<(Needs, u64), FailoverError> {
+        let record = Record::new(point, point.generation, self.clock.now());
+        let reader = self.reader(&record).await?;
+        let (xml, _) = self.replica_xml(&reader, &record).await?;
+        Ok((xml.needs, images::bytes_needed(&reader)))
     }
 
     pub(super) async fn domain_state(&self, vm: VmId) -> Result<Option<DomainState>, FailoverError> {

@@ -7,6 +7,7 @@ mod connection;
 mod domain;
 mod error;
 mod events;
+mod host;
 mod job;
 mod process;
 
@@ -14,5 +15,6 @@ pub use connection::Hypervisor;
 pub use domain::{Domain, DomainAgent, DomainMonitor, DomainState, StartAs, XmlView};
 pub use error::HypervisorError;
 pub use events::{DomainEvent, Happened};
+pub use host::Machine;
 pub use job::{MIGRATION_OUT, SAVE};
 pub use process::QemuProcess;

@@ -294,6 +294,7 @@ impl World {
             may_save: self.guest == Guest::Stands && self.rng.random_bool(0.7),
             saved_unnoted: self.saved_file
                 && record.fenced.as_ref().is_some_and(|fenced| fenced.saved.is_none()),
+            held: false,
         };
         // By what was said, and not by the verdict that is tried here.
         let fenced = self.told || matches!(site, SiteWord::Fenced(_));

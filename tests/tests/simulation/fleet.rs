@@ -142,7 +142,7 @@ fn twenty_guests_that_outrun_one_link_share_it_evenly_within_the_budget() {
                 }),
                 on_generation: Box::new(|_, _| {}),
                 wish: watch::channel(None).1,
-                holds: Holds::open(std::env::temp_dir().join("lifeboat-simulation-holds")).unwrap(),
+                holds: Holds::open(&std::env::temp_dir().join("lifeboat-simulation")).unwrap(),
                 board: board.clone(),
                 stop: stopped.clone(),
             };

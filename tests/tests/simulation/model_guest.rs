@@ -17,6 +17,7 @@ use lifeboat_agent::capture::{
 use rand::{Rng, rngs::StdRng};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    path::Path,
     sync::{Arc, Mutex},
 };
 
@@ -157,7 +158,11 @@ impl Source for ModelSource {
         Ok(true)
     }
 
-    async fn stand(&mut self) -> Result<(), CaptureError> {
+    async fn stand(&mut self, _: &Path) -> Result<(), CaptureError> {
+        Ok(())
+    }
+
+    async fn keep_standing(&mut self) -> Result<(), CaptureError> {
         Ok(())
     }
 

@@ -197,7 +197,7 @@ impl World {
             // Of some agents it is too small for all pages, of some it is off.
             bases: Arc::new(BaseCache::new([1 << 20, 200_000, 0][self.rng.random_range(0..3)])),
             wish: watch::channel(None).1,
-            holds: Holds::open(std::env::temp_dir().join("lifeboat-simulation-holds")).unwrap(),
+            holds: Holds::open(&std::env::temp_dir().join("lifeboat-simulation")).unwrap(),
             stop: stopped,
         };
         let task = tokio::spawn(protection.run());

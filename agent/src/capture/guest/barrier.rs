@@ -223,7 +223,7 @@ fn describe(
     Ok(Barrier { meta, blobs, first_disk })
 }
 
-fn pause_error(error: QuiesceError) -> CaptureError {
+pub fn pause_error(error: QuiesceError) -> CaptureError {
     match error {
         QuiesceError::Status { .. } => CaptureError::NotRunning(error.to_string()),
         QuiesceError::Marker(_)

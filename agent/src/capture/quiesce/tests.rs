@@ -45,7 +45,7 @@ impl Monitor for Guest {
 }
 
 impl Release for Guest {
-    fn release(&self, _: VmId) -> Result<Released, WatchdogError> {
+    fn release(&self, _: VmId, _: Option<&str>) -> Result<Released, WatchdogError> {
         *self.status.lock().unwrap() = "running".into();
         Ok(Released::Resumed)
     }

@@ -1,8 +1,11 @@
 //! The script as libvirt calls it: every operation, every lease.
 
 use super::*;
-use crate::fence::{decide::Lease, lease::Leases};
-use lifeboat::id::VmId;
+use crate::{
+    fence::{decide::Lease, lease::Leases},
+    protect::holds::{Hold, Holds},
+};
+use lifeboat::id::{CutId, PointId, VmId};
 use std::{
     io::Write,
     process::{Command, Stdio},
@@ -16,6 +19,7 @@ struct World {
     _dir: tempfile::TempDir,
     hook: Hook,
     leases: Leases,
+    holds: Holds,
     run: PathBuf,
 }
 
@@ -28,7 +32,8 @@ impl World {
         let hook = Hook::new(&dir.path().join("hooks"), &state, &run);
         hook.install().unwrap();
         assert_eq!(hook.status().unwrap(), Installed::Yes);
-        Self { _dir: dir, hook, leases, run }
+        let holds = Holds::open(&state).unwrap();
+        Self { _dir: dir, hook, leases, holds, run }
     }
 
     /// Whether libvirt may go on.
@@ -47,7 +52,8 @@ impl World {
         assert!(out.stdout.is_empty(), "it would replace the XML: {out:?}");
         let words = String::from_utf8(out.stderr).unwrap();
         assert_eq!(out.status.success(), words.is_empty(), "{operation}: {words}");
-        assert!(words.is_empty() || words.contains("lifeboat-agent allow web"), "{words}");
+        let way = if self.holds.is_held(VM) { "resume-held" } else { "allow" };
+        assert!(words.is_empty() || words.contains(&format!("lifeboat-agent {way} web")), "{words}");
         out.status.success()
     }
 }
@@ -75,6 +81,22 @@ fn the_hook_refuses_to_start_a_protected_vm_without_a_lease_and_refuses_nothing_
     assert_eq!(world.leases.look(VM, None), Lease::Fenced);
     world.leases.unprotect(VM).unwrap();
     assert!(pass(&world, &starts));
+}
+
+/// Goal: what is held for a planned failover is not started by anybody, leases notwithstanding, until the hold is over.
+#[test]
+fn the_hook_refuses_to_start_a_held_vm_whatever_its_lease_says() {
+    let world = World::new();
+    world.leases.protect(VM, "web").unwrap();
+    world.leases.grant(VM, None).unwrap();
+    let hold = Hold { cut: CutId::from_bytes([1; 16]), ran: true, point: PointId::from_bytes([2; 16]) };
+    world.holds.save(VM, &hold).unwrap();
+    for start in ["restore", "prepare", "start", "migrate"] {
+        assert!(!world.lets(start), "{start}");
+    }
+    assert!(LIVES.iter().all(|operation| world.lets(operation)));
+    world.holds.remove(VM).unwrap();
+    assert!(world.lets("start"));
 }
 
 /// Goal: a guest may come in while its agent is down, and nothing else slips in after it.

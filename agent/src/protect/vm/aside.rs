@@ -34,6 +34,8 @@ impl<S: Source> Actor<S> {
             }
             self.given.neighbour.set_aside(true);
             kept = true;
+            self.decline(&why).await;
+            self.answer_late_verdict().await;
             let state = wishes.aside_state();
             if self.status.state != state || self.status.reason.as_ref() != Some(&why) {
                 tracing::info!(vm = %self.given.name, %why, "keeping aside");

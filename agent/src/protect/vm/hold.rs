@@ -23,13 +23,12 @@ impl<S: Source> Actor<S> {
     /// Has the guest stand for its last cut.
     pub(super) async fn stand(&mut self, cut: CutId, at: UnixMs) -> Result<(), Setback> {
         let ran = self.given.source.runs().await?;
-        self.given.holds.save(self.given.vm, &Hold { cut, ran, point: None }).map_err(Setback::Hold)?;
-        fault::point("hold.noted");
         if let Some(taking) = &mut self.taking {
             // From here on a setback undoes it.
             taking.standing = Some(ran);
         }
-        self.given.source.stand().await?;
+        let held = self.given.holds.file(self.given.vm);
+        self.given.source.stand(&held).await?;
         fault::point("hold.stands");
         self.tell_part(cut, Part::Stopped { at, ran }).await;
         Ok(())
@@ -52,11 +51,16 @@ impl<S: Source> Actor<S> {
         }
         self.settle().await;
         fault::point("hold.durable");
-        let hold = Hold { cut, ran, point: Some(point) };
+        let hold = Hold { cut, ran, point };
         self.given.holds.save(self.given.vm, &hold).map_err(Setback::Hold)?;
         fault::point("hold.kept");
+        if ran && let Err(error) = self.given.source.keep_standing().await {
+            self.given.holds.remove(self.given.vm).map_err(Setback::Hold)?;
+            return Err(error.into());
+        }
+        fault::point("hold.unguarded");
         self.taking = None;
-        self.hold(hold, point).await
+        self.hold(hold).await
     }
 
     /// Takes up, at the start, what an agent before us left standing.
@@ -73,22 +77,23 @@ impl<S: Source> Actor<S> {
                 return Err(Setback::Hold(error));
             }
         };
-        let runs = self.given.source.runs().await?;
-        match hold.point {
-            Some(point) if !runs => self.hold(hold, point).await,
+        if self.given.source.runs().await? {
             // Somebody let it go on: the site will be told when it asks.
-            Some(_) => self.given.holds.remove(vm).map_err(Setback::Hold),
-            None => {
-                self.undo_stand(hold.ran).await;
-                Ok(())
-            }
+            return self.given.holds.remove(vm).map_err(Setback::Hold);
         }
+        // A guard that was left over must not be taken for that of a later cut.
+        let _ = self.given.source.keep_standing().await;
+        self.hold(hold).await
     }
 
     /// Holds the guest until the site says what becomes of it.
-    async fn hold(&mut self, hold: Hold, point: PointId) -> Result<(), Setback> {
+    async fn hold(&mut self, hold: Hold) -> Result<(), Setback> {
+        let (vm, point) = (self.given.vm, hold.point);
         let held = Part::Held { point };
         self.set_state(VmState::Yielding, Some(HELD.into())).await;
+        if let Some(before) = self.asked.take() {
+            self.tell_part(before.cut, Part::Out { why: HELD.into() }).await;
+        }
         tracing::warn!(vm = %self.given.name, %point, "the guest is held for a planned failover");
         let mut told = false;
         loop {
@@ -106,7 +111,7 @@ impl<S: Source> Actor<S> {
                 self.tell_part(hold.cut, held.clone()).await;
             }
             told = linked;
-            if self.given.source.runs().await.unwrap_or(false) {
+            if !self.given.holds.is_held(vm) || self.given.source.runs().await.unwrap_or(false) {
                 tracing::warn!(vm = %self.given.name, "the guest was let go on by somebody else");
                 return self.end_hold(hold.cut, false).await;
             }
@@ -122,10 +127,15 @@ impl<S: Source> Actor<S> {
             if hold.ran {
                 self.given.source.go_on().await?;
             }
+            fault::point("hold.resumed");
             return Ok(false);
         }
         fault::point("hold.before-shut-off");
         self.given.source.shut_off().await?;
+        fault::point("hold.shut-off");
+        if let CutOrder::ShutOff { generation } = order {
+            self.give_away(generation).await;
+        }
         Ok(true)
     }
 
@@ -146,12 +156,18 @@ impl<S: Source> Actor<S> {
                 self.adopt(generation).await;
                 false
             }
-            // It runs, though replicas do: it must not. That it is fenced is found at its next point.
-            _ => match self.given.source.runs().await {
-                Ok(true) => self.given.source.stand().await.is_err(),
-                Ok(false) => self.given.source.shut_off().await.is_ok(),
-                Err(_) => return,
-            },
+            CutOrder::ShutOff { generation } => {
+                self.give_away(generation).await;
+                // One that somebody let go on is a copy that knows more than its replica: the fence keeps what that is.
+                match self.given.source.runs().await {
+                    Ok(true) => false,
+                    Ok(false) => self.given.source.shut_off().await.is_ok(),
+                    Err(_) => return,
+                }
+            }
+            CutOrder::Prepare { .. } | CutOrder::Stop { .. } | CutOrder::Go { .. } | CutOrder::CallOff => {
+                return;
+            }
         };
         self.tell_part(cut, Part::HoldEnded { gone }).await;
     }
@@ -162,18 +178,15 @@ impl<S: Source> Actor<S> {
             tracing::error!(vm = %self.given.name, %error, "the guest stands, and can't be let go on yet");
             tokio::time::sleep(AGAIN).await;
             if *self.given.stop.borrow() {
-                // The record stays: the next start goes on trying.
+                // Its guard stays: the watchdog goes on trying.
                 return;
             }
-        }
-        if let Err(error) = self.given.holds.remove(self.given.vm) {
-            tracing::warn!(vm = %self.given.name, %error, "the record of a hold that is over could not be removed");
         }
     }
 }
 
 const HELD: &str = "it stands for a planned failover, until the site has decided; if the site is lost for good and no replica \
-                    runs, `virsh resume` lets it go on";
+                    runs, `lifeboat-agent resume-held` lets it go on";
 /// Between two looks whether somebody else let it go on.
 const LOOK: Duration = Duration::from_secs(1);
 const AGAIN: Duration = Duration::from_millis(200);

@@ -8,12 +8,12 @@ use crate::{
         meeting::Meeting,
         source::{Cut, Source},
     },
-    protect::pace::Stage,
+    protect::{neighbour::SiteWord, pace::Stage},
 };
 use lifeboat::{
     format::manifest::PointMeta,
     id::{CutId, PointId},
-    session::sender::Action,
+    session::sender::{Action, Standing},
     units::{Generation, UnixMs},
     wire::{
         message::{AgentMessage, VmState},
@@ -107,6 +107,10 @@ impl<S: Source> Actor<S> {
     /// Whether a point is due: by the site's word, or by the clock. A site that leads and falls silent is not waited for.
     pub(super) async fn is_due(&mut self, due: Instant) -> bool {
         let now = Instant::now();
+        if let Standing::Refused(refusal) = self.sender.standing() {
+            let why = refusal.to_string();
+            self.decline(&why).await;
+        }
         if self.taking.is_none() {
             self.taking = self.asked.take();
         }
@@ -254,11 +258,32 @@ impl<S: Source> Actor<S> {
 
     /// The site gives this source another generation to write under.
     pub(super) async fn adopt(&mut self, generation: Generation) {
+        if self.given.generation.is_some_and(|ours| ours > generation) {
+            return;
+        }
         self.given.generation = Some(generation);
+        // The order says so itself; the fence must not wait for the answer to the next question.
+        self.given.neighbour.heard(SiteWord::Open(generation));
         (self.given.on_generation)(self.given.vm, generation);
         self.sender.adopt(generation);
         let actions = self.sender.refresh();
         self.perform(actions).await;
+    }
+
+    /// The replicas run under this generation: this copy is fenced.
+    pub(super) async fn give_away(&mut self, generation: Generation) {
+        if self.given.generation.is_some_and(|ours| ours >= generation) {
+            return;
+        }
+        self.sender.fence(generation);
+        self.note_standing().await;
+    }
+
+    /// No point can be begun now: whoever has asked for one is told at once.
+    pub(super) async fn decline(&mut self, why: &str) {
+        for taking in [self.taking.take(), self.asked.take()].into_iter().flatten() {
+            self.tell_part(taking.cut, Part::Out { why: why.to_owned() }).await;
+        }
     }
 
     pub(super) async fn tell_part(&mut self, cut: CutId, part: Part) {

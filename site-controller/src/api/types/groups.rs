@@ -1,6 +1,9 @@
 //! Protection groups.
 
-use crate::group::{Group, GroupSpec, coordinator::Progress, points::GroupPoint};
+use crate::{
+    group::{Group, GroupSpec, coordinator::Progress, points::GroupPoint},
+    readiness::Verdict,
+};
 use lifeboat::{id::VmId, units::UnixMs};
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +13,8 @@ pub struct GroupRow {
     pub group: Group,
     pub now: UnixMs,
     pub state: GroupState,
+    /// Whether a failover would work, as it was seen last; `None` as long as nobody has looked.
+    pub readiness: Option<Verdict>,
     /// Why it is in this state, where there is something to say.
     pub reason: Option<String>,
     /// Age of the newest group point, milliseconds.

@@ -1,6 +1,7 @@
 //! The site and its VMs.
 
-use crate::{catalog::PointSummary, failover::journal::Record, intake::board::Seen};
+use super::GroupRow;
+use crate::{catalog::PointSummary, failover::journal::Record, intake::board::Seen, readiness::Verdict};
 use lifeboat::{
     id::VmId,
     units::{Generation, UnixMs},
@@ -21,6 +22,7 @@ pub struct SiteStatus {
     /// Connections that were turned away since the start.
     pub refused_connections: u64,
     pub vms: Vec<VmRow>,
+    pub groups: Vec<GroupRow>,
     /// What was found wrong when the store was opened, and has not been mended.
     pub findings: Vec<String>,
 }
@@ -44,6 +46,8 @@ pub struct VmRow {
     /// Age of the newest durable point, milliseconds.
     pub rpo_ms: Option<u64>,
     pub agent: Option<Seen>,
+    /// Whether a failover would work, as it was seen last.
+    pub readiness: Option<Verdict>,
     pub failover: Option<Record>,
 }
 

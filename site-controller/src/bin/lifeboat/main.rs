@@ -2,6 +2,7 @@
 //! Each family of commands has a file of its own, with its arguments and its `run`; [`ask`] is what they share.
 
 mod ask;
+mod check;
 mod failover;
 mod group;
 mod points;
@@ -23,6 +24,7 @@ use std::{path::PathBuf, process::ExitCode};
 EXAMPLES
   lifeboat status
   lifeboat group create shop --vm web --vm db --rpo 5s
+  lifeboat check shop
   lifeboat points web
   lifeboat failover web --emergency
   lifeboat failover web --emergency --point '5m ago' --yes
@@ -30,7 +32,8 @@ EXAMPLES
   lifeboat prune web --dry-run
 
 EXIT CODES
-  0  done    1  not done; the reason is on stderr    2  wrong usage    3  verify found damage"
+  0  done    1  not done; the reason is on stderr    2  wrong usage    3  verify found damage
+  4  check: degraded    5  check: a failover would not work"
 )]
 struct Arguments {
     /// The site controller's socket.
@@ -47,6 +50,7 @@ struct Arguments {
 #[derive(Subcommand)]
 enum Command {
     Status(status::Status),
+    Check(check::Check),
     Inventory(group::Inventory),
     Group(group::Group),
     Apply(group::Apply),
@@ -77,6 +81,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let site = Site { client, json: arguments.json };
     match arguments.command {
         Command::Status(status) => status.run(&site).await,
+        Command::Check(check) => check.run(&site).await,
         Command::Inventory(inventory) => inventory.run(&site).await,
         Command::Group(group) => group.run(&site).await,
         Command::Apply(apply) => apply.run(&site).await,

@@ -1,0 +1,252 @@
+//! Looks at all that a failover of a group, or of a VM, depends on. Asks the store, libvirt and the agents' reports;
+//! changes nothing. Called by `watch`, and by `api` through it.
+
+use super::{Finding, Readiness, Verdict, Weight, rules};
+use crate::{
+    catalog::{CatalogError, PointSummary},
+    failover::{journal::Phase, preflight, replica_xml::Needs, runbook::Runbook},
+    group::{Group, coordinator::Coordinator},
+};
+use lifeboat::{error::chain, id::VmId, units::UnixMs, wire::message::VmState};
+use std::{path::Path, sync::Arc, time::Duration};
+
+/// What it asks.
+pub struct Judge {
+    pub runbook: Arc<Runbook>,
+    pub coordinator: Arc<Coordinator>,
+    /// Free bytes below which the store takes no points.
+    pub reserve: u64,
+    pub certificate_expires: UnixMs,
+}
+
+/// A VM in what is looked at, and the point that a failover now would take.
+struct Member {
+    vm: VmId,
+    name: String,
+    point: Option<PointSummary>,
+}
+
+impl Judge {
+    /// All groups, and all VMs that are in none.
+    pub async fn all(&self) -> Result<Vec<Readiness>, CatalogError> {
+        let mut found = Vec::new();
+        let groups = self.coordinator.book.list();
+        for group in &groups {
+            found.push(self.group(group).await);
+        }
+        for summary in self.runbook.catalog.vms().await? {
+            if !groups.iter().any(|group| group.members.iter().any(|member| member.vm == summary.vm)) {
+                found.push(self.alone(summary.vm, summary.name, summary.latest).await);
+            }
+        }
+        Ok(found)
+    }
+
+    /// A group by its name or id, or a VM.
+    pub async fn one(&self, name: &str) -> Result<Readiness, CatalogError> {
+        if let Ok(group) = self.coordinator.book.find(name) {
+            return Ok(self.group(&group).await);
+        }
+        let summary = self.runbook.catalog.find_vm(name).await?;
+        Ok(self.alone(summary.vm, summary.name, summary.latest).await)
+    }
+
+    async fn group(&self, group: &Group) -> Readiness {
+        let mut findings = Vec::new();
+        if group.paused {
+            let what = format!("it is paused; `lifeboat group resume {}` goes on", group.spec.name);
+            findings.push(Finding::new(Weight::Degrades, "paused", None, what));
+        }
+        let newest = match self.coordinator.points.offered(group).await {
+            Ok(mut points) => points.pop(),
+            Err(error) => {
+                findings.push(Finding::new(Weight::Blocks, "points", None, chain(&error)));
+                None
+            }
+        };
+        let mut members = Vec::new();
+        for member in &group.members {
+            let of = newest.as_ref().and_then(|newest| newest.members.iter().find(|of| of.vm == member.vm));
+            let point = match of {
+                Some(of) => self.runbook.catalog.find(member.vm, &of.point.to_string()).await.map(Some),
+                None => Ok(None),
+            };
+            let point = point.unwrap_or_else(|error| {
+                findings.push(Finding::new(
+                    Weight::Blocks,
+                    "point-damaged",
+                    Some(&member.name),
+                    chain(&error),
+                ));
+                None
+            });
+            members.push(Member { vm: member.vm, name: member.name.clone(), point });
+        }
+        let cut_at = newest.map(|newest| newest.cut_at);
+        match cut_at {
+            None => {
+                let what = "there is no point of all its members yet; see `lifeboat group show`";
+                findings.push(Finding::new(Weight::Blocks, "no-point", None, what));
+            }
+            Some(at) => findings.extend(rules::rpo(None, self.age(at), group.spec.rpo())),
+        }
+        self.conclude(&group.spec.name, true, members, cut_at, findings).await
+    }
+
+    async fn alone(&self, vm: VmId, name: String, latest: Option<PointSummary>) -> Readiness {
+        let mut findings = Vec::new();
+        let point = match self.runbook.catalog.find(vm, crate::failover::runbook::LATEST).await {
+            Ok(point) => Some(point),
+            Err(error) => {
+                let code = if latest.is_some() { "point-damaged" } else { "no-point" };
+                findings.push(Finding::new(Weight::Blocks, code, Some(&name), chain(&error)));
+                None
+            }
+        };
+        let report = self.runbook.intake.board.seen(vm).and_then(|seen| seen.report);
+        if let (Some(point), Some(report)) = (&point, &report) {
+            // Two intervals, and a second on the way: what an agent keeps up without trouble.
+            let target = Duration::from_millis(report.interval_ms.saturating_mul(2).saturating_add(1000));
+            findings.extend(rules::rpo(Some(&name), self.age(point.cut_at), target));
+        }
+        let cut_at = point.as_ref().map(|point| point.cut_at);
+        let member = Member { vm, name: name.clone(), point };
+        self.conclude(&name, false, vec![member], cut_at, findings).await
+    }
+
+    /// What is the same for a group and a VM.
+    async fn conclude(
+        &self,
+        name: &str,
+        is_group: bool,
+        members: Vec<Member>,
+        cut_at: Option<UnixMs>,
+        mut findings: Vec<Finding>,
+    ) -> Readiness {
+        let (mut memory_bytes, mut disk_bytes) = (0u64, 0u64);
+        for member in &members {
+            findings.extend(self.source(member));
+            let failed_over = self.failed_over(member, &mut findings);
+            let Some(point) = member.point.as_ref().filter(|_| !failed_over) else { continue };
+            match self.runbook.needs_of(point).await {
+                Ok((needs, bytes)) => {
+                    memory_bytes = memory_bytes.saturating_add(needs.memory);
+                    disk_bytes = disk_bytes.saturating_add(bytes);
+                    findings.extend(self.place(member, needs).await);
+                }
+                Err(error) => {
+                    findings.push(Finding::new(
+                        Weight::Blocks,
+                        "point-unreadable",
+                        Some(&member.name),
+                        chain(&error),
+                    ));
+                }
+            }
+        }
+        findings.extend(rules::memory(memory_bytes, free_memory()));
+        if let Err(problem) = preflight::room(&self.runbook.replica_dir, disk_bytes) {
+            let found = rules::preflight(name, &problem);
+            findings.push(Finding { vm: None, ..found });
+        }
+        findings.extend(rules::certificate(self.certificate_expires, self.runbook.clock.now()));
+        if let Ok(free) = self.runbook.store.objects().free_bytes().await {
+            findings.extend(rules::store(free, self.reserve));
+        }
+        let readiness = Readiness {
+            name: name.to_owned(),
+            is_group,
+            verdict: Verdict::Ready,
+            findings,
+            rpo_ms: cut_at.map(|at| u64::try_from(self.age(at).as_millis()).unwrap_or(u64::MAX)),
+            memory_bytes,
+            disk_bytes,
+            checked_at: self.runbook.clock.now(),
+        };
+        readiness.concluded()
+    }
+
+    /// What its agent says.
+    fn source(&self, member: &Member) -> Option<Finding> {
+        let found = |code: &str, what: String| Finding::new(Weight::Degrades, code, Some(&member.name), what);
+        let Some(seen) = self.runbook.intake.board.seen(member.vm).filter(|seen| seen.connected) else {
+            return Some(found("agent-away", "no agent that has it is connected: points do not come".into()));
+        };
+        let report = seen.report?;
+        let why = report.reason.map(|why| format!(": {why}")).unwrap_or_default();
+        let memory_missing = member.point.as_ref().is_some_and(|point| !point.has_memory);
+        match report.state {
+            VmState::Degraded | VmState::Refused | VmState::Yielding => {
+                Some(found("agent", format!("its agent says `{}`{why}", report.state.as_str())))
+            }
+            _ if memory_missing => {
+                let what = "its newest point is of its disks alone: the replica will boot, and not go on where it stood";
+                Some(Finding::new(Weight::Note, "disks-only", Some(&member.name), what))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether the VM is this site's already.
+    fn failed_over(&self, member: &Member, findings: &mut Vec<Finding>) -> bool {
+        let (code, what) = match self.runbook.journal.load(member.vm) {
+            Ok(None) => return false,
+            Ok(Some(record)) if record.phase == Phase::Running => {
+                ("failed-over", format!("it was failed over to this site, to its point of {}", record.cut_at))
+            }
+            Ok(Some(record)) => {
+                let why = record.last_error.map(|why| format!(" ({why})")).unwrap_or_default();
+                (
+                    "failover-unfinished",
+                    format!("a failover of it is begun and not finished{why}; run it again"),
+                )
+            }
+            Err(error) => ("journal", chain(&error)),
+        };
+        findings.push(Finding::new(Weight::Blocks, code, Some(&member.name), what));
+        true
+    }
+
+    /// What this site must have for the replica.
+    async fn place(&self, member: &Member, needs: Needs) -> Vec<Finding> {
+        let (hypervisor, vm, name) = (self.runbook.hypervisor.clone(), member.vm, member.name.clone());
+        let looked = tokio::task::spawn_blocking(move || {
+            let mut findings: Vec<Finding> = match preflight::problems(&hypervisor, vm, &name, &needs) {
+                Ok((_, problems)) => {
+                    problems.iter().map(|problem| rules::preflight(&name, problem)).collect()
+                }
+                Err(problem) => vec![rules::preflight(&name, &problem)],
+            };
+            if let Some(cpu) = &needs.machine.cpu {
+                match hypervisor.has_processor(cpu) {
+                    Ok(true) => {}
+                    Ok(false) => {
+                        let what = "this site's processor lacks something that the guest was started with; give the guest an \
+                                    older CPU model, or the site a newer processor";
+                        findings.push(Finding::new(Weight::Blocks, "processor", Some(&name), what));
+                    }
+                    Err(error) => {
+                        let what = format!("whether this site's processor fits is not known: {error}");
+                        findings.push(Finding::new(Weight::Note, "processor-unknown", Some(&name), what));
+                    }
+                }
+            }
+            findings
+        });
+        looked.await.unwrap_or_else(|panic| {
+            vec![Finding::new(Weight::Blocks, "check-failed", Some(&member.name), panic.to_string())]
+        })
+    }
+
+    fn age(&self, at: UnixMs) -> Duration {
+        Duration::from_millis(self.runbook.clock.now().0.saturating_sub(at.0))
+    }
+}
+
+/// Memory that a new process can have, bytes; where the kernel does not say, as much as anybody wants.
+fn free_memory() -> u64 {
+    let text = std::fs::read_to_string(Path::new("/proc/meminfo")).unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map_or(u64::MAX, |kib| kib.saturating_mul(1024))
+}

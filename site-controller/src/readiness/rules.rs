@@ -1,0 +1,113 @@
+//! What is made of what was seen. Pure: values in, findings out. Called by `judge`.
+
+use super::{Finding, Weight};
+use crate::failover::preflight::PreflightError;
+use lifeboat::units::{ByteSize, UnixMs};
+use std::time::Duration;
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
+/// Certificates are renewed within this time before they end.
+const EXPIRES_SOON: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Of the RPO; a little later than it is how things go.
+const FAR_LATER: u64 = 10;
+
+/// What the checks of a failover found.
+pub fn preflight(vm: &str, problem: &PreflightError) -> Finding {
+    let code = match problem {
+        PreflightError::Hypervisor(_) => "libvirt",
+        PreflightError::NameTaken { .. } => "name-taken",
+        PreflightError::AlreadyRunning => "runs-here",
+        PreflightError::FileMissing { .. } => "file-missing",
+        PreflightError::NetworkMissing { .. } => "network-missing",
+        PreflightError::HugePages(_) => "huge-pages",
+        PreflightError::MachineMissing { .. } => "machine-missing",
+        PreflightError::NoRoom { .. } => "no-room",
+        PreflightError::Disk { .. } => "replica-dir",
+    };
+    Finding::new(Weight::Blocks, code, Some(vm), problem.to_string())
+}
+
+/// `age` of the newest point, where it should be `target` at the most.
+pub fn rpo(vm: Option<&str>, age: Duration, target: Duration) -> Option<Finding> {
+    if age <= target {
+        return None;
+    }
+    let far = age.as_millis() > target.as_millis().saturating_mul(u128::from(FAR_LATER));
+    let what = format!(
+        "the newest point is {} old, and should be {} at the most{}",
+        seconds(age),
+        seconds(target),
+        if far { "; see `lifeboat status` for what holds points up" } else { "" }
+    );
+    Some(Finding::new(Weight::Degrades, "rpo", vm, what))
+}
+
+/// A certificate of the site's.
+pub fn certificate(expires: UnixMs, now: UnixMs) -> Option<Finding> {
+    let left = Duration::from_millis(expires.0.saturating_sub(now.0));
+    let what = if left.is_zero() {
+        "the site's certificate has expired: no agent can connect; `lifeboat-site-controller init --address HOST` makes a new one".into()
+    } else if left < EXPIRES_SOON {
+        format!(
+            "the site's certificate expires in {} days; `lifeboat-site-controller init --address HOST` makes a new one",
+            left.as_secs() / DAY.as_secs()
+        )
+    } else {
+        return None;
+    };
+    Some(Finding::new(Weight::Degrades, "certificate", None, what))
+}
+
+/// Memory of all replicas together, where the site has `free`.
+pub fn memory(needed: u64, free: u64) -> Option<Finding> {
+    let (needed_text, free_text) = (ByteSize(needed), ByteSize(free));
+    let what = format!(
+        "the replicas take {needed_text} of memory, and this site has {free_text} free; stop something else"
+    );
+    (needed > free).then(|| Finding::new(Weight::Blocks, "memory", None, what))
+}
+
+/// What is free where points are stored.
+pub fn store(free: u64, reserve: u64) -> Option<Finding> {
+    let (free_text, reserve_text) = (ByteSize(free), ByteSize(reserve));
+    let what = format!(
+        "the store has {free_text} free and takes no points below {reserve_text}; give it a larger disk, or keep less (`lifeboat prune`)"
+    );
+    (free < reserve.saturating_add(reserve / 2))
+        .then(|| Finding::new(Weight::Degrades, "store-full", None, what))
+}
+
+fn seconds(span: Duration) -> String {
+    match span.as_secs() {
+        0..=9 => format!("{:.1} s", span.as_secs_f64()),
+        secs @ 10..=599 => format!("{secs} s"),
+        secs @ 600..=35999 => format!("{} min", secs / 60),
+        secs => format!("{} h", secs / 3600),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_late_short_or_about_to_expire_is_said_and_what_is_not_is_silent() {
+        let s = Duration::from_secs;
+        assert_eq!(rpo(None, s(5), s(5)), None);
+        let late = rpo(Some("web"), s(6), s(5)).unwrap();
+        assert!(
+            late.weight == Weight::Degrades && late.what.contains("6.0 s") && !late.what.contains("status")
+        );
+        assert!(rpo(None, s(60), s(5)).unwrap().what.contains("lifeboat status"));
+
+        let days = |days: u64| UnixMs(days * 24 * 3600 * 1000);
+        assert_eq!(certificate(days(100), days(1)), None);
+        assert!(certificate(days(20), days(1)).unwrap().what.contains("19 days"));
+        assert!(certificate(days(1), days(2)).unwrap().what.contains("expired"));
+
+        assert_eq!(memory(10, 10), None);
+        assert_eq!(memory(11, 10).unwrap().weight, Weight::Blocks);
+        assert_eq!(store(1500, 1000), None);
+        assert_eq!(store(1499, 1000).unwrap().code, "store-full");
+    }
+}
