@@ -7,7 +7,7 @@ FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fau
 
 # The tests that have a guest, by the files that they are in.
 END_TO_END := binary(failover) + binary(durability) + binary(harmless) + binary(link) + binary(memory_image) + binary(memory_engines) + binary(continuous) + \
-	binary(database) + binary(moved) + binary(neighbour) + binary(hard_cases) + binary(groups) + binary(group_failover) + binary(holds) + binary(readiness) + binary(large)
+	binary(database) + binary(moved) + binary(neighbour) + binary(hard_cases) + binary(groups) + binary(group_failover) + binary(holds) + binary(readiness) + binary(large) + binary(failback)
 
 .PHONY: demo bench soak test test-backports test-kvm lint deny deb setup build
 
@@ -21,14 +21,16 @@ bench: setup
 	cargo build --release --workspace --bins
 	cargo bench --workspace --bench bench
 
-# The agent killed and frozen at every step, 7 times each: more than 200 in all; half an hour of points; and what takes
-# more of a machine than `make test` may: twenty guests at once, and one of 16 GiB.
-# LIFEBOAT_SOAK=N and LIFEBOAT_LONG_RUN=SECONDS for other numbers.
+# The agent killed and frozen at every step, 7 times each: more than 200 in all; half an hour of points; ten trips of
+# a guest to the other site and home, and a failback of 1 GiB; and what takes more of a machine than `make test` may: twenty
+# guests at once, and one of 16 GiB. LIFEBOAT_SOAK=N, LIFEBOAT_LONG_RUN=SECONDS, LIFEBOAT_TRIPS=N and LIFEBOAT_FAILBACK_MIB=N for
+# other numbers.
 soak: setup build
 	LIFEBOAT_SOAK=$${LIFEBOAT_SOAK:-7} cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test watchdog -- --nocapture
 	LIFEBOAT_LONG_RUN=$${LIFEBOAT_LONG_RUN:-1800} cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test long_run -- --nocapture
 	LIFEBOAT_MANY=20 cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test hard_cases -- --nocapture of_many_guests
 	cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test large -- --nocapture --ignored sixteen_gib
+	LIFEBOAT_TRIPS=$${LIFEBOAT_TRIPS:-10} LIFEBOAT_FAILBACK_MIB=$${LIFEBOAT_FAILBACK_MIB:-1024} cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test failback -- --nocapture --test-threads=1
 
 # Everything that proves something. TESTS='-E test(power)' and the like narrow it.
 test: setup build

@@ -26,6 +26,15 @@ pub fn replace(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     replaced
 }
 
+/// Moves a file, within one file system; once this has returned it is where it was moved to, and nowhere else.
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    let folder = |path: &Path| path.parent().map(Path::to_path_buf).ok_or(io::ErrorKind::InvalidInput);
+    let (old, new) = (folder(from)?, folder(to)?);
+    fs::rename(from, to)?;
+    File::open(new)?.sync_all()?;
+    File::open(old)?.sync_all()
+}
+
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     // The mode is there from the first byte on: a private file is never open to others, not even as a draft.
     let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;

@@ -6,6 +6,7 @@ use crate::{
     config::SiteConfig,
     failover::{group::Groups, journal::Journal, runbook::Runbook, stonith::Stonith},
     group::{Book, coordinator::Coordinator, points::GroupPoints},
+    handover::Handovers,
     intake::{
         compare::Comparisons,
         listener::{Enrolment, listen},
@@ -94,6 +95,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         // What a controller before us had not committed is called off; what it had goes on.
         tokio::spawn(async move { unfinished.settle(record.group.id).await });
     }
+    let handovers = Handovers { site: config.name.clone(), runbook: runbook.clone(), seeder: seeder.clone() };
 
     let endpoint = SiteEndpoint::bind(config.listen, &identity, &config.transport)?;
     tracing::info!(listen = %endpoint.local_address()?, site = %config.name, "taking agents");
@@ -122,6 +124,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         group_failovers,
         seeder,
         readiness,
+        handovers,
         stop: stopping,
         certificate_expires,
         refused,

@@ -11,6 +11,7 @@ pub mod console;
 pub mod daemon;
 pub mod failover;
 pub mod group;
+pub mod handover;
 pub mod intake;
 pub mod readiness;
 pub mod restore;

@@ -7,7 +7,7 @@ use crate::{
         record::{self, RecordError},
     },
     id::VmId,
-    units::UnixMs,
+    units::{Generation, UnixMs},
 };
 use serde::{Deserialize, Serialize};
 
@@ -20,13 +20,25 @@ pub enum Owner {
     Left(String),
     /// An operator said that whoever has the guest running may take over from this agent.
     Released(String),
+    /// The VM was failed over here, went back, and was handed over to this agent, which may adopt this generation although it
+    /// was fenced.
+    HandedTo { agent: String, generation: Generation },
 }
 
 impl Owner {
+    /// The agent that may write now, if one may.
+    pub fn writer(&self) -> Option<&str> {
+        match self {
+            Self::Agent(agent) | Self::HandedTo { agent, .. } => Some(agent),
+            Self::Left(_) | Self::Released(_) => None,
+        }
+    }
+
     /// The agent that has it, or was the last to have it.
     pub fn agent(&self) -> &str {
         match self {
             Self::Agent(agent) | Self::Left(agent) | Self::Released(agent) => agent,
+            Self::HandedTo { agent, .. } => agent,
         }
     }
 }
@@ -82,6 +94,7 @@ mod tests {
             (Owner::Agent("a-1".into()), "0003612d31"),
             (Owner::Left("a-1".into()), "0103612d31"),
             (Owner::Released("a-1".into()), "0203612d31"),
+            (Owner::HandedTo { agent: "a-1".into(), generation: Generation(300) }, "0303612d31ac02"),
         ] {
             let file = record(owner.clone()).encode().unwrap();
             let hex: String = file[64..].iter().map(|byte| format!("{byte:02x}")).collect();

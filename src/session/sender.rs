@@ -225,6 +225,7 @@ impl Sender {
             | SiteMessage::Assign { .. }
             | SiteMessage::Cut { .. } => Vec::new(),
             SiteMessage::Vm { generation, latest, .. } => self.on_standing(generation, latest),
+            SiteMessage::Adopt { generation, .. } => self.on_handed_over(generation),
             SiteMessage::VmRefused { refusal, .. } => {
                 let lost = self.lose(|| refusal.clone());
                 self.standing = Standing::Refused(refusal);
@@ -272,6 +273,17 @@ impl Sender {
             actions.extend(self.lose(|| Refusal::WrongParent { latest: newest }));
         }
         actions.extend((0..self.points.len()).filter_map(|at| self.tell_begin(at)));
+        actions
+    }
+
+    /// The VM was given to this very source: it goes on under the newer generation, from what the site then says it holds.
+    fn on_handed_over(&mut self, generation: Generation) -> Vec<Action> {
+        if self.generation.is_some_and(|ours| ours >= generation) {
+            return Vec::new();
+        }
+        let mut actions = self.lose(|| Refusal::Fenced { current: generation });
+        self.generation = Some(generation);
+        actions.extend(self.link_up(self.window));
         actions
     }
 

@@ -137,9 +137,25 @@ pub enum SiteMessage {
         cut: CutId,
         order: CutOrder,
     },
+    /// The VM was handed over to this agent, which may go on under this generation although it has seen an older one: it
+    /// remembers it and says `Watch` again. From version 5 on.
+    Adopt {
+        vm: VmId,
+        generation: Generation,
+    },
 }
 
 impl SiteMessage {
+    /// The same in words that an agent understands which speaks version 4 or older.
+    pub fn before_version_5(self) -> Self {
+        match self {
+            Self::Adopt { vm, generation } => {
+                Self::VmRefused { vm, refusal: Refusal::Fenced { current: generation } }
+            }
+            other => other,
+        }
+    }
+
     /// The same in words that an agent understands which speaks version 3 or older.
     pub fn before_version_4(self) -> Self {
         match self {
@@ -163,7 +179,8 @@ impl SiteMessage {
             | Self::PointRefused { vm, .. }
             | Self::Compared { vm, .. }
             | Self::Assign { vm, .. }
-            | Self::Cut { vm, .. } => Some(*vm),
+            | Self::Cut { vm, .. }
+            | Self::Adopt { vm, .. } => Some(*vm),
         }
     }
 }

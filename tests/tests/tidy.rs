@@ -83,6 +83,7 @@ const SITE: &[&[&str]] = &[
     &["group"],
     &["failover"],
     &["retention", "seed", "readiness"],
+    &["handover"],
     &["api"],
     &["console"],
     &["daemon"],

@@ -5,6 +5,7 @@
 mod failovers;
 mod group_failovers;
 mod groups;
+mod handovers;
 mod points;
 mod readiness;
 pub mod role;

@@ -2,7 +2,7 @@
 //! so that there is no request without an entry.
 
 use super::{
-    failovers, group_failovers, groups, points, readiness,
+    failovers, group_failovers, groups, handovers, points, readiness,
     role::Role::{self, Operator, Viewer},
     seeds,
     site::Site,
@@ -45,6 +45,8 @@ pub fn table() -> Vec<Route> {
         post("/v1/failovers", Operator, failovers::fail_over),
         post("/v1/group-failovers/preview", Viewer, group_failovers::preview).changes_nothing(),
         post("/v1/group-failovers", Operator, group_failovers::fail_over),
+        get("/v1/vms/{vm}/claim", Operator, handovers::claim),
+        post("/v1/handovers", Operator, handovers::accept),
         post("/v1/seeds", Operator, seeds::seed),
         post("/v1/verify", Operator, verify::run_verify).changes_nothing(),
     ]

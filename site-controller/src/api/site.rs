@@ -5,6 +5,7 @@ use crate::{
     config::SiteConfig,
     failover::{group::Groups, runbook::Runbook},
     group::coordinator::Coordinator,
+    handover::Handovers,
     readiness::watch::Watch,
     retention::keeper::Keeper,
     seed::Seeder,
@@ -23,6 +24,7 @@ pub struct Site {
     pub group_failovers: Arc<Groups>,
     pub seeder: Seeder,
     pub readiness: Arc<Watch>,
+    pub handovers: Handovers,
     /// The daemon is stopping.
     pub stop: watch::Receiver<bool>,
     pub certificate_expires: UnixMs,

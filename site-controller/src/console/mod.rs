@@ -1,6 +1,7 @@
 //! What `lifeboat` shows: [`tables`] for people, [`watch`] for work that takes time. JSON is the API's own shapes.
 
 pub mod groups;
+pub mod handovers;
 pub mod readiness;
 pub mod seeds;
 pub mod tables;

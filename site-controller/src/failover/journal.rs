@@ -157,10 +157,22 @@ impl Journal {
         &self.dir
     }
 
+    /// Puts the record of a failover away that is over: the VM went elsewhere. Nothing happens without one.
+    pub fn close(&self, vm: VmId) -> Result<(), JournalError> {
+        let Some(record) = self.load(vm)? else { return Ok(()) };
+        let closed = self.dir.join(CLOSED);
+        let (from, to) = (self.path(vm), closed.join(format!("{vm}-{}.json", record.generation)));
+        let moved = fs::create_dir_all(&closed).and_then(|()| durable::rename(&from, &to));
+        moved.map_err(|source| JournalError::Disk { path: from, source })
+    }
+
     pub fn path(&self, vm: VmId) -> PathBuf {
         self.dir.join(format!("{vm}.json"))
     }
 }
+
+/// The folder of failovers that are over.
+const CLOSED: &str = "closed";
 
 #[cfg(test)]
 mod tests {
@@ -194,6 +206,10 @@ mod tests {
         };
         journal.save(&record).unwrap();
         assert_eq!(journal.load(vm).unwrap(), Some(record.clone()));
+        journal.close(vm).unwrap();
+        assert_eq!(journal.load(vm).unwrap(), None);
+        assert!(dir.path().join(format!("failovers/closed/{vm}-2.json")).exists(), "it is kept");
+        journal.close(vm).unwrap();
         fs::write(journal.path(vm), "{\"version\":").unwrap();
         assert!(journal.load(vm).unwrap_err().to_string().contains("move it away"));
         let future = Record { version: 2, ..record };

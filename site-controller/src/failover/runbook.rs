@@ -109,7 +109,7 @@ pub struct Runbook {
 }
 
 /// A VM's failover is this one's alone while it lives.
-pub(super) struct Claim<'a>(&'a Runbook, VmId);
+pub struct Claim<'a>(&'a Runbook, VmId);
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
@@ -155,7 +155,7 @@ impl Runbook {
     }
 
     /// A VM's failover is the caller's alone while it keeps what this gives.
-    pub(super) fn claim(&self, vm: VmId) -> Result<Claim<'_>, FailoverError> {
+    pub fn claim(&self, vm: VmId) -> Result<Claim<'_>, FailoverError> {
         if self.busy().insert(vm) { Ok(Claim(self, vm)) } else { Err(FailoverError::Busy) }
     }
 

@@ -27,7 +27,7 @@ pub enum Verdict {
 pub fn judge(owner: Option<&Owner>, word: Word, claimant: &str, migrated: bool) -> Verdict {
     let who = match owner {
         None | Some(Owner::Released(_)) => return Verdict::Take,
-        Some(Owner::Agent(agent)) if agent == claimant => return Verdict::Keep,
+        Some(owner) if owner.writer() == Some(claimant) => return Verdict::Keep,
         Some(Owner::Left(agent)) if migrated => {
             tracing::debug!(from = agent, to = claimant, "a guest that had left has arrived");
             return Verdict::Take;
@@ -37,7 +37,7 @@ pub fn judge(owner: Option<&Owner>, word: Word, claimant: &str, migrated: bool) 
                 "this VM was migrated away from {agent}'s host, and this copy of it did not come in by a migration"
             )
         }
-        Some(Owner::Agent(agent)) => match word {
+        Some(Owner::Agent(agent) | Owner::HandedTo { agent, .. }) => match word {
             Word::Said(Place::Here { .. }) => format!("agent {agent} protects this VM and has it running"),
             Word::Unsaid => format!("agent {agent} protects this VM and does not say that it left"),
             Word::Absent | Word::Said(Place::NotHere | Place::Left) if migrated => return Verdict::Take,
@@ -62,6 +62,7 @@ pub fn judge(owner: Option<&Owner>, word: Word, claimant: &str, migrated: bool) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lifeboat::units::Generation;
 
     const WORDS: [Word; 6] = [
         Word::Absent,
@@ -78,13 +79,15 @@ mod tests {
 
     #[test]
     fn a_vm_changes_hands_only_if_it_came_in_by_a_migration_and_its_owner_does_not_say_that_it_runs_there() {
-        let owner = Owner::Agent("a".into());
-        for word in WORDS {
+        let handed = Owner::HandedTo { agent: "a".into(), generation: Generation(3) };
+        for (owner, word) in
+            [Owner::Agent("a".into()), handed].iter().flat_map(|owner| WORDS.map(|word| (owner, word)))
+        {
             let runs = matches!(word, Word::Unsaid | Word::Said(Place::Here { .. }));
-            assert_eq!(takes(&owner, word, "b", true), !runs, "{word:?}");
-            assert!(!takes(&owner, word, "b", false), "{word:?}");
+            assert_eq!(takes(owner, word, "b", true), !runs, "{word:?}");
+            assert!(!takes(owner, word, "b", false), "{word:?}");
             for migrated in [false, true] {
-                assert_eq!(judge(Some(&owner), word, "a", migrated), Verdict::Keep, "{word:?}");
+                assert_eq!(judge(Some(owner), word, "a", migrated), Verdict::Keep, "{word:?}");
             }
         }
     }

@@ -237,6 +237,7 @@ async fn write_replies(
     version: ProtocolVersion,
 ) -> Result<Finished, TransportError> {
     while let Some(message) = queue.recv().await {
+        let message = if version.knows_orders() { message } else { message.before_version_5() };
         let message = if version.knows_places() { message } else { message.before_version_4() };
         send.send(&message).await?;
     }

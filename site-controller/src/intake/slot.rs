@@ -4,6 +4,7 @@
 //! begun over it. While a point is being made durable, frames of the next one are taken; points are taken of the VM's owner
 //! only ([`super::owner`]). Called by `session` for events, by `failover` to fence.
 
+mod hand_over;
 mod ownership;
 mod reserve;
 
@@ -121,11 +122,17 @@ impl Slot {
         let (agent, (told, owns)) = (agent.to_owned(), oneshot::channel());
         self.apart(async move |slot| {
             let mut inner = slot.at_rest().await;
-            let owns = slot.note_watch(&mut inner, session, &agent).await;
+            let owns = slot.note_watch(&mut inner, session, &agent, &replies).await;
             if owns || inner.name.is_empty() {
                 inner.name = name;
             }
-            let answer = inner.receiver.watch(slot.held().await, generation);
+            let held = slot.held().await;
+            if let Some(adopt) = slot.may_adopt(&mut inner, &agent, held, generation).await {
+                let _ = replies.send(adopt).await; // a closed channel is a session that has just ended
+                let _ = told.send(owns);
+                return;
+            }
+            let answer = inner.receiver.watch(held, generation);
             // A VM that moves between hosts has several agents that look at it; what is open belongs to who began it.
             let taken = inner.replies.as_ref().is_some_and(|replies| !replies.is_closed());
             if let (SiteMessage::Vm { .. }, true, false) = (&answer, owns, taken) {

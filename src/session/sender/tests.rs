@@ -121,6 +121,28 @@ fn a_raised_generation_fences_this_source_for_good() {
 }
 
 #[test]
+fn a_hand_over_lets_a_fenced_source_go_on_under_the_newer_generation_and_an_old_one_changes_nothing() {
+    let mut sender = flowing(1);
+    sender.on_message(SiteMessage::VmRefused { vm: VM, refusal: Refusal::Fenced { current: Generation(2) } });
+    assert!(sender.refresh().is_empty(), "it asks no more by itself");
+    for old in [0, 1] {
+        assert!(sender.on_message(SiteMessage::Adopt { vm: VM, generation: Generation(old) }).is_empty());
+    }
+    assert!(matches!(sender.standing(), Standing::Refused(Refusal::Fenced { .. })));
+    let actions = sender.on_message(SiteMessage::Adopt { vm: VM, generation: Generation(3) });
+    let [Action::Tell(AgentMessage::Watch { generation, .. })] = actions.as_slice() else {
+        panic!("{actions:?}")
+    };
+    assert_eq!(*generation, Some(Generation(3)));
+    assert_eq!(*sender.standing(), Standing::Unknown);
+    sender.on_message(SiteMessage::Vm { vm: VM, generation: Generation(3), latest: None });
+    let Some(Action::Tell(AgentMessage::Begin { generation, .. })) = sender.begin(POINT, None).pop() else {
+        panic!("it begins nothing")
+    };
+    assert_eq!(generation, Generation(3));
+}
+
+#[test]
 fn bytes_on_their_way_stay_within_the_window_by_one_frame_at_most() {
     let mut sender = flowing(0);
     sender.window = 200;

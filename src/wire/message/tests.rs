@@ -130,6 +130,7 @@ fn golden_bytes_of_every_site_message_of_version_1() {
         (SiteMessage::Assign { vm: VM, assignment: None }, "08V00".to_owned()),
         (SiteMessage::Assign { vm: VM, assignment: Some(assignment()) }, "08V010167ac0202010100".to_owned()),
         (SiteMessage::Cut { vm: VM, cut: CUT, order: CutOrder::CallOff }, "09VC03".to_owned()),
+        (SiteMessage::Adopt { vm: VM, generation: Generation(3) }, "0aV03".to_owned()),
     ];
     for (message, golden) in cases {
         assert_eq!(shown(&message), golden, "{message:?}");

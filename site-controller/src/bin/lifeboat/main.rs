@@ -5,6 +5,7 @@ mod ask;
 mod check;
 mod failover;
 mod group;
+mod handover;
 mod points;
 mod release;
 mod seed;
@@ -59,6 +60,8 @@ enum Command {
     Prune(points::Prune),
     Release(release::Release),
     Seed(seed::Seed),
+    Claim(handover::ClaimIt),
+    Accept(handover::Accept),
     Verify(verify::Verify),
 }
 
@@ -90,6 +93,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Prune(prune) => prune.run(&site).await,
         Command::Release(release) => release.run(&site).await,
         Command::Seed(seed) => seed.run(&site).await,
+        Command::Claim(claim) => claim.run(&site).await,
+        Command::Accept(accept) => accept.run(&site).await,
         Command::Verify(verify) => verify.run(&site).await,
     }
 }

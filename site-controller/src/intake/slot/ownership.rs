@@ -20,8 +20,9 @@ use tokio::sync::oneshot;
 /// A session that watches the VM.
 #[derive(Debug)]
 pub(super) struct Present {
-    agent: String,
+    pub agent: String,
     place: Option<Place>,
+    pub replies: Replies,
 }
 
 /// What became of an agent's wish to write the VM's history.
@@ -33,10 +34,17 @@ pub enum Claim {
 
 impl Slot {
     /// A session watches this VM; `true` if its agent is the owner, or nobody is.
-    pub(super) async fn note_watch(&self, inner: &mut Inner, session: u64, agent: &str) -> bool {
+    pub(super) async fn note_watch(
+        &self,
+        inner: &mut Inner,
+        session: u64,
+        agent: &str,
+        replies: &Replies,
+    ) -> bool {
         {
             let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-            present.entry(session).or_insert_with(|| Present { agent: agent.to_owned(), place: None });
+            let (agent, replies) = (agent.to_owned(), replies.clone());
+            present.entry(session).or_insert_with(|| Present { agent, place: None, replies });
         }
         match self.owner(inner).await {
             Ok(owner) => owner.is_none_or(|owner| owner.agent() == agent),
@@ -58,7 +66,8 @@ impl Slot {
     ) -> Option<Claim> {
         {
             let mut present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
-            present.insert(session, Present { agent: agent.to_owned(), place: Some(place) });
+            let (agent, replies) = (agent.to_owned(), replies.clone());
+            present.insert(session, Present { agent, place: Some(place), replies });
         }
         let (agent, (told, claim)) = (agent.to_owned(), oneshot::channel());
         self.apart(async move |slot| match place {
@@ -114,7 +123,7 @@ impl Slot {
     }
 
     pub(super) async fn is_owned_by(&self, inner: &mut Inner, agent: &str) -> bool {
-        matches!(self.owner(inner).await, Ok(Some(Owner::Agent(owner))) if owner == agent)
+        matches!(self.owner(inner).await, Ok(Some(owner)) if owner.writer() == Some(agent))
     }
 
     /// Gives the VM to this agent, if it may have it. No point is being made durable.
@@ -157,11 +166,10 @@ impl Slot {
     /// The guest was migrated away from this agent's host: nobody has the VM until it is found where it came in.
     async fn has_left(self: &Arc<Self>, agent: &str) {
         let mut inner = self.at_rest().await;
-        let Ok(Some(Owner::Agent(owner))) = self.owner(&mut inner).await else { return };
-        if owner != agent {
+        if !self.is_owned_by(&mut inner, agent).await {
             return;
         }
-        match self.set_owner(&mut inner, Owner::Left(owner)).await {
+        match self.set_owner(&mut inner, Owner::Left(agent.to_owned())).await {
             Ok(()) => {
                 tracing::info!(vm = %self.vm, name = inner.name, agent, "the guest was migrated away from this agent's host");
                 self.drop_open(&mut inner).await;
@@ -191,7 +199,7 @@ impl Slot {
         Ok(owner)
     }
 
-    async fn set_owner(&self, inner: &mut Inner, owner: Owner) -> Result<(), StoreError> {
+    pub(super) async fn set_owner(&self, inner: &mut Inner, owner: Owner) -> Result<(), StoreError> {
         // Whatever comes of it is read again.
         inner.owner = None;
         self.store.set_owner(self.vm, owner.clone()).await?;

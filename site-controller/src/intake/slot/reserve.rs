@@ -1,9 +1,10 @@
 //! Reserving a VM's history: the site itself is to write it, or to give it to another agent, and no agent may meanwhile.
-//! Promises: granted only while no point is under way and the owner does not say that it has the guest running; ends
-//! with the value. Called by `seed` and `handover`.
+//! Promises: granted only while no point is under way and the owner does not say that it has the guest running, unless that
+//! one is fenced; ends with the value. Called by `seed` and `handover`.
 
 use super::{RUNS, Slot, Slots, ownership::Word};
-use lifeboat::id::VmId;
+use crate::store::StoreError;
+use lifeboat::{format::owner::Owner, id::VmId};
 use std::sync::{Arc, PoisonError};
 
 /// Nobody's points of the VM are taken while it lives.
@@ -25,10 +26,21 @@ impl Drop for Reservation {
 impl Slots {
     /// `why` is what agents are told meanwhile.
     pub async fn reserve(&self, vm: VmId, why: &str) -> Result<Reservation, String> {
+        self.reserve_from(vm, why, false).await
+    }
+
+    /// The same of a VM that was failed over here and given to nobody since: its owner is fenced, and where the VM went home to
+    /// its host, it has it running.
+    pub async fn reserve_fenced(&self, vm: VmId, why: &str) -> Result<Reservation, String> {
+        self.reserve_from(vm, why, true).await
+    }
+
+    async fn reserve_from(&self, vm: VmId, why: &str, fenced: bool) -> Result<Reservation, String> {
         let slot = self.slot(vm);
         let mut inner = slot.at_rest().await;
         let owner = slot.owner(&mut inner).await.map_err(|error| error.to_string())?;
-        if let Some(owner) = owner.filter(|owner| slot.word_of(owner.agent()) == Word::Said(RUNS)) {
+        let has_it = |owner: &Owner| !fenced && slot.word_of(owner.agent()) == Word::Said(RUNS);
+        if let Some(owner) = owner.filter(has_it) {
             return Err(format!("agent {} protects this VM and has it running", owner.agent()));
         }
         if !inner.open.is_empty() {
@@ -42,6 +54,15 @@ impl Slots {
         drop(reserved);
         drop(inner);
         Ok(Reservation(slot))
+    }
+}
+
+impl Slots {
+    /// Whose points of the VM are taken.
+    pub async fn owner(&self, vm: VmId) -> Result<Option<Owner>, StoreError> {
+        let slot = self.slot(vm);
+        let mut inner = slot.at_rest().await;
+        slot.owner(&mut inner).await
     }
 }
 

@@ -228,3 +228,59 @@ async fn nobody_is_admitted_while_the_owner_can_not_be_read() {
     world.slots.slot(VM).release().await.unwrap();
     one.commits(1, None).await;
 }
+
+/// Goal: who was fenced goes on only where it is named, and only under the generation that it is named with.
+#[tokio::test]
+async fn an_agent_that_was_fenced_goes_on_once_the_vm_was_handed_to_it_and_nobody_else_does() {
+    let world = World::new().await;
+    let mut one = world.agent(1, "a").await;
+    assert!(one.is_granted(RUNS).await);
+    one.commits(1, None).await;
+    let busy = world.slots.reserve(VM, "a test").await;
+    assert!(busy.is_err_and(|why| why.contains("agent a")), "it has the guest running");
+    let store = one.slot.store.clone();
+    let fenced = store.raise(VM).await.unwrap();
+    one.says(Place::NotHere).await;
+
+    let watch = async |agent: &mut Agent, generation| {
+        let replies = agent.replies.clone();
+        agent.slot.watch(agent.session, agent.name, "web".into(), generation, replies).await;
+        agent.hears().await
+    };
+    let is_fenced =
+        |said: &SiteMessage| matches!(said, SiteMessage::VmRefused { refusal: Refusal::Fenced { .. }, .. });
+    assert!(is_fenced(&watch(&mut one, Some(Generation::FIRST)).await));
+    let held = world.slots.reserve(VM, "being handed over").await.unwrap();
+    assert_eq!(held.watchers().into_iter().collect::<Vec<_>>(), ["a"]);
+    assert!(world.slots.reserve(VM, "again").await.is_err(), "one at a time");
+    held.hand_to("a", fenced.next()).await.unwrap();
+    // Named, but not under the generation that holds.
+    assert!(is_fenced(&watch(&mut one, Some(Generation::FIRST)).await));
+    let generation = store.raise_to(VM, fenced.next()).await.unwrap();
+    // From here on it is never told that it is fenced, or it would pause the guest; its points wait for the end.
+    assert_eq!(watch(&mut one, Some(fenced)).await, SiteMessage::Adopt { vm: VM, generation });
+    assert!(matches!(watch(&mut one, Some(generation)).await, SiteMessage::Vm { .. }));
+    assert!(!one.is_granted(RUNS).await);
+    one.says(Place::NotHere).await;
+    held.hand_over("a", generation).await;
+    assert_eq!(one.hears().await, SiteMessage::Adopt { vm: VM, generation });
+
+    // It outlives a restart; others are turned away, whatever they have seen.
+    let world = world.restarted().await;
+    let (replies, inbox) = mpsc::channel(64);
+    let mut one = Agent { slot: world.slots.slot(VM), session: 1, name: "a", replies, inbox };
+    let (replies, inbox) = mpsc::channel(64);
+    let mut two = Agent { slot: world.slots.slot(VM), session: 2, name: "b", replies, inbox };
+    for seen in [None, Some(Generation::FIRST), Some(fenced)] {
+        assert!(is_fenced(&watch(&mut two, seen).await), "{seen:?}");
+        assert_eq!(watch(&mut one, seen).await, SiteMessage::Adopt { vm: VM, generation }, "{seen:?}");
+    }
+    assert!(matches!(watch(&mut one, Some(generation)).await, SiteMessage::Vm { .. }));
+    assert!(one.is_granted(RUNS).await && !two.is_granted(RUNS).await);
+    one.slot.begin("a", generation, point(2), Some(point(1)), one.replies.clone()).await;
+    assert!(matches!(one.hears().await, SiteMessage::Opened { .. }));
+    // Another failover ends it.
+    one.slot.abort(point(2)).await;
+    world.slots.slot(VM).store.raise(VM).await.unwrap();
+    assert!(is_fenced(&watch(&mut one, Some(generation)).await));
+}
