@@ -32,6 +32,22 @@ struct RawSite {
     fence_timeout: Option<Span>,
     #[serde(default)]
     vm: Vec<RawVm>,
+    api: Option<RawApi>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawApi {
+    listen: String,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+}
+
+/// Where operators are listened to over the network, and what they are shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiConfig {
+    pub listen: SocketAddr,
+    /// Certificate and key, instead of the site's own.
+    pub files: Option<(PathBuf, PathBuf)>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,6 +86,8 @@ pub struct SiteConfig {
     pub fence_command: Vec<String>,
     /// How long that may take.
     pub fence_timeout: Duration,
+    /// Without it operators are listened to on the socket alone.
+    pub api: Option<ApiConfig>,
 }
 
 impl Keep {
@@ -136,6 +154,7 @@ impl SiteConfig {
             keep: Keep::read(file, raw.keep, raw.vm)?,
             fence_command: fence_command(file, raw.fence_command)?,
             fence_timeout: raw.fence_timeout.map_or(FENCE_TIMEOUT, |span| span.0),
+            api: raw.api.map(|raw| api(file, raw)).transpose()?,
         };
         for (key, dir) in
             [("data_dir", &site.data_dir), ("replica_dir", &site.replica_dir), ("run_dir", &site.run_dir)]
@@ -168,6 +187,24 @@ fn fence_command(file: &Path, command: Option<Vec<String>>) -> Result<Vec<String
     }
 }
 
+fn api(file: &Path, raw: RawApi) -> Result<ApiConfig, ConfigError> {
+    let listen = raw.listen.parse().map_err(|_| {
+        config::invalid(file, "api.listen", &raw.listen, "write an address and a port: `10.0.0.2:7444`")
+    })?;
+    let files = match (raw.certificate, raw.key) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) if certificate.is_absolute() && key.is_absolute() => {
+            Some((certificate, key))
+        }
+        (certificate, key) => {
+            let why = "write both, with absolute paths, or neither: then the site shows its own certificate";
+            let given = [certificate, key].into_iter().flatten().next().unwrap_or_default();
+            return Err(config::invalid(file, "api.certificate, api.key", given.display(), why));
+        }
+    };
+    Ok(ApiConfig { listen, files })
+}
+
 const FENCE_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
@@ -192,6 +229,9 @@ mod tests {
             ("name = \"\"", "name"),
             ("fence_command = [\"stonith\"]", "fence_command"),
             ("fence_command = []", "{agent}"),
+            ("[api]\nlisten = \"7444\"", "api.listen"),
+            ("[api]\nlisten = \"[::]:7444\"\nkey = \"/k.pem\"", "api.certificate"),
+            ("[api]\nlisten = \"[::]:7444\"\nkey = \"k.pem\"\ncertificate = \"/c.pem\"", "absolute"),
             ("keep = []", "keep"),
             ("keep = [\"some\"]", "hourly for 24h"),
             ("[[vm]]\nname = \"web\"\nkeep = [\"daily for 1h\"]", "vm.keep"),

@@ -1,7 +1,7 @@
 //! The daemon: opens what is there, wires the rooms, says that it is ready, and stops in order.
 
 use crate::{
-    api::{routes, site::Site},
+    api::{gate::Gate, routes, site::Site, token_book::TokenBook},
     catalog::{Catalog, SledIndex},
     config::SiteConfig,
     failover::{group::Groups, journal::Journal, runbook::Runbook, stonith::Stonith},
@@ -22,8 +22,8 @@ use anyhow::Context;
 use lifeboat::{
     clock::{Clock, SystemClock},
     hypervisor::libvirt::Hypervisor,
-    local_api::LocalListener,
-    transport::{SiteEndpoint, enrol::EnrolmentTokens, pki::SiteIdentity},
+    local_api::{HttpsListener, LocalListener},
+    transport::{SiteEndpoint, enrol::EnrolmentTokens, https::HttpsIdentity, pki::SiteIdentity},
 };
 use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
 use tokio::{
@@ -102,6 +102,8 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let refused = Box::new(endpoint.refusal_counter());
     let tokens = EnrolmentTokens::open(&config.identity_dir(), identity.fingerprint(), clock.clone());
     let certificate_expires = identity.expires();
+    let https = https(&config, &identity).await?;
+    let gate = Arc::new(Gate { tokens: TokenBook::open(&config.data_dir, clock.clone())? });
     let enrolment = Arc::new(Enrolment { identity, tokens, clock });
     let socket = LocalListener::bind(&config.socket(), 0o660)?;
     let (order, stop) = watch::channel(false);
@@ -118,6 +120,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let stopping = stop.clone();
     let site = Arc::new(Site {
         config,
+        gate,
         runbook,
         keeper,
         coordinator,
@@ -132,10 +135,12 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     });
 
     let listener = tokio::spawn(listen(endpoint, intake, enrolment, stop.clone()));
-    let mut stopped = stop.clone();
-    let api = tokio::spawn(socket.serve(routes::router(site), async move {
-        let _ = stopped.wait_for(|stop| *stop).await;
-    }));
+    let router = routes::router(site);
+    let stopped = |mut stop: watch::Receiver<bool>| async move {
+        let _ = stop.wait_for(|stop| *stop).await;
+    };
+    let remote = https.map(|https| tokio::spawn(https.serve(router.clone(), stopped(stop.clone()))));
+    let api = tokio::spawn(socket.serve(router, stopped(stop.clone())));
     // Outside systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     until_told().await?;
@@ -147,7 +152,22 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     leading.await?;
     watching.await?;
     api.await??;
+    if let Some(remote) = remote {
+        remote.await?;
+    }
     Ok(())
+}
+
+/// The port for operators elsewhere, where the configuration has one.
+async fn https(config: &SiteConfig, identity: &SiteIdentity) -> anyhow::Result<Option<HttpsListener>> {
+    let Some(api) = &config.api else { return Ok(None) };
+    let shown = match &api.files {
+        Some((certificate, key)) => HttpsIdentity::from_files(certificate, key),
+        None => HttpsIdentity::of_site(identity),
+    };
+    let listener = HttpsListener::bind(api.listen, shown.context("the API's certificate")?).await?;
+    tracing::info!(listen = %listener.local_address()?, "taking operators");
+    Ok(Some(listener))
 }
 
 async fn until_told() -> anyhow::Result<()> {

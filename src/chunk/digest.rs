@@ -31,6 +31,10 @@ impl Digest {
         }
         Self(hasher.finalize().into())
     }
+    /// Whether both are the same, told in a time that says nothing of where they differ.
+    pub fn is(&self, other: &Self) -> bool {
+        blake3::Hash::from_bytes(self.0) == blake3::Hash::from_bytes(other.0)
+    }
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }

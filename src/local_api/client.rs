@@ -1,18 +1,28 @@
-//! The command line's end of the socket. Promises: answers are bounded in size; a daemon that is not there is told from
+//! The asking end: of a socket on this machine, or over TLS. Promises: a token is sent to nobody but the server that is
+//! meant; answers are bounded in size; a daemon that is not there is told from
 //! one that refuses, each with what to do about it.
 
 use super::error::{Envelope, ErrorBody};
+use crate::transport::{
+    TransportError,
+    https::{HttpsDialer, Trust},
+};
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::{Method, Request, Response, StatusCode, body::Incoming, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response, StatusCode, body::Incoming, client::conn::http1, header, header::HeaderValue,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use std::{
-    io,
+    fmt, io,
     marker::PhantomData,
     path::{Path, PathBuf},
 };
-use tokio::net::UnixStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+};
 
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
@@ -28,6 +38,16 @@ pub enum ClientError {
         path: PathBuf,
         #[source]
         source: io::Error,
+    },
+    #[error("{given} is no address of an API; write https://HOST:PORT")]
+    BadAddress { given: String },
+    #[error("the token {why}")]
+    BadToken { why: &'static str },
+    #[error("{address} can't be asked")]
+    NoLink {
+        address: String,
+        #[source]
+        source: TransportError,
     },
     /// The daemon understood and would not.
     #[error("{error}")]
@@ -61,6 +81,9 @@ impl ClientError {
     pub fn hint(&self) -> Option<&str> {
         match self {
             Self::Api { error, .. } => error.hint.as_deref(),
+            Self::NoLink { source: TransportError::Certificate { .. }, .. } => Some(
+                "what answers there is not who is meant, or --ca or --fingerprint is wrong; nothing was sent to it",
+            ),
             _ => None,
         }
     }
@@ -69,18 +92,59 @@ impl ClientError {
 /// Talks with one daemon; each request has a connection of its own.
 #[derive(Clone, Debug)]
 pub struct Client {
-    path: PathBuf,
+    door: Door,
     daemon: &'static str,
+}
+
+/// How a daemon is asked over the network.
+#[derive(Clone)]
+pub struct Access {
+    /// `https://HOST:PORT`
+    pub url: String,
+    /// Says who asks.
+    pub token: String,
+    /// Says who answers.
+    pub trust: Trust,
+}
+
+#[derive(Clone)]
+enum Door {
+    Socket(PathBuf),
+    Https { dialer: HttpsDialer, bearer: HeaderValue },
+}
+
+impl fmt::Debug for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Socket(path) => write!(f, "{}", path.display()),
+            Self::Https { dialer, .. } => write!(f, "https://{}", dialer.address()),
+        }
+    }
 }
 
 impl Client {
     /// `daemon` is the service's name, for error messages.
     pub fn new(path: impl Into<PathBuf>, daemon: &'static str) -> Self {
-        Self { path: path.into(), daemon }
+        Self { door: Door::Socket(path.into()), daemon }
     }
 
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Of a daemon elsewhere. Nothing is sent yet.
+    pub fn remote(access: &Access, daemon: &'static str) -> Result<Self, ClientError> {
+        let bad = || ClientError::BadAddress { given: access.url.escape_debug().take(80).collect() };
+        let address = access.url.trim().strip_prefix("https://").ok_or_else(bad)?.trim_end_matches('/');
+        if address.contains('/') || !address.contains(':') {
+            return Err(bad());
+        }
+        let token = access.token.trim();
+        if token.is_empty() || token.len() > TOKEN_MAX || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(ClientError::BadToken { why: "is no token; it is one word" });
+        }
+        let bearer = HeaderValue::from_str(&format!("Bearer {token}"));
+        let mut bearer = bearer.map_err(|_| ClientError::BadToken { why: "can't be sent" })?;
+        bearer.set_sensitive(true);
+        let dialer = HttpsDialer::new(address, &access.trust)
+            .map_err(|source| ClientError::NoLink { address: address.to_owned(), source })?;
+        Ok(Self { door: Door::Https { dialer, bearer }, daemon })
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
@@ -114,24 +178,28 @@ impl Client {
 
     /// The answer, if it is not an error.
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
-        let stream = UnixStream::connect(&self.path).await.map_err(|source| {
-            let (daemon, path) = (self.daemon, self.path.clone());
-            match source.kind() {
-                io::ErrorKind::PermissionDenied => ClientError::Denied { path, source },
-                _ => ClientError::NotRunning { daemon, path, source },
-            }
-        })?;
         let broken = |source| ClientError::BrokenOff { daemon: self.daemon, source };
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-        // Ends with the request; its error shows on the request too.
-        tokio::spawn(connection);
-        let request = Request::builder()
+        let mut request = Request::builder()
             .method(method)
             .uri(path)
             .header(header::HOST, "localhost")
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|source| ClientError::BadRequest { path: path.to_owned(), source })?;
+        let mut sender = match &self.door {
+            Door::Socket(path) => speak(self.knock(path).await?).await.map_err(broken)?,
+            Door::Https { dialer, bearer } => {
+                let address = dialer.address().to_owned();
+                if let Ok(host) = HeaderValue::from_str(&address) {
+                    request.headers_mut().insert(header::HOST, host);
+                }
+                request.headers_mut().insert(header::AUTHORIZATION, bearer.clone());
+                let stream = dialer.connect().await;
+                speak(stream.map_err(|source| ClientError::NoLink { address, source })?)
+                    .await
+                    .map_err(broken)?
+            }
+        };
         let answer = sender.send_request(request).await.map_err(broken)?;
         let status = answer.status();
         if status.is_success() {
@@ -148,6 +216,16 @@ impl Client {
             |envelope| envelope.error,
         );
         Err(ClientError::Api { status, error })
+    }
+
+    async fn knock(&self, path: &Path) -> Result<UnixStream, ClientError> {
+        UnixStream::connect(path).await.map_err(|source| {
+            let (daemon, path) = (self.daemon, path.to_owned());
+            match source.kind() {
+                io::ErrorKind::PermissionDenied => ClientError::Denied { path, source },
+                _ => ClientError::NotRunning { daemon, path, source },
+            }
+        })
     }
 
     async fn read<T: DeserializeOwned>(&self, answer: Response<Incoming>) -> Result<T, ClientError> {
@@ -174,6 +252,15 @@ impl Client {
         let text = serde_json::to_vec(body);
         text.map(Bytes::from).map_err(|source| ClientError::Unreadable { daemon: self.daemon, source })
     }
+}
+
+/// A connection that requests can be sent on. It ends with the request; its error shows on the request too.
+async fn speak(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> Result<http1::SendRequest<Full<Bytes>>, hyper::Error> {
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    tokio::spawn(connection);
+    Ok(sender)
 }
 
 /// An answer that comes line by line.
@@ -220,3 +307,5 @@ impl<T: DeserializeOwned> Lines<T> {
 /// Bytes of one answer at the most: a list of every point of a large site.
 const ANSWER_MAX: usize = 64 << 20;
 const LINE_MAX: usize = 1 << 20;
+/// A token is shorter.
+const TOKEN_MAX: usize = 512;

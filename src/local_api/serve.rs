@@ -5,14 +5,19 @@ use super::error::{ApiError, Envelope};
 use axum::{
     Router,
     body::{Body, Bytes},
+    extract::connect_info::Connected,
     http::header::CONTENT_TYPE,
     response::{IntoResponse, Response},
+    serve::IncomingStream,
 };
 use futures_util::stream;
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::StatusCode;
 use serde::Serialize;
 use std::{
     fs::{self, Permissions},
     io,
+    net::SocketAddr,
     os::unix::{
         fs::{FileTypeExt, PermissionsExt},
         net::UnixStream,
@@ -37,6 +42,27 @@ pub enum ServeError {
         #[source]
         source: io::Error,
     },
+    #[error("can't listen on {address}")]
+    Listen {
+        address: SocketAddr,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Where a request comes from; every request bears it, as `ConnectInfo`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Through the daemon's socket, from a process of this user.
+    Local { uid: Option<u32> },
+    /// Over the network. Nothing is known of whoever it is.
+    Network { from: SocketAddr },
+}
+
+impl Connected<IncomingStream<'_, UnixListener>> for Origin {
+    fn connect_info(stream: IncomingStream<'_, UnixListener>) -> Self {
+        Self::Local { uid: stream.io().peer_cred().ok().map(|peer| peer.uid()) }
+    }
 }
 
 /// A bound socket, not serving yet. Its file is removed when it is dropped.
@@ -80,7 +106,8 @@ impl LocalListener {
             // Nobody waits for it any more only if serving has ended already.
             let _ = asked.send(());
         };
-        let served = axum::serve(listener, router).with_graceful_shutdown(shutdown);
+        let service = router.into_make_service_with_connect_info::<Origin>();
+        let served = axum::serve(listener, service).with_graceful_shutdown(shutdown);
         let deadline = async move {
             if stop.await.is_err() {
                 std::future::pending::<()>().await;
@@ -100,6 +127,25 @@ impl Drop for SocketFile {
     fn drop(&mut self) {
         // A draft has been moved away by then; a socket that is gone already is no loss.
         let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// A request's body, which must not be larger than `max` and must have come `within` that time.
+pub async fn whole_body(body: Body, max: usize, within: Duration) -> Result<Bytes, ApiError> {
+    match tokio::time::timeout(within, Limited::new(body, max).collect()).await {
+        Ok(Ok(collected)) => Ok(collected.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(ApiError::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "too-large",
+            format!("the request has more than {max} bytes"),
+        )),
+        Ok(Err(error)) => {
+            Err(ApiError::bad_request("bad-request", format!("the request broke off: {error}")))
+        }
+        Err(_) => {
+            let message = format!("the request was not whole after {} s", within.as_secs());
+            Err(ApiError::new(StatusCode::REQUEST_TIMEOUT, "too-slow", message))
+        }
     }
 }
 
@@ -138,4 +184,4 @@ fn check_free(path: &Path) -> Result<(), ServeError> {
 }
 
 /// How long requests under way may go on after a stop was asked for.
-const DRAIN: Duration = Duration::from_secs(5);
+pub(super) const DRAIN: Duration = Duration::from_secs(5);

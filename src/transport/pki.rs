@@ -16,7 +16,7 @@ pub use site::{AGENT_VALIDITY, SiteIdentity};
 
 pub(super) use agent::AgentKey;
 pub(super) use certificate::{Facts, sha256};
-pub(super) use files::write_private;
+pub(super) use files::{read_any_key, read_certificates, write_private};
 
 use std::{io, path::PathBuf};
 

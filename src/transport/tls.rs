@@ -61,6 +61,42 @@ pub fn newcomer(authority: Fingerprint) -> Result<Arc<QuicClientConfig>, Transpo
     finish(config, vec![ENROL_ALPN.to_vec()])
 }
 
+/// What a site shows to operators: its own certificate, or the one that they have for it. Callers show none.
+pub fn https_server(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<ServerConfig, TransportError> {
+    let mut config = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&TLS13])
+        .map_err(unusable)?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(unusable)?;
+    config.alpn_protocols = vec![HTTP_ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// What an operator's command takes: a server that one of these authorities vouches for.
+pub fn https_client(authorities: Vec<CertificateDer<'static>>) -> Result<ClientConfig, TransportError> {
+    let mut roots = RootCertStore::empty();
+    // A system's list may hold some of a kind that is not understood; those vouch for nobody.
+    if roots.add_parsable_certificates(authorities).0 == 0 {
+        return Err(TransportError::Certificate { why: "none of the authorities can be used".into() });
+    }
+    Ok(speaking_http(client()?.with_root_certificates(roots).with_no_client_auth()))
+}
+
+/// What an operator's command takes that was told a fingerprint: the server's own certificate, or its authority's.
+pub fn https_client_pinned(pinned: Fingerprint) -> Result<ClientConfig, TransportError> {
+    let verifier =
+        PinnedServer { pinned, authority: PinnedAuthority { authority: pinned, provider: provider() } };
+    let config =
+        client()?.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth();
+    Ok(speaking_http(config))
+}
+
 /// A peer that has neither a certificate nor a wish to enrol; for tests of what a site does with it.
 #[cfg(test)]
 pub fn stranger(authority: &CertificateDer<'static>, alpn: Vec<Vec<u8>>) -> Arc<QuicClientConfig> {
@@ -142,6 +178,57 @@ impl ServerCertVerifier for PinnedAuthority {
     }
 }
 
+/// Trusts the certificate with the pinned fingerprint, whatever name it is for; else what the pinned authority signed.
+#[derive(Debug)]
+struct PinnedServer {
+    pinned: Fingerprint,
+    authority: PinnedAuthority,
+}
+
+impl ServerCertVerifier for PinnedServer {
+    fn verify_server_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        if Fingerprint::of(own) == self.pinned {
+            return Ok(ServerCertVerified::assertion());
+        }
+        self.authority.verify_server_cert(own, others, name, ocsp, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.authority.verify_tls12_signature(message, own, signature)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        own: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        self.authority.verify_tls13_signature(message, own, signature)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.authority.supported_verify_schemes()
+    }
+}
+
+fn speaking_http(mut config: ClientConfig) -> ClientConfig {
+    config.alpn_protocols = vec![HTTP_ALPN.to_vec()];
+    config.resumption = Resumption::disabled();
+    config
+}
+
 fn client() -> Result<rustls::ConfigBuilder<ClientConfig, rustls::WantsVerifier>, TransportError> {
     ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]).map_err(unusable)
 }
@@ -165,3 +252,5 @@ fn provider() -> Arc<CryptoProvider> {
 fn unusable(error: impl std::error::Error) -> TransportError {
     TransportError::Certificate { why: error.to_string() }
 }
+
+const HTTP_ALPN: &[u8] = b"http/1.1";

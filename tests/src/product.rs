@@ -47,6 +47,13 @@ impl Controller {
         Ok(controller)
     }
 
+    /// Adds to its configuration; holds from the next start.
+    pub fn configure(&self, more: &str) -> Result<()> {
+        let file = self.dir.join("site.toml");
+        let text = fs::read_to_string(&file)? + more;
+        Ok(fs::write(&file, text)?)
+    }
+
     pub fn data_dir(&self) -> PathBuf {
         self.dir.join("data")
     }

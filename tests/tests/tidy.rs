@@ -18,6 +18,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("quinn_proto", &["src/transport"]),
     ("quinn", &["src/transport"]),
     ("rustls", &["src/transport"]),
+    ("tokio_rustls", &["src/transport/https.rs"]),
     ("rcgen", &["src/transport"]),
     ("x509_parser", &["src/transport"]),
     ("pem", &["src/transport"]),

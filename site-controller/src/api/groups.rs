@@ -1,6 +1,8 @@
 //! Protection groups: made, changed, shown; and what there is to protect.
 
 use super::{
+    gate::Caller,
+    role::Role,
     site::{Site, catalog_error},
     types::{GroupPointList, GroupRequest, GroupRow, GroupState, InventoryList, InventoryRow},
 };
@@ -9,8 +11,9 @@ use crate::group::{
     points::{GroupPoint, GroupPointError},
 };
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State},
+    http::StatusCode,
 };
 use lifeboat::{error::chain, id::VmId, local_api::ApiError};
 use std::{
@@ -49,9 +52,11 @@ pub(super) async fn points(
 
 pub(super) async fn create(
     State(site): State<Arc<Site>>,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<GroupRequest>,
 ) -> Answer<GroupRow> {
     let spec = checked(request.spec)?;
+    may_say(&caller, None, &spec)?;
     let members = resolve(&site, &spec, &[]).await?;
     let (coordinator, now) = (site.coordinator.clone(), site.runbook.clock.now());
     let group = blocking(move || coordinator.book.create(spec, members, now)).await?;
@@ -63,10 +68,12 @@ pub(super) async fn create(
 pub(super) async fn change(
     State(site): State<Arc<Site>>,
     Path(group): Path<String>,
+    Extension(caller): Extension<Caller>,
     Json(request): Json<GroupRequest>,
 ) -> Answer<GroupRow> {
     let before = site.coordinator.book.find(&group).map_err(book_error)?;
     let spec = checked(request.spec)?;
+    may_say(&caller, Some(&before.spec), &spec)?;
     let members = resolve(&site, &spec, &before.members).await?;
     alter(&site, before, move |group| (group.spec, group.members) = (spec, members)).await
 }
@@ -193,6 +200,28 @@ fn checked(spec: GroupSpec) -> Result<GroupSpec, ApiError> {
     Ok(spec)
 }
 
+/// Which commands the site runs, as root, and on which hosts it acts, is for an admin to say; others may leave it as it is.
+fn may_say(caller: &Caller, before: Option<&GroupSpec>, spec: &GroupSpec) -> Result<(), ApiError> {
+    let said = |spec: &GroupSpec| {
+        let hosts: BTreeMap<_, _> = spec
+            .runbook
+            .vm
+            .iter()
+            .filter(|(_, steps)| !steps.hosts.is_empty())
+            .map(|(vm, steps)| (vm.clone(), steps.hosts.clone()))
+            .collect();
+        (spec.runbook.before.clone(), spec.runbook.after.clone(), spec.drill.checks.clone(), hosts)
+    };
+    if caller.role >= Role::Admin || said(spec) == before.map(said).unwrap_or_default() {
+        return Ok(());
+    }
+    let message = format!(
+        "{caller} has the role {}; commands and hosts of a runbook are for an admin to say",
+        caller.role
+    );
+    Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", message))
+}
+
 fn ids(group: &Group) -> impl Iterator<Item = VmId> {
     group.members.iter().map(|member| member.vm).collect::<Vec<_>>().into_iter()
 }
@@ -221,4 +250,46 @@ pub(super) fn book_error(error: BookError) -> ApiError {
 
 pub(super) fn point_error(error: GroupPointError) -> ApiError {
     ApiError::internal(chain(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::gate::Who;
+    use lifeboat::local_api::Origin;
+
+    #[test]
+    fn what_the_site_runs_as_root_is_said_by_an_admin_alone() {
+        let caller = |role| Caller {
+            who: Who::Token { name: "ops".into(), id: "1".into() },
+            role,
+            origin: Origin::Network { from: "10.0.0.1:1".parse().unwrap() },
+        };
+        let (operator, admin) = (caller(Role::Operator), caller(Role::Admin));
+        let plain = GroupSpec::new("shop", &["web"]);
+        let change = |change: fn(&mut GroupSpec)| {
+            let mut spec = plain.clone();
+            change(&mut spec);
+            spec
+        };
+        let told = [
+            change(|spec| spec.runbook.before = vec![vec!["/bin/true".into()]]),
+            change(|spec| spec.runbook.after = vec![vec!["/bin/true".into()]]),
+            change(|spec| spec.drill.checks = vec![vec!["/bin/true".into()]]),
+            change(|spec| {
+                spec.runbook.vm.entry("web".into()).or_default().hosts = vec!["qemu+ssh://x/system".into()];
+            }),
+        ];
+        for spec in &told {
+            assert!(
+                may_say(&operator, None, spec).is_err() && may_say(&operator, Some(&plain), spec).is_err()
+            );
+            assert!(may_say(&operator, Some(spec), &plain).is_err(), "nor taken away by others");
+            assert!(may_say(&admin, None, spec).is_ok());
+            let mut other = spec.clone();
+            other.rpo = "9s".into();
+            assert!(may_say(&operator, Some(spec), &other).is_ok(), "what was said may stay");
+        }
+        assert!(may_say(&operator, None, &plain).is_ok());
+    }
 }

@@ -1,8 +1,9 @@
 //! The operator's requests, as JSON over HTTP: [`types`] are their shapes, [`routes`] the table of them, one file for each
-//! family the answers. No policy of its own: it asks the catalogue, the runbook and the verifier. Served by `daemon`, used
-//! by `lifeboat`.
+//! family the answers. Each request passes the [`gate`], which knows the callers by their tokens ([`token_book`]). No policy
+//! of its own beyond that: it asks the catalogue, the runbook and the verifier. Served by `daemon`, used by `lifeboat`.
 
 mod failovers;
+pub mod gate;
 mod group_failovers;
 mod groups;
 mod handovers;
@@ -13,5 +14,7 @@ pub mod routes;
 mod seeds;
 pub mod site;
 mod status;
+pub mod token_book;
+mod tokens;
 pub mod types;
 mod verify;

@@ -1,24 +1,22 @@
 //! The table of all requests: which role each needs at least, and whether it changes anything. The router is made of it,
-//! so that there is no request without an entry.
+//! so that there is no request without an entry, and each is guarded ([`super::gate`]) as its entry says.
 
 use super::{
-    failovers, group_failovers, groups, handovers, points, readiness,
-    role::Role::{self, Operator, Viewer},
+    failovers,
+    gate::{self, Gate, Rule},
+    group_failovers, groups, handovers, points, readiness,
+    role::Role::{self, Admin, Operator, Viewer},
     seeds,
     site::Site,
-    status, verify,
+    status, tokens, verify,
 };
-use axum::{Router, handler::Handler, routing::MethodRouter};
+use axum::{Router, handler::Handler, http::StatusCode, routing::MethodRouter};
+use lifeboat::local_api::ApiError;
 use std::sync::Arc;
 
-/// One request.
+/// One request: what it asks of its caller, and who answers.
 pub struct Route {
-    pub method: &'static str,
-    pub path: &'static str,
-    /// The least role that may ask it.
-    pub role: Role,
-    /// It changes something.
-    pub mutating: bool,
+    pub rule: Rule,
     handler: MethodRouter<Arc<Site>>,
 }
 
@@ -47,14 +45,31 @@ pub fn table() -> Vec<Route> {
         post("/v1/group-failovers", Operator, group_failovers::fail_over),
         get("/v1/vms/{vm}/claim", Operator, handovers::claim),
         post("/v1/handovers", Operator, handovers::accept),
-        post("/v1/seeds", Operator, seeds::seed),
+        // It reads any file of this machine that it is told to.
+        post("/v1/seeds", Admin, seeds::seed),
         post("/v1/verify", Operator, verify::run_verify).changes_nothing(),
+        get("/v1/tokens", Admin, tokens::list),
+        post("/v1/tokens", Admin, tokens::create),
+        post("/v1/tokens/{token}/revoke", Admin, tokens::revoke),
     ]
 }
 
 pub fn router(site: Arc<Site>) -> Router {
-    let routes = table().into_iter();
-    routes.fold(Router::new(), |router, route| router.route(route.path, route.handler)).with_state(site)
+    let gate = site.gate.clone();
+    assemble(table().into_iter().map(|route| (route.rule, route.handler)), &gate).with_state(site)
+}
+
+/// Each route behind the gate.
+fn assemble<S: Clone + Send + Sync + 'static>(
+    routes: impl Iterator<Item = (Rule, MethodRouter<S>)>,
+    gate: &Arc<Gate>,
+) -> Router<S> {
+    let guarded = routes.fold(Router::new(), |router, (rule, handler)| {
+        router.route(rule.path, gate::guard(rule, handler, gate))
+    });
+    guarded.method_not_allowed_fallback(async || {
+        ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "unknown-request", "this is not asked in this way")
+    })
 }
 
 fn get<H, T>(path: &'static str, role: Role, handler: H) -> Route
@@ -62,7 +77,8 @@ where
     H: Handler<T, Arc<Site>>,
     T: 'static,
 {
-    Route { method: "GET", path, role, mutating: false, handler: axum::routing::get(handler) }
+    let rule = Rule { method: "GET", path, role, mutating: false };
+    Route { rule, handler: axum::routing::get(handler) }
 }
 
 fn post<H, T>(path: &'static str, role: Role, handler: H) -> Route
@@ -70,11 +86,16 @@ where
     H: Handler<T, Arc<Site>>,
     T: 'static,
 {
-    Route { method: "POST", path, role, mutating: true, handler: axum::routing::post(handler) }
+    let rule = Rule { method: "POST", path, role, mutating: true };
+    Route { rule, handler: axum::routing::post(handler) }
 }
 
 impl Route {
-    fn changes_nothing(self) -> Self {
-        Self { mutating: false, ..self }
+    fn changes_nothing(mut self) -> Self {
+        self.rule.mutating = false;
+        self
     }
 }
+
+#[cfg(test)]
+mod tests;

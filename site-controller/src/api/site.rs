@@ -1,5 +1,6 @@
 //! What all requests share, and the errors that most of them may answer.
 
+use super::gate::Gate;
 use crate::{
     catalog::CatalogError,
     config::SiteConfig,
@@ -18,6 +19,7 @@ use tokio::sync::watch;
 /// What all requests share.
 pub struct Site {
     pub config: SiteConfig,
+    pub gate: Arc<Gate>,
     pub runbook: Arc<Runbook>,
     pub keeper: Arc<Keeper>,
     pub coordinator: Arc<Coordinator>,

@@ -5,4 +5,5 @@ pub mod handovers;
 pub mod readiness;
 pub mod seeds;
 pub mod tables;
+pub mod tokens;
 pub mod watch;

@@ -3,7 +3,7 @@
 
 use super::PkiError;
 use crate::durable;
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, pem::PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem::PemObject};
 use std::{
     fs::{DirBuilder, File},
     io::{self, Read},
@@ -39,6 +39,12 @@ pub fn read_certificates(
         Ok(_) => Err(damaged(path, "holds no certificate")),
         Err(_) => Err(damaged(path, "is not a PEM file")),
     }
+}
+
+/// The private key of a PEM file that somebody else made: of any kind that there is.
+pub fn read_any_key(path: &Path, remedy: &'static str) -> Result<PrivateKeyDer<'static>, PkiError> {
+    let bytes = read(path, remedy)?;
+    PrivateKeyDer::from_pem_slice(&bytes).map_err(|_| damaged(path, "holds no private key"))
 }
 
 /// The private key of a PEM file, as PKCS#8.

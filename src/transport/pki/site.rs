@@ -96,6 +96,10 @@ impl SiteIdentity {
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of(&self.authority)
     }
+    /// The fingerprint of the site's own certificate; another after each renewal.
+    pub fn own_fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.own)
+    }
     /// Names and addresses under which agents may reach the site.
     pub fn addresses(&self) -> &[String] {
         &self.own_facts.names

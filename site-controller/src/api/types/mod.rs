@@ -5,6 +5,7 @@ mod groups;
 mod points;
 mod seeds;
 mod status;
+mod tokens;
 mod verify;
 
 pub use failovers::*;
@@ -12,4 +13,5 @@ pub use groups::*;
 pub use points::*;
 pub use seeds::*;
 pub use status::*;
+pub use tokens::*;
 pub use verify::*;

@@ -1,8 +1,9 @@
-//! `lifeboat`: the operator's command. Asks the site controller on this machine and shows what it says.
+//! `lifeboat`: the operator's command. Asks the site controller, on this machine or elsewhere, and shows what it says.
 //! Each family of commands has a file of its own, with its arguments and its `run`; [`ask`] is what they share.
 
 mod ask;
 mod check;
+mod door;
 mod failover;
 mod group;
 mod handover;
@@ -10,12 +11,13 @@ mod points;
 mod release;
 mod seed;
 mod status;
+mod token;
 mod verify;
 
 use ask::Site;
 use clap::{Parser, Subcommand};
-use lifeboat::local_api::{Client, ClientError};
-use std::{path::PathBuf, process::ExitCode};
+use lifeboat::local_api::ClientError;
+use std::process::ExitCode;
 
 /// Look at recovery points, check them, and fail VMs over to this site.
 #[derive(Parser)]
@@ -31,15 +33,15 @@ EXAMPLES
   lifeboat failover web --emergency --point '5m ago' --yes
   lifeboat verify web --json
   lifeboat prune web --dry-run
+  lifeboat --api https://dr.example.com:7444 --token-file ~/.lifeboat-token status
 
 EXIT CODES
   0  done    1  not done; the reason is on stderr    2  wrong usage    3  verify found damage
   4  check: degraded    5  check: a failover would not work"
 )]
 struct Arguments {
-    /// The site controller's socket.
-    #[arg(long, global = true, env = "LIFEBOAT_SOCKET", default_value = "/run/lifeboat-site/api.sock")]
-    socket: PathBuf,
+    #[command(flatten)]
+    door: door::Door,
     /// Print JSON.
     #[arg(long, global = true)]
     json: bool,
@@ -63,6 +65,7 @@ enum Command {
     Claim(handover::ClaimIt),
     Accept(handover::Accept),
     Verify(verify::Verify),
+    Token(token::Token),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -80,8 +83,7 @@ async fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
-    let client = Client::new(&arguments.socket, "lifeboat-site-controller");
-    let site = Site { client, json: arguments.json };
+    let site = Site { client: arguments.door.client()?, json: arguments.json };
     match arguments.command {
         Command::Status(status) => status.run(&site).await,
         Command::Check(check) => check.run(&site).await,
@@ -96,5 +98,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Claim(claim) => claim.run(&site).await,
         Command::Accept(accept) => accept.run(&site).await,
         Command::Verify(verify) => verify.run(&site).await,
+        Command::Token(token) => token.run(&site).await,
     }
 }

@@ -1,0 +1,166 @@
+//! The gate that every request passes: who asks, and whether they may. Promises: what comes over the network does nothing
+//! without a token that is good for it; whoever may open the socket may do everything; nothing of a stranger's request but
+//! its head is read; a call that changes something, once begun, is brought to its end although its caller went away;
+//! whatever goes wrong is answered as an [`ApiError`]. Called by `routes`.
+
+use super::{role::Role, token_book::TokenBook};
+use axum::{
+    body::Body,
+    extract::{ConnectInfo, Request, State},
+    http::{
+        HeaderValue, StatusCode,
+        header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE},
+        request::Parts,
+    },
+    middleware::{Next, from_fn_with_state},
+    response::{IntoResponse, Response},
+    routing::MethodRouter,
+};
+use lifeboat::local_api::{ApiError, Origin, whole_body};
+use std::{fmt, sync::Arc, time::Duration};
+
+/// What it needs to know.
+pub struct Gate {
+    pub tokens: TokenBook,
+}
+
+/// What a request asks of its caller.
+#[derive(Clone, Copy, Debug)]
+pub struct Rule {
+    pub method: &'static str,
+    pub path: &'static str,
+    /// The least role that may ask it.
+    pub role: Role,
+    /// It changes something.
+    pub mutating: bool,
+}
+
+/// Who asks; each request that was let in bears it as an extension.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    pub who: Who,
+    pub role: Role,
+    pub origin: Origin,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// A user of this machine, through the socket.
+    Local { uid: Option<u32> },
+    /// The holder of a token.
+    Token { name: String, id: String },
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.who {
+            Who::Local { uid: Some(uid) } => write!(f, "uid {uid}"),
+            Who::Local { uid: None } => f.write_str("a user of this machine"),
+            Who::Token { name, id } => write!(f, "token {name} ({id})"),
+        }
+    }
+}
+
+struct Post {
+    rule: Rule,
+    gate: Arc<Gate>,
+}
+
+/// `handler`, behind the gate.
+pub(super) fn guard<S: Clone + Send + Sync + 'static>(
+    rule: Rule,
+    handler: MethodRouter<S>,
+    gate: &Arc<Gate>,
+) -> MethodRouter<S> {
+    let post = Arc::new(Post { rule, gate: gate.clone() });
+    handler.route_layer(from_fn_with_state(post, pass))
+}
+
+async fn pass(State(post): State<Arc<Post>>, request: Request, next: Next) -> Response {
+    match admit(&post, request).await {
+        Ok(request) if post.rule.mutating => {
+            // Its own task: it is not dropped with the connection.
+            match tokio::spawn(next.run(request)).await {
+                Ok(response) => typed(response).await,
+                Err(error) => ApiError::internal(error.to_string()).into_response(),
+            }
+        }
+        Ok(request) => typed(next.run(request).await).await,
+        Err(error) => refusal(error),
+    }
+}
+
+async fn admit(post: &Post, request: Request) -> Result<Request, ApiError> {
+    let (mut head, body) = request.into_parts();
+    let caller = post.gate.caller(&head)?;
+    if caller.role < post.rule.role {
+        let (role, needed) = (caller.role, post.rule.role);
+        let message = format!("{caller} has the role {role}; this asks for {needed}");
+        return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", message).with_hint(format!(
+            "an admin makes a token for it: `lifeboat token create NAME --role {needed}`"
+        )));
+    }
+    head.extensions.insert(caller);
+    let body = whole_body(body, BODY_MAX, BODY_TIME).await?;
+    Ok(Request::from_parts(head, Body::from(body)))
+}
+
+impl Gate {
+    fn caller(&self, head: &Parts) -> Result<Caller, ApiError> {
+        let origin = head.extensions.get::<ConnectInfo<Origin>>().map(|info| info.0);
+        match origin {
+            Some(origin @ Origin::Local { uid }) => {
+                Ok(Caller { who: Who::Local { uid }, role: Role::Admin, origin })
+            }
+            Some(origin @ Origin::Network { from }) => {
+                let row = bearer(head).and_then(|token| self.tokens.holder(token));
+                let row = row.ok_or_else(|| {
+                    tracing::debug!(%from, "a caller of the API without a good token");
+                    ApiError::new(
+                        StatusCode::UNAUTHORIZED,
+                        "unauthorized",
+                        "there is no such token, or it is no longer good",
+                    )
+                    .with_hint("an admin makes one at the site: `lifeboat token create NAME --role viewer`")
+                })?;
+                Ok(Caller { who: Who::Token { name: row.name, id: row.id }, role: row.role, origin })
+            }
+            // Not served by one of our listeners.
+            None => Err(ApiError::internal("nothing is known of where this comes from")),
+        }
+    }
+}
+
+fn bearer(head: &Parts) -> Option<&str> {
+    let (scheme, token) = head.headers.get(AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn refusal(error: ApiError) -> Response {
+    let unauthorized = error.status == StatusCode::UNAUTHORIZED;
+    let mut response = error.into_response();
+    if unauthorized {
+        response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
+/// What the server's own parts refuse (a body that is no JSON, say) is told in words; it becomes an error like all others.
+async fn typed(response: Response) -> Response {
+    let status = response.status();
+    let json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    if json || !(status.is_client_error() || status.is_server_error()) {
+        return response;
+    }
+    let words = match whole_body(response.into_body(), WORDS_MAX, BODY_TIME).await {
+        Ok(words) => String::from_utf8_lossy(&words).trim().to_owned(),
+        Err(_) => String::new(),
+    };
+    let message = if words.is_empty() { status.to_string() } else { words };
+    ApiError::new(status, "bad-request", message).into_response()
+}
+
+/// A group of many VMs takes some 100 KiB.
+const BODY_MAX: usize = 1 << 20;
+const BODY_TIME: Duration = Duration::from_secs(30);
+const WORDS_MAX: usize = 4096;

@@ -1,0 +1,92 @@
+//! The API of a site controller that runs as a daemon, as operators elsewhere use it: roles, certificates, tokens, limits.
+//! No guest is needed.
+
+use anyhow::{Context, Result, ensure};
+use rig::{Output, Rig, Site, binary, product::Controller};
+use serde_json::Value;
+use std::{fs, path::PathBuf};
+
+const PORT: u16 = 7444;
+
+/// A controller with a port for operators, and what they need to come in.
+struct Elsewhere {
+    /// Another machine, from which it is asked.
+    from: Site,
+    controller: Controller,
+    url: String,
+}
+
+impl Elsewhere {
+    fn running(site: &Site, from: &Site) -> Result<Self> {
+        let mut controller = Controller::install(site)?;
+        controller.configure(&format!("[api]\nlisten = \"{}:{PORT}\"\n", site.address()))?;
+        controller.start()?;
+        let url = format!("https://{}:{PORT}", site.address());
+        Ok(Self { from: from.clone(), controller, url })
+    }
+
+    fn ca(&self) -> PathBuf {
+        self.controller.data_dir().join("identity/ca.pem")
+    }
+
+    /// A file with a new token.
+    fn token(&self, role: &str) -> Result<PathBuf> {
+        let said = self.controller.cli(&["token", "create", role, "--role", role])?.success()?;
+        let file = self.from.dir("tokens")?.join(role);
+        fs::write(&file, said)?;
+        Ok(file)
+    }
+
+    /// `lifeboat` as somebody elsewhere types it.
+    fn ask(&self, token: &PathBuf, arguments: &[&str]) -> Result<Output> {
+        let asked = self.from.command(binary("lifeboat")?).args(["--api", &self.url]);
+        asked.arg("--token-file").arg(token).arg("--ca").arg(self.ca()).args(arguments).output()
+    }
+}
+
+fn refused(output: Output, why: &str) -> Result<()> {
+    ensure!(!output.status.success(), "it was let in: {output:?}");
+    ensure!(output.stderr.contains(why), "{output:?} does not say {why:?}");
+    Ok(())
+}
+
+/// Goal: over the network a token's role says what may be done, the server is checked, and a revoked token opens nothing.
+#[test]
+fn operators_elsewhere_may_do_what_their_tokens_say_and_nothing_once_revoked() -> Result<()> {
+    let rig = Rig::new("api-roles")?;
+    let (from, site, _link) = rig.pair()?;
+    let there = Elsewhere::running(&site, &from)?;
+    let [viewer, operator, admin] = ["viewer", "operator", "admin"].map(|role| there.token(role));
+    let (viewer, operator, admin) = (viewer?, operator?, admin?);
+    let status: Value = serde_json::from_str(&there.ask(&viewer, &["status", "--json"])?.success()?)?;
+    assert_eq!(status["site"], "B");
+    refused(there.ask(&viewer, &["verify"])?, "role viewer")?;
+    refused(there.ask(&operator, &["token", "list"])?, "role operator")?;
+    // Progress comes over the network line by line, as it does through the socket.
+    let report: Value = serde_json::from_str(&there.ask(&operator, &["verify", "--json"])?.success()?)?;
+    assert_eq!(report["findings"], serde_json::json!([]));
+    let group = ["group", "create", "shop", "--vm", "00000000-0000-0000-0000-000000000001"];
+    refused(there.ask(&viewer, &group)?, "role viewer")?;
+    there.ask(&operator, &group)?.success()?;
+    let tokens = there.ask(&admin, &["token", "list"])?.success()?;
+    ensure!(tokens.contains("operator") && tokens.contains("uid 0"), "{tokens}");
+
+    // The wrong authority: the token is not sent at all.
+    let other = from.dir("other")?;
+    fs::write(other.join("site.toml"), format!("data_dir = \"{}\"\n", other.display()))?;
+    let init = from.command(binary("lifeboat-site-controller")?).arg("--config").arg(other.join("site.toml"));
+    init.args(["init", "--address", "127.0.0.1"]).run()?;
+    let asked = from.command(binary("lifeboat")?).args(["--api", &there.url]).arg("--token-file").arg(&admin);
+    refused(
+        asked.arg("--ca").arg(other.join("identity/ca.pem")).arg("status").output()?,
+        "certificate refused",
+    )?;
+
+    there.ask(&admin, &["token", "revoke", "operator"])?.success()?;
+    refused(there.ask(&operator, &["status"])?, "no such token")?;
+    let text = fs::read_to_string(there.controller.data_dir().join("api-tokens.json"))?;
+    let secret = fs::read_to_string(&admin)?;
+    let secret = secret.trim().strip_prefix("lba1-").context("a token's beginning")?;
+    ensure!(secret.len() == 64 && !text.contains(secret), "the token itself is stored");
+    Ok(())
+}
