@@ -31,6 +31,8 @@ struct RawSite {
     fence_command: Option<Vec<String>>,
     fence_timeout: Option<Span>,
     #[serde(default)]
+    guest_hook: Vec<String>,
+    #[serde(default)]
     vm: Vec<RawVm>,
     api: Option<RawApi>,
 }
@@ -88,6 +90,8 @@ pub struct SiteConfig {
     pub fence_timeout: Duration,
     /// Without it operators are listened to on the socket alone.
     pub api: Option<ApiConfig>,
+    /// A program of the guest, with its arguments, that is run in each resumed guest which has an agent; or nothing.
+    pub guest_hook: Vec<String>,
 }
 
 impl Keep {
@@ -155,7 +159,12 @@ impl SiteConfig {
             fence_command: fence_command(file, raw.fence_command)?,
             fence_timeout: raw.fence_timeout.map_or(FENCE_TIMEOUT, |span| span.0),
             api: raw.api.map(|raw| api(file, raw)).transpose()?,
+            guest_hook: raw.guest_hook,
         };
+        if site.guest_hook.first().is_some_and(String::is_empty) {
+            let why = "write a program of the guest and its arguments: `[\"/usr/local/sbin/resumed\"]`";
+            return Err(config::invalid(file, "guest_hook", "", why));
+        }
         for (key, dir) in
             [("data_dir", &site.data_dir), ("replica_dir", &site.replica_dir), ("run_dir", &site.run_dir)]
         {
@@ -233,6 +242,7 @@ mod tests {
             ("[api]\nlisten = \"[::]:7444\"\nkey = \"/k.pem\"", "api.certificate"),
             ("[api]\nlisten = \"[::]:7444\"\nkey = \"k.pem\"\ncertificate = \"/c.pem\"", "absolute"),
             ("keep = []", "keep"),
+            ("guest_hook = [\"\"]", "guest_hook"),
             ("keep = [\"some\"]", "hourly for 24h"),
             ("[[vm]]\nname = \"web\"\nkeep = [\"daily for 1h\"]", "vm.keep"),
             ("[[vm]]\nkeep = [\"all\"]", "`id`"),

@@ -86,6 +86,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         clock.clone(),
     );
     runbook.stonith = Stonith { command: config.fence_command.clone(), limit: config.fence_timeout };
+    runbook.guest_hook.clone_from(&config.guest_hook);
     let runbook = Arc::new(runbook);
 
     let group_failovers =

@@ -1,6 +1,7 @@
 //! What a running domain is made of, read from its XML, and what of it can't be protected.
 //! Promises: pure; every reason is a sentence for an operator, with what to do. Called by the agent's capture.
 
+pub mod resumed;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -71,16 +72,21 @@ impl DiskSpec {
 #[error("the domain's XML can't be used: {0}")]
 pub struct DomainXmlError(String);
 
+fn parse(xml: &str) -> Result<Element, DomainXmlError> {
+    if xml.len() > XML_MAX {
+        return Err(DomainXmlError("it is larger than any domain's".into()));
+    }
+    let root = Element::parse(xml.as_bytes()).map_err(|error| DomainXmlError(error.to_string()))?;
+    if root.name != "domain" {
+        return Err(DomainXmlError(format!("it describes a {}, not a domain", root.name)));
+    }
+    Ok(root)
+}
+
 impl DomainSpec {
     /// Reads the XML that libvirt gave.
     pub fn read(xml: &str) -> Result<Self, DomainXmlError> {
-        if xml.len() > XML_MAX {
-            return Err(DomainXmlError("it is larger than any domain's".into()));
-        }
-        let root = Element::parse(xml.as_bytes()).map_err(|error| DomainXmlError(error.to_string()))?;
-        if root.name != "domain" {
-            return Err(DomainXmlError(format!("it describes a {}, not a domain", root.name)));
-        }
+        let root = parse(xml)?;
         let missing = |what: &str| DomainXmlError(format!("it has no {what}"));
         let domain_type = match attribute(&root, "type") {
             "kvm" => DomainType::Kvm,

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::failover::{
     images::ImageError,
-    journal::Phase,
+    journal::{Manner, Phase},
     progress::{Progress, Watcher},
     runbook::{FailoverError, LATEST, Request},
 };
@@ -61,8 +61,7 @@ pub(super) async fn fail_over(
     // Its own task: a failover is not undone because the operator's terminal went away.
     tokio::spawn(async move {
         let watcher = Watcher::new(steps);
-        let skip_fence_command = request.skip_fence_command;
-        let request = Request { vm: request.vm, point: request.point, skip_fence_command };
+        let request = with_runbook(&site, request).await;
         match site.runbook.emergency(request, &watcher).await {
             Ok(report) => watcher.finish(Progress::Done { report }).await,
             Err(error) => {
@@ -72,6 +71,19 @@ pub(super) async fn fail_over(
         }
     });
     ndjson(queue)
+}
+
+/// What its group's runbook says of a VM holds for a failover of it alone as well.
+async fn with_runbook(site: &Site, request: FailoverRequest) -> Request {
+    let vm = site.runbook.catalog.which(&request.vm).await.ok();
+    let group = vm.and_then(|vm| Some((vm, site.coordinator.book.group_of(vm)?)));
+    let mut manner = group.map_or_else(Manner::default, |(vm, group)| {
+        let member = group.members.iter().find(|member| member.vm == vm);
+        member.map_or_else(Manner::default, |member| Manner::of(&group.spec, &member.name))
+    });
+    manner.no_cold_boot |= request.no_cold_boot;
+    let skip_fence_command = request.skip_fence_command;
+    Request { vm: request.vm, point: request.point, skip_fence_command, manner }
 }
 
 fn failover_error(error: &FailoverError) -> ApiError {

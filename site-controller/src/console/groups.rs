@@ -128,6 +128,12 @@ pub fn failover(report: &GroupReport) -> String {
     for member in &report.members {
         let how = if member.resumed { "resumed" } else { "booted" };
         let _ = writeln!(out, "  {}: {how} from point {}", member.name, member.point);
+        if let Some(why) = &member.cold_boot {
+            let _ = writeln!(out, "    BOOTED COLD, its memory is lost: {why}");
+        }
+        for step in &member.after_resume {
+            let _ = writeln!(out, "    {step}");
+        }
     }
     for warning in &report.warnings {
         let _ = writeln!(out, "WARNING: {warning}");

@@ -266,7 +266,7 @@ pub fn failover(report: &FailoverReport) -> String {
             report.name
         );
     }
-    format!(
+    let mut out = format!(
         "{} {verb} at this site from point {} ({})\n  RPO {} (age of the point when the failover began)\n  RTO {} (until the \
          replica ran)\n",
         report.name,
@@ -274,7 +274,14 @@ pub fn failover(report: &FailoverReport) -> String {
         report.point.short(),
         span(report.rpo_ms),
         span(report.rto_ms)
-    )
+    );
+    if let Some(why) = &report.cold_boot {
+        let _ = writeln!(out, "  BOOTED COLD, its memory is lost: {why}");
+    }
+    for step in &report.after_resume {
+        let _ = writeln!(out, "  {step}");
+    }
+    out
 }
 
 pub fn verify(report: &VerifyReport) -> String {

@@ -2,7 +2,8 @@
 //! Promises: a phase is entered in the journal, synced, before the work that must not be done twice; a controller that
 //! dies anywhere goes on from the last phase it entered. Called by `runbook` only.
 
-use crate::store::PointSummary;
+use super::afterwards::Afterwards;
+use crate::{group::GroupSpec, store::PointSummary};
 use lifeboat::{
     durable,
     id::{PointId, VmId},
@@ -32,6 +33,26 @@ pub enum Phase {
 pub struct Aside {
     pub dir: PathBuf,
     pub until: UnixMs,
+}
+
+/// What its runbook says of how a replica goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Manner {
+    /// A replica whose memory does not go on is left as it is, rather than booted.
+    pub no_cold_boot: bool,
+    /// A program of the guest, with its arguments, that is run in it once it goes on. Without one, the site's.
+    pub guest_hook: Vec<String>,
+}
+
+impl Manner {
+    pub fn of(spec: &GroupSpec, member: &str) -> Self {
+        let steps = spec.runbook.vm.get(member);
+        Self {
+            no_cold_boot: !spec.runbook.cold_boot,
+            guest_hook: steps.map(|steps| steps.guest_hook.clone()).unwrap_or_default(),
+        }
+    }
 }
 
 /// One failover of one VM.
@@ -65,6 +86,17 @@ pub struct Record {
     pub source_stopped: bool,
     /// What went wrong last, if anything did.
     pub last_error: Option<String>,
+    /// Why the replica was booted from the point's disks although the point holds memory.
+    #[serde(default)]
+    pub cold_boot: Option<String>,
+    #[serde(default)]
+    pub manner: Manner,
+    /// The replica ran for a moment before its resume was given up: it may have been heard.
+    #[serde(default)]
+    pub has_run: bool,
+    /// What was done for the resumed replica.
+    #[serde(default)]
+    pub after_resume: Vec<Afterwards>,
 }
 
 impl Record {
@@ -91,6 +123,10 @@ impl Record {
             aside: Vec::new(),
             source_stopped: false,
             last_error: None,
+            cold_boot: None,
+            manner: Manner::default(),
+            has_run: false,
+            after_resume: Vec::new(),
         }
     }
 }
@@ -179,6 +215,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_runbook_s_word_on_a_resume_reaches_the_member_that_it_is_for() {
+        let mut spec = GroupSpec::new("shop", &["web", "db"]);
+        spec.runbook.vm.entry("web".into()).or_default().guest_hook = vec!["/bin/resumed".into()];
+        assert_eq!(Manner::of(&spec, "db"), Manner::default());
+        spec.runbook.cold_boot = false;
+        assert_eq!(
+            Manner::of(&spec, "web"),
+            Manner { no_cold_boot: true, guest_hook: vec!["/bin/resumed".into()] }
+        );
+    }
+
+    #[test]
     fn a_record_comes_back_as_it_was_saved_and_a_torn_one_is_refused_with_what_to_do() {
         let dir = tempfile::tempdir().unwrap();
         let journal = Journal::open(dir.path().join("failovers")).unwrap();
@@ -203,6 +251,10 @@ mod tests {
             aside: Vec::new(),
             source_stopped: false,
             last_error: None,
+            cold_boot: None,
+            manner: Manner::default(),
+            has_run: false,
+            after_resume: Vec::new(),
         };
         journal.save(&record).unwrap();
         assert_eq!(journal.load(vm).unwrap(), Some(record.clone()));

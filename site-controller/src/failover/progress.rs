@@ -1,6 +1,6 @@
 //! What a failover (or a verification) tells while it runs: one line of JSON each, shown by the CLI as steps and bars.
 
-use super::{group::GroupReport, journal::Record};
+use super::{afterwards::Afterwards, group::GroupReport, journal::Record};
 use lifeboat::{
     id::{PointId, VmId},
     units::{Seq, UnixMs},
@@ -42,6 +42,12 @@ pub struct FailoverReport {
     pub resumed: bool,
     /// Nothing was done now: this failover had been completed before.
     pub already_done: bool,
+    /// Why it was booted although the point holds memory.
+    #[serde(default)]
+    pub cold_boot: Option<String>,
+    /// What was done for the resumed replica, and what was not.
+    #[serde(default)]
+    pub after_resume: Vec<Afterwards>,
 }
 
 impl FailoverReport {
@@ -61,6 +67,8 @@ impl FailoverReport {
             rpo_ms: record.started_at.0.saturating_sub(record.cut_at.0),
             resumed: record.resumes,
             already_done,
+            cold_boot: record.cold_boot.clone(),
+            after_resume: record.after_resume.clone(),
         }
     }
 }

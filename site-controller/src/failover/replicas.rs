@@ -3,7 +3,7 @@
 
 use super::{
     group::{record::Kind, world::Replicas},
-    journal::{Phase, Record},
+    journal::{Manner, Phase, Record},
     preflight::PreflightError,
     progress::{FailoverReport, Watcher},
     runbook::{FailoverError, Request, Runbook},
@@ -33,11 +33,12 @@ impl Replicas for Runbook {
         vm: VmId,
         point: PointId,
         kind: Kind,
+        manner: Manner,
         watcher: &Watcher,
     ) -> Result<(), FailoverError> {
         let _claim = self.claim(vm)?;
         let (vm_name, point_id) = (vm.to_string(), point.to_string());
-        let request = Request { vm: vm_name, point: point_id, skip_fence_command: false };
+        let request = Request { vm: vm_name, point: point_id, skip_fence_command: false, manner };
         let mut record = match self.journal.load(vm)? {
             Some(record) if record.phase == Phase::Running && record.point == point => return Ok(()),
             Some(record) if record.phase == Phase::Running => {
@@ -47,8 +48,9 @@ impl Replicas for Runbook {
             None => self.begin(vm, &request, watcher).await?,
         };
         let kind = if kind == Kind::Planned { "planned" } else { "emergency" };
-        if record.kind != kind {
+        if record.kind != kind || record.manner != request.manner {
             record.kind = kind.into();
+            record.manner = request.manner;
             self.journal.save(&record)?;
         }
         Ok(())
@@ -84,7 +86,7 @@ impl Replicas for Runbook {
     }
 
     async fn has_run(&self, vm: VmId) -> Result<bool, FailoverError> {
-        Ok(self.journal.load(vm)?.is_some_and(|record| record.phase == Phase::Running))
+        Ok(self.journal.load(vm)?.is_some_and(|record| record.has_run || record.phase == Phase::Running))
     }
 
     async fn withdraw(&self, vm: VmId) -> Result<(), FailoverError> {

@@ -5,7 +5,7 @@
 
 use super::{
     images::{self, ImageError},
-    journal::{Journal, JournalError, Phase, Record},
+    journal::{Journal, JournalError, Manner, Phase, Record},
     preflight::{self, PreflightError},
     progress::{FailoverReport, Watcher},
     replica_xml::XmlError,
@@ -43,6 +43,7 @@ pub struct Request {
     pub point: String,
     /// The operator knows that the source is off.
     pub skip_fence_command: bool,
+    pub manner: Manner,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,8 @@ pub enum FailoverError {
     File { path: PathBuf, source: io::Error },
     #[error("the replica did not stay up: it is {state} right after its start; see libvirt's log of it")]
     DidNotRun { state: String },
+    #[error("the replica {grief} right after its resume; see libvirt's log of it")]
+    WentWrong { grief: &'static str },
     #[error("{0}")]
     Wait(String),
     #[error("no failover of this VM is begun")]
@@ -105,6 +108,8 @@ pub struct Runbook {
     /// Ends a source.
     pub stonith: Stonith,
     pub clock: Arc<dyn Clock>,
+    /// A program, with its arguments, that is run in each resumed guest whose runbook names none.
+    pub guest_hook: Vec<String>,
     busy: Mutex<BTreeSet<VmId>>,
 }
 
@@ -127,8 +132,8 @@ impl Runbook {
         replica_dir: PathBuf,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let (stonith, busy) = (Stonith::default(), Mutex::default());
-        Self { store, catalog, intake, hypervisor, journal, replica_dir, stonith, clock, busy }
+        let (stonith, guest_hook, busy) = (Stonith::default(), Vec::new(), Mutex::default());
+        Self { store, catalog, intake, hypervisor, journal, replica_dir, stonith, clock, guest_hook, busy }
     }
 
     /// Runs a failover to its end, or takes up one that was interrupted.
@@ -140,12 +145,15 @@ impl Runbook {
         let vm = self.catalog.which(&request.vm).await?;
         let _claim = self.claim(vm)?;
         let mut record = match self.journal.load(vm)? {
-            Some(record) if record.phase == Phase::Running => {
-                return self.done_before(&record, &request).await;
+            Some(mut record) if record.phase == Phase::Running => {
+                self.done_before(&record, &request).await?;
+                self.after_resume(&mut record, watcher).await?;
+                return Ok(FailoverReport::of(&record, true));
             }
             Some(record) => self.take_up(record, &request, watcher).await?,
             None => self.begin(vm, &request, watcher).await?,
         };
+        record.manner = request.manner;
         let outcome = self.carry_out(&mut record, request.skip_fence_command, watcher).await;
         if let Err(error) = &outcome {
             record.last_error = Some(error.to_string());
@@ -170,6 +178,7 @@ impl Runbook {
         let point = self.catalog.find(vm, &request.point).await?;
         let generation = self.store.generation(vm).await.next();
         let mut record = Record::new(&point, generation, self.clock.now());
+        record.manner = request.manner.clone();
         watcher.step("checking this site");
         let reader = self.reader(&record).await?;
         record.resumes = reader.plan().manifest.meta.has_memory();
@@ -239,13 +248,14 @@ impl Runbook {
         Ok(FailoverReport::of(record, false))
     }
 
-    async fn done_before(&self, record: &Record, request: &Request) -> Result<FailoverReport, FailoverError> {
+    /// Says why not, if a failover that was completed can't be what is asked for.
+    async fn done_before(&self, record: &Record, request: &Request) -> Result<(), FailoverError> {
         if self.names_another(record, request).await? {
             return Err(FailoverError::RunsFromAnother { point: record.point });
         }
         let state = self.domain_state(record.vm).await?;
         if state.is_some_and(DomainState::is_active) {
-            return Ok(FailoverReport::of(record, true));
+            return Ok(());
         }
         let journal = self.journal.path(record.vm).display().to_string();
         Err(FailoverError::DoneBefore { point: record.point, state: name_of(state), journal })

@@ -62,17 +62,16 @@ impl Runbook {
         Ok(())
     }
 
-    /// Starts the replica, and confirms that it runs.
+    /// Starts the replica, confirms that it runs, and sees to what a resumed guest needs.
     pub(super) async fn go_on(&self, record: &mut Record, watcher: &Watcher) -> Result<(), FailoverError> {
-        if record.phase >= Phase::Running {
-            return Ok(());
+        if record.phase < Phase::Running {
+            self.start_or_boot(record, watcher).await?;
+            self.is_running(record)?;
         }
-        let active = self.is_active(record.vm).await?;
-        if !(record.phase == Phase::Starting && active) {
-            let reader = self.reader(record).await?;
-            self.start(record, &reader, watcher).await?;
-        }
-        self.confirm(record, watcher).await?;
+        self.after_resume(record, watcher).await
+    }
+
+    fn is_running(&self, record: &mut Record) -> Result<(), FailoverError> {
         record.running_at = Some(self.clock.now());
         record.last_error = None;
         self.enter(record, Phase::Running)?;
@@ -120,7 +119,7 @@ impl Runbook {
             fault::point("failover.disk");
         }
         let meta = &reader.plan().manifest.meta;
-        if meta.has_memory() {
+        if record.resumes {
             watcher.step("composing the memory image");
             let image = self.memory_image(record);
             images::write_save_image(reader, xml.xml, meta.was_running, &image, watcher).await?;
@@ -129,7 +128,7 @@ impl Runbook {
     }
 
     /// Defines the replica, so that it is there after a reboot too, and lets it go on.
-    async fn start(
+    pub(super) async fn start(
         &self,
         record: &mut Record,
         reader: &Reader,
@@ -158,14 +157,14 @@ impl Runbook {
             let start_as = if was_running { StartAs::Running } else { StartAs::Paused };
             blocking(move || Ok(hypervisor.restore(&image, None, start_as)?)).await?;
         } else {
-            watcher.step("booting the replica (the point holds no memory)");
+            watcher.step("booting the replica from the point's disks");
             blocking(move || Ok(domain.start()?)).await?;
         }
         fault::point("failover.started");
         Ok(())
     }
 
-    async fn confirm(&self, record: &Record, watcher: &Watcher) -> Result<(), FailoverError> {
+    pub(super) async fn confirm(&self, record: &Record, watcher: &Watcher) -> Result<(), FailoverError> {
         watcher.step("confirming that it runs");
         match self.domain_state(record.vm).await? {
             Some(state) if state.is_active() => Ok(()),

@@ -222,6 +222,10 @@ async fn a_point_that_is_read_built_on_or_named_by_a_failover_is_never_taken_awa
         aside: Vec::new(),
         source_stopped: false,
         last_error: None,
+        cold_boot: None,
+        manner: crate::failover::journal::Manner::default(),
+        has_run: false,
+        after_resume: Vec::new(),
     };
     failovers.save(&record).unwrap();
     let read = Plan::of(&store, VM, Seq(7)).await.unwrap();

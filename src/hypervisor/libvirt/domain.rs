@@ -134,6 +134,23 @@ impl Domain {
         Ok(state == Enum::Known(VirtState::Paused) && reason != unknown)
     }
 
+    /// Why it does not run although nobody wanted that: it is gone, or QEMU stopped it. `None` also of a guest that its
+    /// operator suspended, or that sleeps.
+    pub fn came_to_grief(&self) -> Result<Option<&'static str>, HypervisorError> {
+        let (state, reason) = self.with("asking its state", virt::domain::Domain::state)?;
+        Ok(match (state, reason) {
+            (Enum::Known(VirtState::Crashed), _) => Some("crashed"),
+            (Enum::Known(VirtState::Shutoff | VirtState::NoState), _) => Some("is shut off"),
+            (_, Enum::Known(StateReason::Paused(Enum::Known(reason)))) => match reason {
+                DomainPausedReason::IOError => Some("was stopped by an I/O error"),
+                DomainPausedReason::Watchdog => Some("was stopped by its watchdog device"),
+                DomainPausedReason::Crashed => Some("was stopped as its system panicked"),
+                _ => None,
+            },
+            _ => None,
+        })
+    }
+
     /// The operation of libvirt's own for which the guest stands, in libvirt's words. Not asked of libvirt's job statistics:
     /// libvirtd 9.0 was seen to crash when these were asked for while a backup was begun.
     pub fn held_for(&self) -> Result<Option<&'static str>, HypervisorError> {

@@ -14,6 +14,9 @@ pub struct FailoverRequest {
     /// Do not run `fence_command`: the source is known to be off.
     #[serde(default)]
     pub skip_fence_command: bool,
+    /// A replica whose memory does not go on is not booted instead.
+    #[serde(default)]
+    pub no_cold_boot: bool,
 }
 
 /// `POST /v1/failovers/preview`: what a failover now would mean.

@@ -34,6 +34,10 @@ pub struct Failover {
     /// Do not run the site's `fence_command`: the source is known to be off.
     #[arg(long)]
     skip_fence_command: bool,
+    /// If a VM's replica does not go on with its memory, leave it at that; otherwise it is booted from the point's disks.
+    /// Of a group, its runbook says so.
+    #[arg(long)]
+    no_cold_boot: bool,
     /// Do not ask.
     #[arg(long)]
     yes: bool,
@@ -44,8 +48,8 @@ impl Failover {
         if self.planned || self.is_a_group(site).await? {
             return self.of_group(site).await;
         }
-        let Self { name: vm, point, skip_fence_command, .. } = self;
-        let request = FailoverRequest { vm, point, skip_fence_command };
+        let Self { name: vm, point, skip_fence_command, no_cold_boot, .. } = self;
+        let request = FailoverRequest { vm, point, skip_fence_command, no_cold_boot };
         if !self.yes || self.dry_run {
             let preview: FailoverPreview = site.client.post("/v1/failovers/preview", &request).await?;
             if self.dry_run {
@@ -68,6 +72,10 @@ impl Failover {
         anyhow::ensure!(
             !self.skip_fence_command,
             "--skip-fence-command is for a single VM; of a group, run it for the VM that it is to be left out for"
+        );
+        anyhow::ensure!(
+            !self.no_cold_boot,
+            "--no-cold-boot is for a single VM; of a group write it into its `runbook`"
         );
         let request = GroupFailoverRequest { name: self.name, planned: self.planned, point: self.point };
         if !self.yes || self.dry_run {

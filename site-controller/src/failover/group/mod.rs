@@ -10,7 +10,7 @@ mod starts;
 pub mod world;
 
 use super::{
-    journal::{Journal, JournalError},
+    journal::{Journal, JournalError, Manner},
     progress::{FailoverReport, Watcher},
     runbook::FailoverError,
 };
@@ -376,7 +376,8 @@ impl Groups {
         for part in &record.parts {
             if let Some(point) = part.point {
                 let watcher = watcher.of(&part.name);
-                self.replicas.prepare(part.vm, point, record.kind, &watcher).await?;
+                let manner = Manner::of(&record.group.spec, &part.name);
+                self.replicas.prepare(part.vm, point, record.kind, manner, &watcher).await?;
             }
         }
         Ok(())

@@ -65,7 +65,14 @@ fn vm(no: u8) -> VmId {
 
 #[async_trait]
 impl Replicas for World {
-    async fn prepare(&self, vm: VmId, _: PointId, _: Kind, _: &Watcher) -> Result<(), FailoverError> {
+    async fn prepare(
+        &self,
+        vm: VmId,
+        _: PointId,
+        _: Kind,
+        _: Manner,
+        _: &Watcher,
+    ) -> Result<(), FailoverError> {
         self.call(|tables| {
             tables.prepared.insert(vm);
         });
@@ -110,6 +117,8 @@ impl Replicas for World {
                 rpo_ms: 0,
                 resumed: true,
                 already_done: false,
+                cold_boot: None,
+                after_resume: Vec::new(),
             })
         })
     }

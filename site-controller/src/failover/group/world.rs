@@ -4,6 +4,7 @@
 use super::record::Kind;
 use crate::{
     failover::{
+        journal::Manner,
         progress::{FailoverReport, Watcher},
         runbook::FailoverError,
     },
@@ -33,6 +34,7 @@ pub trait Replicas: Send + Sync {
         vm: VmId,
         point: PointId,
         kind: Kind,
+        manner: Manner,
         watcher: &Watcher,
     ) -> Result<(), FailoverError>;
     async fn restore(&self, vm: VmId, watcher: &Watcher) -> Result<(), FailoverError>;

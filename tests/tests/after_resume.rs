@@ -1,0 +1,141 @@
+//! What a replica is given after its resume, and what becomes of one that does not go on.
+
+use anyhow::{Context, Result, ensure};
+use rig::{
+    DiskFormat, Rig, Site, eventually,
+    product::{Agent, Controller, replica_unharmed, small},
+};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+const BOOT: Duration = Duration::from_secs(90);
+const SOON: Duration = Duration::from_secs(120);
+
+const GROUP: &str = "[[group]]
+name = \"shop\"
+vms = [\"web\"]
+rpo = \"1s\"
+[group.runbook.vm.web]
+guest_hook = [\"/usr/local/sbin/resumed\"]
+";
+
+/// Goal: a guest that goes on is told all that can be told without an agent in it, and what was not done is said.
+/// Method: a guest with a generation id and no agent, in a group whose runbook has a hook for it; libvirt's word for the id
+/// at both sites.
+#[test]
+fn a_resumed_replica_has_a_new_generation_id_and_what_could_not_be_done_is_told() -> Result<()> {
+    let rig = Rig::new("after-resume")?;
+    let (a, b, _link) = rig.pair()?;
+    let controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 16).more("<genid/>"))?;
+    let boot = guest.wait_for_tick(3, BOOT)?.boot;
+    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    let groups = a.folder().join("groups.toml");
+    fs::write(&groups, GROUP)?;
+    let groups = groups.display().to_string();
+    eventually(SOON, "the group to be made", || {
+        Ok(controller.cli(&["apply", "-f", &groups])?.status.success().then_some(()))
+    })?;
+    controller.wait_more_group_points("shop", 2, SOON)?;
+    let before = genid(&a)?;
+    a.power_cut();
+    let of_group = controller.json(&["failover", "shop", "--emergency", "--yes"])?;
+    let report = of_group["members"][0].clone();
+    assert_eq!((&report["resumed"], &report["cold_boot"]), (&true.into(), &Value::Null), "{report}");
+    replica_unharmed(&b.guest("web")?, &boot, 0, SOON)?;
+    assert_ne!(genid(&b)?, before);
+    let step = |what: &str| {
+        let steps = report["after_resume"].as_array().into_iter().flatten();
+        steps
+            .clone()
+            .find(|step| step["what"] == what)
+            .cloned()
+            .with_context(|| format!("{what} in {report}"))
+    };
+    assert_eq!(step("VM generation id changed")?["done"], true, "{report}");
+    for (what, why) in [
+        ("clock stepped", "no channel"),
+        ("network announced", "no network interface"),
+        ("guest hook", "no channel"),
+    ] {
+        let step = step(what)?;
+        assert!(
+            step["done"] == false && step["why"].as_str().is_some_and(|said| said.contains(why)),
+            "{step}"
+        );
+    }
+    let again = controller.failover("web", "latest")?;
+    assert_eq!(again["after_resume"], report["after_resume"], "it is remembered");
+    Ok(())
+}
+
+/// Goal: a replica whose state QEMU refuses is booted from the same point's disks, on disks of its own, and says so; with
+/// `--no-cold-boot` it is left at that. Method: the controller is killed with the memory image complete; a device in it
+/// gets a name that no QEMU knows.
+#[test]
+fn a_replica_whose_state_is_refused_boots_from_the_disks_of_the_point_and_says_why() -> Result<()> {
+    let rig = Rig::new("cold-boot")?;
+    let (a, b, _link) = rig.pair()?;
+    let mut controller = Controller::running(&b)?;
+    let spec = small("web").disk(DiskFormat::Raw, 16);
+    let guest = a.define_and_start(&spec)?;
+    let boot = guest.wait_for_tick(3, BOOT)?.boot;
+    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 2, SOON)?;
+    a.power_cut();
+    let folder = controller.replica_dir().join(spec.uuid.to_string());
+
+    spoil(&mut controller, &folder)?;
+    let left = controller.cli(&["failover", "web", "--emergency", "--yes", "--no-cold-boot"])?;
+    assert!(!left.status.success() && left.stderr.contains("refused"), "{left:?}");
+    assert!(b.virsh(["list", "--name"])?.trim().is_empty(), "nothing runs");
+
+    spoil(&mut controller, &folder)?;
+    let report = controller.failover("web", "latest")?;
+    assert_eq!((&report["resumed"], &report["already_done"]), (&false.into(), &false.into()), "{report}");
+    assert!(report["cold_boot"].as_str().is_some_and(|why| why.contains("refused")), "{report}");
+    assert_eq!(report["after_resume"].as_array().map(Vec::len), Some(0), "{report}");
+    let replica = b.guest("web")?;
+    let after =
+        replica.wait(BOOT, "the replica to boot", |report| report.boot != boot && report.tick >= 3)?;
+    assert!(after.unharmed(), "{after:?}");
+    let disks = eventually(SOON, "its disk", || Ok(b.virsh(["domblklist", "web"]).ok()))?;
+    let newest = attempts(&folder)?.pop().context("attempts")?;
+    assert!(disks.contains(&newest.join("vda.raw").display().to_string()), "{disks}");
+    Ok(())
+}
+
+/// Begins the failover, or goes on with it, up to a complete memory image, and spoils that.
+fn spoil(controller: &mut Controller, folder: &Path) -> Result<()> {
+    controller.stop()?;
+    controller.env = vec![("LIFEBOAT_KILL_AT".into(), "failover.restored".into())];
+    controller.start()?;
+    let killed = controller.cli(&["failover", "web", "--emergency", "--yes"])?;
+    ensure!(!killed.status.success(), "the controller was to be killed: {killed:?}");
+    controller.kill9()?;
+    let image = attempts(folder)?.pop().context("an attempt")?.join("memory.save");
+    let mut bytes = fs::read(&image)?;
+    let name = b"\x05i8254";
+    let at = bytes.windows(name.len()).rposition(|window| window == name).context("the timer's state")?;
+    bytes[at + 1] = b'x';
+    fs::write(&image, bytes)?;
+    controller.start()
+}
+
+/// Folders of the attempts, in order.
+fn attempts(folder: &Path) -> Result<Vec<PathBuf>> {
+    let entries = fs::read_dir(folder)?.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>();
+    let mut entries = entries?;
+    entries.sort();
+    Ok(entries)
+}
+
+fn genid(site: &Site) -> Result<String> {
+    let xml = site.virsh(["dumpxml", "web"])?;
+    let (_, rest) = xml.split_once("<genid>").context("a generation id")?;
+    Ok(rest.split('<').next().unwrap_or_default().to_owned())
+}
