@@ -1,4 +1,4 @@
-//! Small files that must survive a power cut whole: the one way in which the daemons replace them.
+//! Small files that must survive a power cut: the one way in which the daemons replace them, and add lines to them.
 //! Promises: after `replace` returned, the new bytes are what a reader finds, whatever happens; before that, the old ones
 //! or the new ones, never a mixture. Called for certificates, generations and failover journals; the store has its own
 //! protocol.
@@ -6,7 +6,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::Path,
 };
 
@@ -42,6 +42,59 @@ fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
     file.sync_all()
 }
 
+/// A file of lines that only grows. A line that was added is there after a power cut; one that could not be is not, nor is
+/// a part of it.
+#[derive(Debug)]
+pub struct Appended {
+    file: File,
+    len: u64,
+    /// What failed left the file in a state that is not known.
+    spoilt: bool,
+}
+
+impl Appended {
+    /// Makes the file if it is not there. A line that was torn by a power cut is closed, so that the next stands apart.
+    pub fn open(path: &Path, mode: u32) -> io::Result<Self> {
+        let file = OpenOptions::new().create(true).read(true).append(true).mode(mode).open(path)?;
+        if let Some(dir) = path.parent() {
+            File::open(dir)?.sync_all()?;
+        }
+        let len = file.metadata()?.len();
+        let mut appended = Self { file, len, spoilt: false };
+        let mut last = [b'\n'];
+        if len > 0 {
+            appended.file.read_exact_at(&mut last, len - 1)?;
+        }
+        if last != [b'\n'] {
+            appended.append(b"\n")?;
+        }
+        Ok(appended)
+    }
+
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds bytes that end with a line's end; synced when it returns.
+    pub fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if self.spoilt {
+            self.file.set_len(self.len)?;
+            self.spoilt = false;
+        }
+        let added = self.file.write_all(bytes).and_then(|()| self.file.sync_data());
+        match added {
+            Ok(()) => self.len += bytes.len() as u64,
+            // Whatever of it is there goes, now or before the next.
+            Err(_) => self.spoilt = self.file.set_len(self.len).is_err(),
+        }
+        added
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -59,5 +112,25 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(replace(&dir.path().join("no/such/folder"), b"", 0o600).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn lines_are_added_and_a_torn_one_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        let mut log = Appended::open(&path, 0o600).unwrap();
+        assert!(log.is_empty());
+        log.append(b"one\n").unwrap();
+        fs::write(&path, "one\ntw").unwrap();
+        let mut log = Appended::open(&path, 0o600).unwrap();
+        log.append(b"three\n").unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "one\ntw\nthree\n");
+        assert_eq!(log.len(), 13);
+        // A device that is always full.
+        assert!(
+            Appended { file: File::options().write(true).open("/dev/full").unwrap(), len: 0, spoilt: false }
+                .append(b"x\n")
+                .is_err()
+        );
     }
 }

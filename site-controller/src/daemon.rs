@@ -1,7 +1,7 @@
 //! The daemon: opens what is there, wires the rooms, says that it is ready, and stops in order.
 
 use crate::{
-    api::{gate::Gate, routes, site::Site, token_book::TokenBook},
+    api::{audit::AuditLog, gate::Gate, routes, site::Site, token_book::TokenBook},
     catalog::{Catalog, SledIndex},
     config::SiteConfig,
     failover::{group::Groups, journal::Journal, runbook::Runbook, stonith::Stonith},
@@ -104,7 +104,10 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let tokens = EnrolmentTokens::open(&config.identity_dir(), identity.fingerprint(), clock.clone());
     let certificate_expires = identity.expires();
     let https = https(&config, &identity).await?;
-    let gate = Arc::new(Gate { tokens: TokenBook::open(&config.data_dir, clock.clone())? });
+    let gate = Arc::new(Gate {
+        tokens: TokenBook::open(&config.data_dir, clock.clone())?,
+        audit: Arc::new(AuditLog::open(&config.data_dir, clock.clone())?),
+    });
     let enrolment = Arc::new(Enrolment { identity, tokens, clock });
     let socket = LocalListener::bind(&config.socket(), 0o660)?;
     let (order, stop) = watch::channel(false);

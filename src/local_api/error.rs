@@ -60,6 +60,9 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(Envelope { error: self.body })).into_response()
+        let mut response = (self.status, Json(Envelope { error: self.body.clone() })).into_response();
+        // For whoever hands it on and wants to know.
+        response.extensions_mut().insert(self.body);
+        response
     }
 }

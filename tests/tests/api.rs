@@ -3,8 +3,8 @@
 
 use anyhow::{Context, Result, ensure};
 use rig::{Output, Rig, Site, binary, product::Controller};
-use serde_json::Value;
-use std::{fs, path::PathBuf};
+use serde_json::{Value, json};
+use std::{fs, path::PathBuf, time::Duration};
 
 const PORT: u16 = 7444;
 
@@ -64,7 +64,7 @@ fn operators_elsewhere_may_do_what_their_tokens_say_and_nothing_once_revoked() -
     refused(there.ask(&operator, &["token", "list"])?, "role operator")?;
     // Progress comes over the network line by line, as it does through the socket.
     let report: Value = serde_json::from_str(&there.ask(&operator, &["verify", "--json"])?.success()?)?;
-    assert_eq!(report["findings"], serde_json::json!([]));
+    assert_eq!(report["findings"], json!([]));
     let group = ["group", "create", "shop", "--vm", "00000000-0000-0000-0000-000000000001"];
     refused(there.ask(&viewer, &group)?, "role viewer")?;
     there.ask(&operator, &group)?.success()?;
@@ -88,5 +88,34 @@ fn operators_elsewhere_may_do_what_their_tokens_say_and_nothing_once_revoked() -
     let secret = fs::read_to_string(&admin)?;
     let secret = secret.trim().strip_prefix("lba1-").context("a token's beginning")?;
     ensure!(secret.len() == 64 && !text.contains(secret), "the token itself is stored");
+    Ok(())
+}
+
+/// Goal: whatever is done can be told from the audit log, also after the worst moment. Method: the controller dies when a
+/// call was written down and not yet made, and again by kill -9 once one was.
+#[test]
+fn the_audit_log_tells_of_a_call_that_a_crash_cut_short_and_of_one_that_was_done() -> Result<()> {
+    let rig = Rig::new("api-audit")?;
+    let mut controller = Controller::install(&rig.site("A")?)?;
+    controller.env = vec![("LIFEBOAT_KILL_AT".into(), "api.written-down".into())];
+    controller.start()?;
+    let group = ["group", "create", "shop", "--vm", "00000000-0000-0000-0000-000000000001"];
+    refused(controller.cli(&group)?, "broke off")?;
+    controller.process()?.wait(Duration::from_secs(10))?;
+    controller.start()?;
+    assert_eq!(controller.json(&["group", "list"])?, json!([]), "what was not made has no effect");
+    controller.cli(&group)?.success()?;
+    refused(controller.cli(&group)?, "shop")?;
+    controller.kill9()?;
+    controller.start()?;
+    let told = controller.json(&["audit", "--since", "1h ago"])?;
+    let calls = told["calls"].as_array().context("a list")?;
+    let ends: Vec<_> = calls.iter().map(|call| (&call["end"]["done"], &call["end"]["code"])).collect();
+    let (none, done, not) = (Value::Null, json!(true), json!(false));
+    assert_eq!(ends, [(&none, &none), (&done, &none), (&not, &json!("conflict"))]);
+    for call in calls {
+        assert_eq!((&call["who"], &call["from"]), (&json!("uid 0"), &json!("socket")));
+        assert_eq!((&call["path"], &call["request"]["spec"]["name"]), (&json!("/v1/groups"), &json!("shop")));
+    }
     Ok(())
 }

@@ -1,22 +1,19 @@
 //! Failovers: what one would mean, and doing it.
 
 use super::{
-    site::{LINES_QUEUED, Site, catalog_error},
+    audit::Outcome,
+    site::{Site, catalog_error, watched},
     types::{FailoverPreview, FailoverRequest},
 };
 use crate::failover::{
     images::ImageError,
     journal::{Manner, Phase},
-    progress::{Progress, Watcher},
+    progress::Progress,
     runbook::{FailoverError, LATEST, Request},
 };
-use axum::{Json, extract::State, response::Response};
-use lifeboat::{
-    error::chain,
-    local_api::{ApiError, ndjson},
-};
+use axum::{Extension, Json, extract::State, response::Response};
+use lifeboat::{error::chain, local_api::ApiError};
 use std::sync::Arc;
-use tokio::sync::mpsc;
 
 pub(super) async fn preview(
     State(site): State<Arc<Site>>,
@@ -45,32 +42,17 @@ pub(super) async fn preview(
 
 pub(super) async fn fail_over(
     State(site): State<Arc<Site>>,
+    Extension(outcome): Extension<Outcome>,
     Json(request): Json<FailoverRequest>,
 ) -> Response {
-    let (lines, queue) = mpsc::channel::<Result<Progress, ApiError>>(LINES_QUEUED);
-    let (steps, mut told) = mpsc::channel(LINES_QUEUED);
-    let forward = lines.clone();
-    tokio::spawn(async move {
-        while let Some(progress) = told.recv().await {
-            if forward.send(Ok(progress)).await.is_err() {
-                // Nobody watches any more; the failover goes on.
-                told.close();
-            }
-        }
-    });
-    // Its own task: a failover is not undone because the operator's terminal went away.
-    tokio::spawn(async move {
-        let watcher = Watcher::new(steps);
+    watched(outcome, |watcher| async move {
         let request = with_runbook(&site, request).await;
-        match site.runbook.emergency(request, &watcher).await {
-            Ok(report) => watcher.finish(Progress::Done { report }).await,
-            Err(error) => {
-                tracing::error!(error = chain(&error), "failover did not succeed");
-                let _ = lines.send(Err(failover_error(&error))).await;
-            }
-        }
-    });
-    ndjson(queue)
+        let report = site.runbook.emergency(request, &watcher).await.map_err(|error| {
+            tracing::error!(error = chain(&error), "failover did not succeed");
+            failover_error(&error)
+        })?;
+        Ok(Progress::Done { report })
+    })
 }
 
 /// What its group's runbook says of a VM holds for a failover of it alone as well.

@@ -1,11 +1,15 @@
 //! The gate that every request passes: who asks, and whether they may. Promises: what comes over the network does nothing
 //! without a token that is good for it; whoever may open the socket may do everything; nothing of a stranger's request but
-//! its head is read; a call that changes something, once begun, is brought to its end although its caller went away;
-//! whatever goes wrong is answered as an [`ApiError`]. Called by `routes`.
+//! its head is read; a call that changes something is written down ([`super::audit`]) before it acts, and once begun it is
+//! brought to its end although its caller went away; whatever goes wrong is answered as an [`ApiError`]. Called by `routes`.
 
-use super::{role::Role, token_book::TokenBook};
+use super::{
+    audit::{AuditLog, Call},
+    role::Role,
+    token_book::TokenBook,
+};
 use axum::{
-    body::Body,
+    body::{Body, Bytes},
     extract::{ConnectInfo, Request, State},
     http::{
         HeaderValue, StatusCode,
@@ -16,12 +20,17 @@ use axum::{
     response::{IntoResponse, Response},
     routing::MethodRouter,
 };
-use lifeboat::local_api::{ApiError, Origin, whole_body};
+use lifeboat::{
+    error::chain,
+    fault,
+    local_api::{ApiError, ErrorBody, Origin, whole_body},
+};
 use std::{fmt, sync::Arc, time::Duration};
 
 /// What it needs to know.
 pub struct Gate {
     pub tokens: TokenBook,
+    pub audit: Arc<AuditLog>,
 }
 
 /// What a request asks of its caller.
@@ -78,31 +87,70 @@ pub(super) fn guard<S: Clone + Send + Sync + 'static>(
 
 async fn pass(State(post): State<Arc<Post>>, request: Request, next: Next) -> Response {
     match admit(&post, request).await {
-        Ok(request) if post.rule.mutating => {
-            // Its own task: it is not dropped with the connection.
-            match tokio::spawn(next.run(request)).await {
-                Ok(response) => typed(response).await,
-                Err(error) => ApiError::internal(error.to_string()).into_response(),
-            }
-        }
-        Ok(request) => typed(next.run(request).await).await,
+        Ok((caller, head, body)) if post.rule.mutating => act(&post, &caller, head, body, next).await,
+        Ok((_, head, body)) => typed(next.run(Request::from_parts(head, Body::from(body))).await).await,
         Err(error) => refusal(error),
     }
 }
 
-async fn admit(post: &Post, request: Request) -> Result<Request, ApiError> {
+/// Writes down what is asked, has it done, and writes down how it ended: in a task of its own, that is not dropped with the
+/// connection.
+async fn act(post: &Post, caller: &Caller, head: Parts, body: Bytes, next: Next) -> Response {
+    let outcome = match post.gate.audit.begin(caller, post.rule.call(&head, &body)).await {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            tracing::error!(error = chain(&error), "a call was refused, as it could not be written down");
+            let refused = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "audit-unavailable", chain(&error))
+                .with_hint("what can't be written down is not done; make room in data_dir");
+            return refusal(refused);
+        }
+    };
+    fault::point("api.written-down");
+    let mut request = Request::from_parts(head, Body::from(body));
+    request.extensions_mut().insert(outcome.clone());
+    let done = tokio::spawn(async move {
+        let response = match tokio::spawn(next.run(request)).await {
+            Ok(response) => typed(response).await,
+            Err(error) => ApiError::internal(error.to_string()).into_response(),
+        };
+        outcome.answered(response.extensions().get::<ErrorBody>()).await;
+        response
+    });
+    done.await.unwrap_or_else(|error| ApiError::internal(error.to_string()).into_response())
+}
+
+/// Who asks, and what: the body is read only once it is known that they may.
+async fn admit(post: &Post, request: Request) -> Result<(Caller, Parts, Bytes), ApiError> {
     let (mut head, body) = request.into_parts();
     let caller = post.gate.caller(&head)?;
     if caller.role < post.rule.role {
         let (role, needed) = (caller.role, post.rule.role);
         let message = format!("{caller} has the role {role}; this asks for {needed}");
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", message).with_hint(format!(
+        let error = ApiError::new(StatusCode::FORBIDDEN, "forbidden", message).with_hint(format!(
             "an admin makes a token for it: `lifeboat token create NAME --role {needed}`"
-        )));
+        ));
+        if post.rule.mutating
+            && let Err(error) =
+                post.gate.audit.refused(&caller, post.rule.call(&head, &[]), &error.body).await
+        {
+            tracing::error!(error = chain(&error), "a refusal could not be written down");
+        }
+        return Err(error);
     }
-    head.extensions.insert(caller);
+    head.extensions.insert(caller.clone());
     let body = whole_body(body, BODY_MAX, BODY_TIME).await?;
-    Ok(Request::from_parts(head, Body::from(body)))
+    Ok((caller, head, body))
+}
+
+impl Rule {
+    fn call(&self, head: &Parts, body: &[u8]) -> Call {
+        Call {
+            method: self.method.into(),
+            route: self.path.into(),
+            path: head.uri.path().chars().take(PATH_MAX).collect(),
+            body: body.to_vec(),
+        }
+    }
 }
 
 impl Gate {
@@ -164,3 +212,4 @@ async fn typed(response: Response) -> Response {
 const BODY_MAX: usize = 1 << 20;
 const BODY_TIME: Duration = Duration::from_secs(30);
 const WORDS_MAX: usize = 4096;
+const PATH_MAX: usize = 500;

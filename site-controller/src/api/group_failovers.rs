@@ -1,8 +1,9 @@
 //! Failovers of groups: what one would mean, and doing it.
 
 use super::{
+    audit::Outcome,
     groups::{book_error, point_error},
-    site::{LINES_QUEUED, Site, catalog_error},
+    site::{Site, catalog_error, watched},
     types::{GroupFailoverPreview, GroupFailoverRequest},
 };
 use crate::{
@@ -13,13 +14,9 @@ use crate::{
     },
     group::{Group, coordinator::new_cut, points::GroupPoint},
 };
-use axum::{Json, extract::State, response::Response};
-use lifeboat::{
-    error::chain,
-    local_api::{ApiError, ndjson},
-};
+use axum::{Extension, Json, extract::State, response::Response};
+use lifeboat::{error::chain, local_api::ApiError};
 use std::sync::Arc;
-use tokio::sync::mpsc;
 
 pub(super) async fn preview(
     State(site): State<Arc<Site>>,
@@ -42,36 +39,21 @@ pub(super) async fn preview(
 
 pub(super) async fn fail_over(
     State(site): State<Arc<Site>>,
+    Extension(outcome): Extension<Outcome>,
     Json(request): Json<GroupFailoverRequest>,
 ) -> Result<Response, ApiError> {
     let (group, point) = meant(&site, &request).await?;
-    let (lines, queue) = mpsc::channel::<Result<Progress, ApiError>>(LINES_QUEUED);
-    let (steps, mut told) = mpsc::channel(LINES_QUEUED);
-    let forward = lines.clone();
-    tokio::spawn(async move {
-        while let Some(progress) = told.recv().await {
-            if forward.send(Ok(progress)).await.is_err() {
-                // Nobody watches any more; the failover goes on.
-                told.close();
-            }
-        }
-    });
-    // Its own task: a failover is not undone because the operator's terminal went away.
-    tokio::spawn(async move {
-        let (watcher, id) = (Watcher::new(steps), group.id);
+    Ok(watched(outcome, |watcher| async move {
+        let id = group.id;
         let done = carry_out(&site, group, point, &watcher).await;
         // Sources that could not be told yet what became of them are told when they can be.
-        let settling = site.clone();
-        tokio::spawn(async move { settling.group_failovers.settle(id).await });
-        match done {
-            Ok(report) => watcher.finish(Progress::GroupDone { report: Box::new(report) }).await,
-            Err(error) => {
-                tracing::error!(error = chain(&error), "a group's failover did not succeed");
-                let _ = lines.send(Err(group_error(&error))).await;
-            }
-        }
-    });
-    Ok(ndjson(queue))
+        tokio::spawn(async move { site.group_failovers.settle(id).await });
+        let report = done.map_err(|error| {
+            tracing::error!(error = chain(&error), "a group's failover did not succeed");
+            group_error(&error)
+        })?;
+        Ok(Progress::GroupDone { report: Box::new(report) })
+    }))
 }
 
 async fn carry_out(

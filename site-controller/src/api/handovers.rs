@@ -1,12 +1,13 @@
 //! Claims and hand-overs.
 
 use super::{
+    audit::Outcome,
     seeds::seed_error,
     site::{LINES_QUEUED, Site, catalog_error, store_error},
 };
 use crate::handover::{AcceptLine, Acceptance, Claim, HandoverError};
 use axum::{
-    Json,
+    Extension, Json,
     extract::{Path, State},
     response::Response,
 };
@@ -24,7 +25,12 @@ pub(super) async fn claim(
     site.handovers.claim(&vm).await.map(Json).map_err(handover_error)
 }
 
-pub(super) async fn accept(State(site): State<Arc<Site>>, Json(request): Json<Acceptance>) -> Response {
+pub(super) async fn accept(
+    State(site): State<Arc<Site>>,
+    Extension(outcome): Extension<Outcome>,
+    Json(request): Json<Acceptance>,
+) -> Response {
+    let end = outcome.later();
     let (lines, queue) = mpsc::channel::<Result<AcceptLine, ApiError>>(LINES_QUEUED);
     // Its own task: it is brought to its end although whoever asked went away.
     tokio::spawn(async move {
@@ -39,6 +45,7 @@ pub(super) async fn accept(State(site): State<Arc<Site>>, Json(request): Json<Ac
                 Err(handover_error(error))
             }
         };
+        end.ended(last.as_ref().err().map(|error| &error.body)).await;
         let _ = lines.send(last).await;
     });
     ndjson(queue)

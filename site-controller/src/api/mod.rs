@@ -1,7 +1,10 @@
 //! The operator's requests, as JSON over HTTP: [`types`] are their shapes, [`routes`] the table of them, one file for each
-//! family the answers. Each request passes the [`gate`], which knows the callers by their tokens ([`token_book`]). No policy
+//! family the answers. Each request passes the [`gate`], which knows the callers by their tokens ([`token_book`]) and
+//! has an [`audit`] log of what they change. No policy
 //! of its own beyond that: it asks the catalogue, the runbook and the verifier. Served by `daemon`, used by `lifeboat`.
 
+pub mod audit;
+mod audits;
 mod failovers;
 pub mod gate;
 mod group_failovers;

@@ -2,7 +2,7 @@
 //! so that there is no request without an entry, and each is guarded ([`super::gate`]) as its entry says.
 
 use super::{
-    failovers,
+    audits, failovers,
     gate::{self, Gate, Rule},
     group_failovers, groups, handovers, points, readiness,
     role::Role::{self, Admin, Operator, Viewer},
@@ -48,6 +48,7 @@ pub fn table() -> Vec<Route> {
         // It reads any file of this machine that it is told to.
         post("/v1/seeds", Admin, seeds::seed),
         post("/v1/verify", Operator, verify::run_verify).changes_nothing(),
+        get("/v1/audit", Admin, audits::audit),
         get("/v1/tokens", Admin, tokens::list),
         post("/v1/tokens", Admin, tokens::create),
         post("/v1/tokens/{token}/revoke", Admin, tokens::revoke),

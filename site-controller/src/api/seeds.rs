@@ -1,11 +1,12 @@
 //! Taking in disks that are here already.
 
 use super::{
+    audit::Outcome,
     site::{LINES_QUEUED, Site, store_error},
     types::{SeedLine, SeedRequest},
 };
 use crate::seed::SeedError;
-use axum::{Json, extract::State, response::Response};
+use axum::{Extension, Json, extract::State, response::Response};
 use lifeboat::{
     error::chain,
     local_api::{ApiError, ndjson},
@@ -13,7 +14,12 @@ use lifeboat::{
 use std::sync::Arc;
 use tokio::sync::mpsc;
 
-pub(super) async fn seed(State(site): State<Arc<Site>>, Json(request): Json<SeedRequest>) -> Response {
+pub(super) async fn seed(
+    State(site): State<Arc<Site>>,
+    Extension(outcome): Extension<Outcome>,
+    Json(request): Json<SeedRequest>,
+) -> Response {
+    let end = outcome.later();
     let (lines, queue) = mpsc::channel::<Result<SeedLine, ApiError>>(LINES_QUEUED);
     // Its own task: a seed is not given up because the operator's terminal went away.
     tokio::spawn(async move {
@@ -33,6 +39,7 @@ pub(super) async fn seed(State(site): State<Arc<Site>>, Json(request): Json<Seed
                 Err(seed_error(error))
             }
         };
+        end.ended(last.as_ref().err().map(|error| &error.body)).await;
         let _ = lines.send(last).await;
     });
     ndjson(queue)

@@ -1,10 +1,14 @@
 //! What all requests share, and the errors that most of them may answer.
 
-use super::gate::Gate;
+use super::{audit::Outcome, gate::Gate};
 use crate::{
     catalog::CatalogError,
     config::SiteConfig,
-    failover::{group::Groups, runbook::Runbook},
+    failover::{
+        group::Groups,
+        progress::{Progress, Watcher},
+        runbook::Runbook,
+    },
     group::coordinator::Coordinator,
     handover::Handovers,
     readiness::watch::Watch,
@@ -12,9 +16,14 @@ use crate::{
     seed::Seeder,
     store::StoreError,
 };
-use lifeboat::{error::chain, local_api::ApiError, units::UnixMs};
+use axum::response::Response;
+use lifeboat::{
+    error::chain,
+    local_api::{ApiError, ndjson},
+    units::UnixMs,
+};
 use std::sync::Arc;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 /// What all requests share.
 pub struct Site {
@@ -48,3 +57,35 @@ pub(super) fn store_error(error: StoreError) -> ApiError {
 
 /// Lines of progress that may wait for a slow watcher; more are left out.
 pub(super) const LINES_QUEUED: usize = 64;
+
+/// Work that tells how far it is, line by line. It is its own task: it is not undone because the operator's terminal went
+/// away. How it ends is told and written down.
+pub(super) fn watched<W>(outcome: Outcome, work: impl FnOnce(Watcher) -> W) -> Response
+where
+    W: Future<Output = Result<Progress, ApiError>> + Send + 'static,
+{
+    let (lines, queue) = mpsc::channel::<Result<Progress, ApiError>>(LINES_QUEUED);
+    let (steps, mut told) = mpsc::channel(LINES_QUEUED);
+    let forward = lines.clone();
+    tokio::spawn(async move {
+        while let Some(progress) = told.recv().await {
+            if forward.send(Ok(progress)).await.is_err() {
+                // Nobody watches any more; the work goes on.
+                told.close();
+            }
+        }
+    });
+    let (watcher, end) = (Watcher::new(steps), outcome.later());
+    let work = work(watcher.clone());
+    tokio::spawn(async move {
+        let done = work.await;
+        end.ended(done.as_ref().err().map(|error| &error.body)).await;
+        match done {
+            Ok(last) => watcher.finish(last).await,
+            Err(error) => {
+                let _ = lines.send(Err(error)).await;
+            }
+        }
+    });
+    ndjson(queue)
+}

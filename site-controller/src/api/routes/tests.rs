@@ -2,7 +2,7 @@
 //! asked.
 
 use super::*;
-use crate::api::{token_book::TokenBook, types::TokenRequest};
+use crate::api::{audit::AuditLog, token_book::TokenBook, types::TokenRequest};
 use axum::Json;
 use lifeboat::{
     clock::SystemClock,
@@ -26,11 +26,22 @@ struct Served {
 impl Served {
     async fn stubs() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let identity =
-            SiteIdentity::create(&dir.path().join("identity"), "dr", &["127.0.0.1".into()], &SystemClock)
-                .unwrap();
+        SiteIdentity::create(&dir.path().join("identity"), "dr", &["127.0.0.1".into()], &SystemClock)
+            .unwrap();
+        Self::over(dir).await
+    }
+
+    /// As after a restart.
+    async fn again(self) -> Self {
+        std::fs::remove_file(self.dir.path().join("api.sock")).unwrap();
+        Self::over(self.dir).await
+    }
+
+    async fn over(dir: tempfile::TempDir) -> Self {
+        let identity = SiteIdentity::load(&dir.path().join("identity")).unwrap();
         let tokens = TokenBook::open(dir.path(), Arc::new(SystemClock)).unwrap();
-        let gate = Arc::new(Gate { tokens });
+        let audit = Arc::new(AuditLog::open(dir.path(), Arc::new(SystemClock)).unwrap());
+        let gate = Arc::new(Gate { tokens, audit });
         let router = assemble(table().into_iter().map(|route| (route.rule, stub(route.rule))), &gate);
         let shown = HttpsIdentity::of_site(&identity).unwrap();
         let listener = HttpsListener::bind("127.0.0.1:0".parse().unwrap(), shown).await.unwrap();
@@ -108,6 +119,52 @@ async fn what_is_no_request_is_told_in_the_same_shape() {
     assert_eq!(code(client.post("/v1/status", &()).await), (405, "unknown-request".into()));
     let large = "x".repeat(2 << 20);
     assert_eq!(code(client.post("/v1/failovers/preview", &large).await), (413, "too-large".into()));
+}
+
+/// Goal: every call that changes something is written down, done or refused, with who made it; no other is.
+#[tokio::test]
+async fn each_call_that_changes_something_is_written_down_with_its_end() {
+    let served = Served::stubs().await;
+    let (viewer, admin) = (served.remote(&served.token(Viewer)), served.remote(&served.token(Admin)));
+    let mutating: Vec<Rule> =
+        table().into_iter().map(|route| route.rule).filter(|rule| rule.mutating).collect();
+    for Route { rule, .. } in table() {
+        ask(&admin, rule).await.unwrap();
+        let _ = ask(&viewer, rule).await;
+    }
+    let rows = served.gate.audit.read(lifeboat::units::UnixMs(0), 1000).unwrap();
+    let found: Vec<(&str, bool)> = rows
+        .iter()
+        .map(|row| {
+            let done = row.end.as_ref().unwrap().done;
+            assert!(row.who.starts_with(if done { "token admin" } else { "token viewer" }), "{row:?}");
+            assert!(row.from.starts_with("127.0.0.1:"), "{row:?}");
+            (row.route.as_str(), done)
+        })
+        .collect();
+    let expected: Vec<(&str, bool)> =
+        mutating.iter().flat_map(|rule| [(rule.path, true), (rule.path, false)]).collect();
+    assert_eq!(found, expected);
+}
+
+#[tokio::test]
+async fn a_call_that_cannot_be_written_down_is_not_made() {
+    let served = Served::stubs().await;
+    let log = served.dir.path().join("audit.log");
+    // The log has grown to where it is rotated, and the oldest file's place is taken by a folder.
+    std::fs::create_dir(served.dir.path().join("audit.log.9")).unwrap();
+    std::fs::write(served.dir.path().join("audit.log.8"), "").unwrap();
+    std::fs::File::options().write(true).open(&log).unwrap().set_len(8 << 20).unwrap();
+    let served = served.again().await;
+    let (mutating, other): (Vec<Rule>, Vec<Rule>) =
+        table().into_iter().map(|route| route.rule).partition(|rule| rule.mutating);
+    let client = served.remote(&served.token(Operator));
+    for rule in mutating.into_iter().filter(|rule| rule.role <= Operator) {
+        assert_eq!(refused(ask(&client, rule).await), (503, "audit-unavailable".into()), "{rule:?}");
+    }
+    for rule in other.into_iter().filter(|rule| rule.role <= Operator) {
+        assert_eq!(ask(&client, rule).await.unwrap(), rule.path);
+    }
 }
 
 /// Goal: nobody who may only look can change anything, and nobody but an admin concerns other callers.

@@ -1,5 +1,6 @@
 //! What the API takes and gives. Times are milliseconds since 1970 UTC; sizes are bytes. One file for each family of routes.
 
+mod audit;
 mod failovers;
 mod groups;
 mod points;
@@ -8,6 +9,7 @@ mod status;
 mod tokens;
 mod verify;
 
+pub use audit::*;
 pub use failovers::*;
 pub use groups::*;
 pub use points::*;

@@ -2,6 +2,7 @@
 //! Each family of commands has a file of its own, with its arguments and its `run`; [`ask`] is what they share.
 
 mod ask;
+mod audit;
 mod check;
 mod door;
 mod failover;
@@ -66,6 +67,7 @@ enum Command {
     Accept(handover::Accept),
     Verify(verify::Verify),
     Token(token::Token),
+    Audit(audit::Audit),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -99,5 +101,6 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Accept(accept) => accept.run(&site).await,
         Command::Verify(verify) => verify.run(&site).await,
         Command::Token(token) => token.run(&site).await,
+        Command::Audit(audit) => audit.run(&site).await,
     }
 }
