@@ -217,5 +217,16 @@ fn groups_are_made_changed_and_forgotten_without_losing_points() -> Result<()> {
     scene.group(&["delete", "store", "--yes"])?;
     ensure!(scene.group(&["list"])?.as_array().is_some_and(Vec::is_empty));
     ensure!(scene.controller.points("web")?.len() >= points, "its VMs' points stay");
+
+    // What a file does not name goes only if that is asked for, and confirmed.
+    scene.controller.json(&["apply", "-f", &path])?;
+    fs::write(&file, "")?;
+    ensure!(scene.controller.json(&["apply", "-f", &path])?.as_array().is_some_and(Vec::is_empty));
+    ensure!(scene.controller.json(&["apply", "-f", &path, "--prune", "--diff"])?[0]["what"] == "delete");
+    let unasked = scene.controller.cli(&["apply", "-f", &path, "--prune"])?;
+    ensure!(!unasked.status.success() && unasked.stderr.contains("--yes"), "{unasked:?}");
+    ensure!(scene.group(&["list"])?.as_array().is_some_and(|rows| rows.len() == 1));
+    scene.controller.json(&["apply", "-f", &path, "--prune", "--yes"])?;
+    ensure!(scene.group(&["list"])?.as_array().is_some_and(Vec::is_empty));
     Ok(())
 }

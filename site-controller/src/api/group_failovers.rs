@@ -9,7 +9,7 @@ use super::{
 use crate::{
     catalog::Selector,
     failover::{
-        group::{self, GroupError, GroupReport, world::WholePoint},
+        group::{GroupError, GroupReport, world::WholePoint},
         progress::{Progress, Watcher},
     },
     group::{Group, coordinator::new_cut, points::GroupPoint},
@@ -45,7 +45,7 @@ pub(super) async fn fail_over(
     let (group, point) = meant(&site, &request).await?;
     Ok(watched(outcome, |watcher| async move {
         let id = group.id;
-        let done = carry_out(&site, group, point, &watcher).await;
+        let done = carry_out(&site, group, point, request.skip_fence_command, &watcher).await;
         // Sources that could not be told yet what became of them are told when they can be.
         tokio::spawn(async move { site.group_failovers.settle(id).await });
         let report = done.map_err(|error| {
@@ -60,10 +60,14 @@ async fn carry_out(
     site: &Site,
     group: Group,
     point: Option<GroupPoint>,
+    skip_command: bool,
     watcher: &Watcher,
 ) -> Result<GroupReport, GroupError> {
     match point {
-        Some(point) => site.group_failovers.emergency(group, &WholePoint::from(point), watcher).await,
+        Some(point) => {
+            let point = WholePoint::from(point);
+            site.group_failovers.emergency(group, &point, skip_command, watcher).await
+        }
         None => site.group_failovers.planned(group, new_cut(), watcher).await,
     }
 }
@@ -79,7 +83,7 @@ async fn meant(site: &Site, request: &GroupFailoverRequest) -> Result<(Group, Op
                 let hint = format!("`lifeboat failover {} --planned` takes all of it", group.spec.name);
                 return Err(ApiError::conflict("in-a-group", message).with_hint(hint));
             }
-            group::alone(vm.vm, &vm.name, site.runbook.clock.now())
+            Group::alone(vm.vm, &vm.name, site.runbook.clock.now())
         }
         Err(error) => return Err(book_error(error)),
     };

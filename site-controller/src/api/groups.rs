@@ -6,10 +6,7 @@ use super::{
     site::{Site, catalog_error},
     types::{GroupPointList, GroupRequest, GroupRow, GroupState, InventoryList, InventoryRow},
 };
-use crate::group::{
-    BookError, Group, GroupSpec, MemberVm,
-    points::{GroupPoint, GroupPointError},
-};
+use crate::group::{BookError, Group, GroupSpec, MemberVm, points::GroupPointError};
 use axum::{
     Extension, Json,
     extract::{Path, State},
@@ -131,9 +128,7 @@ async fn alter(
 
 async fn row(site: &Site, group: Group) -> Result<GroupRow, ApiError> {
     let now = site.runbook.clock.now();
-    let mut points = site.coordinator.points.offered(&group).await.map_err(point_error)?;
-    let count = points.len() as u64;
-    let newest: Option<GroupPoint> = points.pop();
+    let (newest, points) = site.coordinator.points.newest(&group).await.map_err(point_error)?;
     let rpo_ms = newest.as_ref().map(|newest| now.0.saturating_sub(newest.cut_at.0));
     let rpo_target_ms = u64::try_from(group.spec.rpo().as_millis()).unwrap_or(u64::MAX);
     let cuts = site.coordinator.progress(group.id);
@@ -159,7 +154,7 @@ async fn row(site: &Site, group: Group) -> Result<GroupRow, ApiError> {
         GroupState::Seeding | GroupState::Late => (!held_up.is_empty()).then(|| held_up.join("; ")),
     };
     let readiness = site.readiness.last(&group.spec.name);
-    Ok(GroupRow { group, now, state, readiness, reason, rpo_ms, rpo_target_ms, points: count, newest, cuts })
+    Ok(GroupRow { group, now, state, readiness, reason, rpo_ms, rpo_target_ms, points, newest, cuts })
 }
 
 /// Which VMs are meant: those that a group had before, those of connected hosts, and those that have points here.

@@ -4,7 +4,7 @@
 use super::{
     group::{record::Kind, world::Replicas},
     journal::{Manner, Phase, Record},
-    preflight::PreflightError,
+    preflight::{self, PreflightError},
     progress::{FailoverReport, Watcher},
     runbook::{FailoverError, Request, Runbook},
     steps::blocking,
@@ -28,6 +28,16 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(2);
 
 #[async_trait]
 impl Replicas for Runbook {
+    async fn room_for(&self, points: &[(VmId, PointId)]) -> Result<(), FailoverError> {
+        let mut bytes = 0u64;
+        for (vm, point) in points {
+            let point = self.catalog.find(*vm, &point.to_string()).await?;
+            bytes = bytes.saturating_add(self.needs_of(&point).await?.1);
+        }
+        let dir = self.replica_dir.clone();
+        blocking(move || Ok(preflight::room(&dir, bytes)?)).await
+    }
+
     async fn prepare(
         &self,
         vm: VmId,
@@ -35,12 +45,14 @@ impl Replicas for Runbook {
         kind: Kind,
         manner: Manner,
         watcher: &Watcher,
-    ) -> Result<(), FailoverError> {
+    ) -> Result<bool, FailoverError> {
         let _claim = self.claim(vm)?;
         let (vm_name, point_id) = (vm.to_string(), point.to_string());
         let request = Request { vm: vm_name, point: point_id, skip_fence_command: false, manner };
-        let mut record = match self.journal.load(vm)? {
-            Some(record) if record.phase == Phase::Running && record.point == point => return Ok(()),
+        let before = self.journal.load(vm)?;
+        let begins = before.is_none();
+        let mut record = match before {
+            Some(record) if record.phase == Phase::Running && record.point == point => return Ok(false),
             Some(record) if record.phase == Phase::Running => {
                 return Err(FailoverError::RunsFromAnother { point: record.point });
             }
@@ -53,7 +65,7 @@ impl Replicas for Runbook {
             record.manner = request.manner;
             self.journal.save(&record)?;
         }
-        Ok(())
+        Ok(begins)
     }
 
     async fn restore(&self, vm: VmId, watcher: &Watcher) -> Result<(), FailoverError> {
@@ -62,10 +74,15 @@ impl Replicas for Runbook {
         self.noting(&mut record, Step::Restore, watcher).await
     }
 
-    async fn fence(&self, vm: VmId, watcher: &Watcher) -> Result<Generation, FailoverError> {
+    async fn fence(
+        &self,
+        vm: VmId,
+        skip_command: bool,
+        watcher: &Watcher,
+    ) -> Result<Generation, FailoverError> {
         let _claim = self.claim(vm)?;
         let mut record = self.begun(vm)?;
-        self.noting(&mut record, Step::Fence, watcher).await?;
+        self.noting(&mut record, Step::Fence { skip_command }, watcher).await?;
         Ok(record.generation)
     }
 
@@ -149,7 +166,7 @@ impl Replicas for Runbook {
 }
 
 enum Step {
-    Fence,
+    Fence { skip_command: bool },
     Restore,
     GoOn,
 }
@@ -162,9 +179,9 @@ impl Runbook {
     /// Does a step; what went wrong is noted for whoever asks for the VM's status.
     async fn noting(&self, record: &mut Record, step: Step, watcher: &Watcher) -> Result<(), FailoverError> {
         let done = match step {
-            Step::Fence if record.kind == "planned" => self.raise_quietly(record).await,
-            Step::Fence => match self.fence(record, watcher).await {
-                Ok(()) => self.stop_source(record, false, watcher).await,
+            Step::Fence { .. } if record.kind == "planned" => self.raise_quietly(record).await,
+            Step::Fence { skip_command } => match self.fence(record, watcher).await {
+                Ok(()) => self.stop_source(record, skip_command, watcher).await,
                 failed => failed,
             },
             Step::Restore => Runbook::restore(self, record, watcher).await,

@@ -9,6 +9,7 @@ use lifeboat::{
     wire::order::{CutOrder, Part},
 };
 use std::time::Duration;
+use tokio::sync::broadcast::error::RecvError;
 
 #[async_trait]
 impl Sources for Coordinator {
@@ -36,15 +37,16 @@ impl Sources for Coordinator {
                 match words.recv().await {
                     Ok(heard) if heard.vm == vm && heard.cut == cut => {
                         if let Part::HoldEnded { .. } = heard.part {
-                            return;
+                            return true;
                         }
                     }
                     // What was missed is asked for again.
-                    Ok(_) | Err(_) => {}
+                    Ok(_) | Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return false,
                 }
             }
         };
-        Ok(tokio::time::timeout(ANSWERED_WITHIN, ended).await.is_ok())
+        Ok(tokio::time::timeout(ANSWERED_WITHIN, ended).await.unwrap_or(false))
     }
 }
 

@@ -70,6 +70,19 @@ pub struct Book {
 impl Group {
     pub const VERSION: u32 = 1;
 
+    /// A VM that is in no group, as a group of one.
+    pub fn alone(vm: VmId, name: &str, now: UnixMs) -> Self {
+        Self {
+            version: Self::VERSION,
+            id: GroupId::from_bytes(*vm.as_bytes()),
+            spec: GroupSpec::new(name, &[name]),
+            members: vec![MemberVm { vm, name: name.into() }],
+            paused: false,
+            created_at: now,
+            changed_at: now,
+        }
+    }
+
     pub fn has(&self, vm: VmId) -> bool {
         self.members.iter().any(|member| member.vm == vm)
     }

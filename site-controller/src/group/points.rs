@@ -3,7 +3,7 @@
 //! file that can't be read offers nothing. Called by `coordinator`, `failover` and `api`.
 
 use super::book::Group;
-use crate::store::{PointState, Store, StoreError};
+use crate::store::{Ask, PointState, Store, StoreError};
 use lifeboat::{
     durable,
     id::{CutId, GroupId, PointId, VmId},
@@ -126,9 +126,32 @@ impl GroupPoints {
     /// Those of them that hold all that are members now: what a failover of the group may take.
     pub async fn offered(&self, group: &Group) -> Result<Vec<GroupPoint>, GroupPointError> {
         let mut points = self.list(group.id).await?;
-        let holds = |point: &GroupPoint, vm: VmId| point.members.iter().any(|of| of.vm == vm);
-        points.retain(|point| group.members.iter().all(|member| holds(point, member.vm)));
+        points.retain(|point| holds_all(point, group));
         Ok(points)
+    }
+
+    /// The newest of those, and how many are recorded; without a look at all of them.
+    pub async fn newest(&self, group: &Group) -> Result<(Option<GroupPoint>, u64), GroupPointError> {
+        let mut recorded = self.recorded(group.id);
+        recorded.retain(|point| holds_all(point, group));
+        recorded.sort_by_key(|point| (point.cut_at, point.no));
+        let count = recorded.len() as u64;
+        while let Some(point) = recorded.pop() {
+            if self.is_whole(&point).await? {
+                return Ok((Some(point), count));
+            }
+        }
+        Ok((None, count))
+    }
+
+    async fn is_whole(&self, point: &GroupPoint) -> Result<bool, GroupPointError> {
+        for of in &point.members {
+            let found = self.store.find(of.vm, Ask::WholeBefore(Seq(of.seq.0.saturating_add(1)))).await?;
+            if found.is_none_or(|found| found.point != of.point) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Forgets those of which a member's point was pruned.
@@ -197,6 +220,11 @@ impl GroupPoints {
     fn groups(&self) -> std::sync::MutexGuard<'_, BTreeMap<GroupId, BTreeMap<u64, GroupPoint>>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn holds_all(point: &GroupPoint, group: &Group) -> bool {
+    let holds = |vm: VmId| point.members.iter().any(|of| of.vm == vm);
+    group.members.iter().all(|member| holds(member.vm))
 }
 
 type Points = BTreeSet<(VmId, PointId)>;

@@ -91,13 +91,12 @@ impl Switchboard {
         self.lines().remove(&session);
     }
 
-    /// An agent says how its VM's part in a cut stands. Of a VM that its host does not have it has nothing to say.
+    /// An agent says how its VM's part in a cut stands. Only who is given the orders for the VM has anything to say of it:
+    /// another host may have a copy.
     pub fn heard(&self, session: u64, heard: Heard) {
-        let lines = self.lines();
-        if !lines.get(&session).is_some_and(|line| line.vms.contains_key(&heard.vm)) {
+        if whose(&self.lines(), heard.vm).is_none_or(|(whose, _)| whose != session) {
             return;
         }
-        drop(lines);
         if let Part::Held { .. } | Part::HoldEnded { .. } = heard.part {
             self.held().insert(heard.vm, (heard.cut, heard.part.clone()));
         }
@@ -155,13 +154,8 @@ impl Switchboard {
         self.reach(vm).is_some()
     }
 
-    /// The host where it runs; if it runs nowhere, one that has it.
     fn reach(&self, vm: VmId) -> Option<Replies> {
-        let lines = self.lines();
-        let mut hosts: Vec<&Line> = lines.values().filter(|line| line.vms.contains_key(&vm)).collect();
-        // Of two sessions of one agent the newer one lives.
-        hosts.sort_by_key(|line| line.vms.get(&vm).is_some_and(|offered| offered.running));
-        hosts.last().map(|line| line.replies.clone())
+        whose(&self.lines(), vm).map(|(_, line)| line.replies.clone())
     }
 
     fn lines(&self) -> MutexGuard<'_, BTreeMap<u64, Line>> {
@@ -171,6 +165,13 @@ impl Switchboard {
     fn held(&self) -> MutexGuard<'_, BTreeMap<VmId, (CutId, Part)>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The session with the host where the VM runs; if it runs nowhere, with one that has it.
+fn whose(lines: &BTreeMap<u64, Line>, vm: VmId) -> Option<(u64, &Line)> {
+    let hosts = lines.iter().filter_map(|(session, line)| Some((line.vms.get(&vm)?.running, *session, line)));
+    // Of two sessions of one agent the newer one lives.
+    hosts.max_by_key(|(running, session, _)| (*running, *session)).map(|(_, session, line)| (session, line))
 }
 
 #[cfg(test)]
@@ -196,6 +197,12 @@ mod tests {
         assert!(board.order(vm, CutId::from_bytes([3; 16]), CutOrder::CallOff).await);
         assert!(matches!(at_a.try_recv(), Ok(SiteMessage::Cut { order: CutOrder::CallOff, .. })));
         assert!(at_b.try_recv().is_err());
+        let (cut, mut words) = (CutId::from_bytes([3; 16]), board.listen());
+        let part = Part::HoldEnded { gone: true };
+        board.heard(2, Heard { vm, cut, part: part.clone() });
+        assert!(words.try_recv().is_err() && board.last_of_hold(vm).is_none(), "a copy elsewhere said so");
+        board.heard(1, Heard { vm, cut, part });
+        assert!(words.try_recv().is_ok() && board.last_of_hold(vm).is_some());
         board.reassign(vm).await;
         assert!(at_a.try_recv().is_ok() && at_b.try_recv().is_ok());
         board.gone(1);

@@ -57,8 +57,8 @@ impl Judge {
             let what = format!("it is paused; `lifeboat group resume {}` goes on", group.spec.name);
             findings.push(Finding::new(Weight::Degrades, "paused", None, what));
         }
-        let newest = match self.coordinator.points.offered(group).await {
-            Ok(mut points) => points.pop(),
+        let newest = match self.coordinator.points.newest(group).await {
+            Ok((newest, _)) => newest,
             Err(error) => {
                 findings.push(Finding::new(Weight::Blocks, "points", None, chain(&error)));
                 None

@@ -7,6 +7,7 @@
 //! verify. Calls the store.
 
 pub mod chains;
+mod descent;
 pub mod disk;
 mod error;
 pub mod fingerprints;

@@ -8,13 +8,13 @@
 use crate::{
     restore::{
         RestoreError,
+        descent::{descend, read_indexed, read_indices},
         layered::{LayeredImage, Parts},
         sources::{Sources, read_refs},
     },
-    store::{
-        Folds, Layer, Objects, Pin, PointRef, Store, StoreError, list_folds, paths, read_index_at, read_layer,
-    },
+    store::{Folds, Layer, Objects, Pin, PointRef, Store, StoreError, list_folds, paths},
 };
+use futures_util::StreamExt;
 use lifeboat::{
     format::{
         frame::{Codec, FrameHead},
@@ -82,38 +82,51 @@ impl Plan {
     pub async fn of(store: &Store, vm: VmId, seq: Seq) -> Result<Self, RestoreError> {
         let pin = store.pin(vm, seq).await;
         let pin = pin.ok_or_else(|| StoreError::Missing { path: paths::manifest(vm, seq) })?;
-        let plan = Self::load_along(store.objects().as_ref(), vm, seq, pin.folds()).await?;
+        let plan = Self::load_along(store.objects().as_ref(), vm, pin.path(), pin.folds()).await?;
         Ok(Self { pin: Some(pin), ..plan })
     }
 
     /// Plans one point of a store that nobody changes meanwhile. Reads along its layers as far as its images need.
     pub async fn load(objects: &dyn Objects, vm: VmId, seq: Seq) -> Result<Self, RestoreError> {
         let folds = list_folds(objects, vm).await?;
-        Self::load_along(objects, vm, seq, &folds).await
+        Self::load_along(objects, vm, &[seq], &folds).await
     }
 
+    /// `path` is the point, and what is known of the layers below it, which are read ahead; where it ends, or leads astray,
+    /// the layers themselves say what comes next.
     async fn load_along(
         objects: &dyn Objects,
         vm: VmId,
-        seq: Seq,
+        path: &[Seq],
         folds: &Folds,
     ) -> Result<Self, RestoreError> {
-        let read = async |seq| read_layer(objects, vm, seq, folds.get(&seq).copied()).await;
-        let mut layer = read(seq).await?;
-        let wanted = PointRef { seq, point: layer.manifest.point };
+        let mut ahead = std::pin::pin!(descend(objects, vm, path, folds));
+        let first = ahead.next().await;
+        let mut at = first.ok_or_else(|| RestoreError::NoImage("no layers".into()))??;
+        let wanted = PointRef { seq: at.layer.manifest.seq, point: at.layer.manifest.point };
         let broken = |what: String| RestoreError::Broken { point: wanted, what };
-        let mut layers = Layers::new(&layer.manifest);
+        let mut layers = Layers::new(&at.layer.manifest);
+        let mut known = path.iter().skip(1);
         loop {
-            layers.add_layer(objects, &layer, wanted).await?;
+            let indices = at.indices.map_err(|error| explain(wanted, error))?;
+            layers.add_indexed(objects, &at.layer, indices, wanted).await?;
             if layers.is_complete() {
                 return Ok(layers.finish());
             }
-            let base = layer.base.ok_or_else(|| broken("its history has no beginning".into()))?;
-            let below = read(base.seq).await.map_err(|error| explain(wanted, error))?;
-            if below.digest != base.manifest || below.manifest.point != base.point {
+            let base = at.layer.base.ok_or_else(|| broken("its history has no beginning".into()))?;
+            let expected = known.next() == Some(&base.seq);
+            let below = match if expected { ahead.next().await } else { None } {
+                Some(below) => below,
+                None => read_indexed(objects, vm, base.seq, folds.get(&base.seq).copied()).await,
+            };
+            let below = below.map_err(|error| explain(wanted, error))?;
+            if below.layer.digest != base.manifest || below.layer.manifest.point != base.point {
                 return Err(broken(format!("point {} is not the one it was built on", base.seq)));
             }
-            layer = below;
+            if !expected {
+                known = [].iter().skip(0);
+            }
+            at = below;
         }
     }
 
@@ -154,6 +167,9 @@ pub struct Layers {
     packs: Vec<PlannedPack>,
     frames: Vec<PlannedFrame>,
 }
+
+/// A pack, where it lies, and what it holds.
+pub type PackIndex = (PackId, String, Vec<IndexEntry>);
 
 /// The opened references of a point's frames, by frame seq.
 pub type RefsBySeq = BTreeMap<u32, Vec<PageRef>>;
@@ -198,12 +214,17 @@ impl Layers {
         layer: &Layer,
         wanted: PointRef,
     ) -> Result<(), RestoreError> {
-        let mut indices = Vec::with_capacity(layer.manifest.packs.len());
-        for pack in &layer.manifest.packs {
-            let path = layer.pack_path(pack.id);
-            let index = read_index_at(objects, &path, pack).await.map_err(|error| explain(wanted, error))?;
-            indices.push((pack.id, path, index));
-        }
+        let indices = read_indices(objects, layer).await.map_err(|error| explain(wanted, error))?;
+        self.add_indexed(objects, layer, indices, wanted).await
+    }
+
+    async fn add_indexed(
+        &mut self,
+        objects: &dyn Objects,
+        layer: &Layer,
+        indices: Vec<PackIndex>,
+        wanted: PointRef,
+    ) -> Result<(), RestoreError> {
         let refs = read_refs(objects, self, &layer.manifest, &indices).await?;
         self.add(&layer.manifest, indices, &refs).map_err(|what| RestoreError::Broken { point: wanted, what })
     }
@@ -213,7 +234,7 @@ impl Layers {
     pub fn add(
         &mut self,
         manifest: &Manifest,
-        indices: Vec<(PackId, String, Vec<IndexEntry>)>,
+        indices: Vec<PackIndex>,
         refs: &RefsBySeq,
     ) -> Result<(), String> {
         let seq = manifest.seq;

@@ -6,7 +6,7 @@
 use crate::{
     restore::{
         RestoreError,
-        plan::{Layers, RefsBySeq},
+        plan::{Layers, PackIndex, RefsBySeq},
     },
     store::{Objects, PointRef, StoreError},
 };
@@ -14,10 +14,8 @@ use lifeboat::{
     format::{
         frame::{self, Codec, FrameHead},
         manifest::{Image, ImageKind, Manifest},
-        pack::IndexEntry,
         refs::{PageRef, RefView},
     },
-    id::PackId,
     page::{PageRun, pages_for},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -176,7 +174,7 @@ pub(super) async fn read_refs(
     objects: &dyn Objects,
     layers: &Layers,
     manifest: &Manifest,
-    packs: &[(PackId, String, Vec<IndexEntry>)],
+    packs: &[PackIndex],
 ) -> Result<RefsBySeq, RestoreError> {
     let mut read = RefsBySeq::new();
     for (pack, path, entries) in packs {

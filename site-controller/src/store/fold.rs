@@ -86,7 +86,7 @@ impl Store {
         if !run.iter().all(|seq| history.tree.0.get(seq).is_some_and(|node| node.whole)) {
             return Err(refuse("a layer of it is damaged"));
         }
-        let (former, pin) = (node.fold, Pin::new(&slot, Some(seq), folds));
+        let (former, pin) = (node.fold, Pin::new(&slot, Some(seq), run.clone(), folds));
         Ok(FoldWriter {
             shared,
             slot: slot.clone(),

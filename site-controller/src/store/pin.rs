@@ -52,17 +52,23 @@ impl Pins {
 pub struct Pin {
     slot: Arc<Slot>,
     id: u64,
+    path: Vec<Seq>,
     folds: Folds,
 }
 
 impl Pin {
-    pub(super) fn new(slot: &Arc<Slot>, seq: Option<Seq>, folds: Folds) -> Self {
+    pub(super) fn new(slot: &Arc<Slot>, seq: Option<Seq>, path: Vec<Seq>, folds: Folds) -> Self {
         let mut pins = slot.pins();
         let id = pins.next;
         pins.next += 1;
         pins.live.insert(id, seq);
         drop(pins);
-        Self { slot: slot.clone(), id, folds }
+        Self { slot: slot.clone(), id, path, folds }
+    }
+
+    /// The layers of the point that is read, the newest first.
+    pub fn path(&self) -> &[Seq] {
+        &self.path
     }
 
     /// The folds along the path of the point that is read.
@@ -91,12 +97,12 @@ impl Store {
         let path = history.tree.path(seq);
         let folds = history.tree.folds(&path);
         // Under the lock: whoever takes the point away sees the pin, or the pin does not see the point.
-        (!path.is_empty()).then(|| Pin::new(&slot, Some(seq), folds))
+        (!path.is_empty()).then(|| Pin::new(&slot, Some(seq), path, folds))
     }
 
     /// Pins all that a VM has now, for whoever reads the store itself.
     pub fn hold(&self, vm: VmId) -> Pin {
-        Pin::new(&self.shared.slot(vm), None, Folds::new())
+        Pin::new(&self.shared.slot(vm), None, Vec::new(), Folds::new())
     }
 
     /// Removes trash that nobody reads, at most `most` objects; returns how many. What can't be removed stays for the

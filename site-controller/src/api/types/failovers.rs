@@ -43,6 +43,9 @@ pub struct GroupFailoverRequest {
     pub planned: bool,
     /// Of an emergency: `latest`, the beginning of a group point's id, or a time.
     pub point: String,
+    /// Do not run `fence_command`: the sources are known to be off.
+    #[serde(default)]
+    pub skip_fence_command: bool,
 }
 
 /// `POST /v1/group-failovers/preview`: what it would mean.

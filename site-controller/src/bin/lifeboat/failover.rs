@@ -32,7 +32,7 @@ pub struct Failover {
     #[arg(long, default_value = LATEST)]
     point: String,
     /// Do not run the site's `fence_command`: the source is known to be off.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "planned")]
     skip_fence_command: bool,
     /// If a VM's replica does not go on with its memory, leave it at that; otherwise it is booted from the point's disks.
     /// Of a group, its runbook says so.
@@ -70,14 +70,11 @@ impl Failover {
 
     async fn of_group(self, site: &Site) -> Ended {
         anyhow::ensure!(
-            !self.skip_fence_command,
-            "--skip-fence-command is for a single VM; of a group, run it for the VM that it is to be left out for"
-        );
-        anyhow::ensure!(
             !self.no_cold_boot,
             "--no-cold-boot is for a single VM; of a group write it into its `runbook`"
         );
-        let request = GroupFailoverRequest { name: self.name, planned: self.planned, point: self.point };
+        let Self { name, planned, point, skip_fence_command, .. } = self;
+        let request = GroupFailoverRequest { name, planned, point, skip_fence_command };
         if !self.yes || self.dry_run {
             let preview: GroupFailoverPreview =
                 site.client.post("/v1/group-failovers/preview", &request).await?;

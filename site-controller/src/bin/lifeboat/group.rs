@@ -111,7 +111,7 @@ enum Consistency {
 /// Make groups as a file says; run again, it changes only what differs.
 ///
 /// The file is TOML with one `[[group]]` each: `name`, `vms`, `rpo`, `keep`, `memory`, `consistency`, `runbook`, `drill`.
-/// Groups that it does not name are left as they are.
+/// Groups that it does not name are left as they are, unless `--prune` is given.
 #[derive(Args)]
 pub struct Apply {
     #[arg(short, long)]
@@ -119,6 +119,12 @@ pub struct Apply {
     /// Only show what would be changed.
     #[arg(long)]
     diff: bool,
+    /// Delete groups that the file does not name; the points of their VMs stay.
+    #[arg(long)]
+    prune: bool,
+    /// Do not ask before a group is deleted.
+    #[arg(long)]
+    yes: bool,
 }
 
 /// List the VMs of the hosts whose agents are connected.
@@ -205,6 +211,13 @@ impl Apply {
         let loaded = lifeboat::config::load::<File>(&self.file).context("reading the groups")?;
         lifeboat::config::refuse(&self.file, &loaded.unknown)?;
         let present: Vec<GroupRow> = site.client.get("/v1/groups").await?;
+        let named: Vec<&str> = loaded.value.group.iter().map(|spec| spec.name.as_str()).collect();
+        let left_out = |row: &&GroupRow| self.prune && !named.contains(&row.group.spec.name.as_str());
+        let going: Vec<GroupRow> = present.iter().filter(left_out).cloned().collect();
+        if !self.diff && !self.yes && !going.is_empty() {
+            let preview: String = going.iter().map(groups::delete_preview).collect();
+            confirm(&preview, "the name of the first of them", &going[0].group.spec.name)?;
+        }
         let mut done = Vec::new();
         for spec in loaded.value.group {
             spec.check()?;
@@ -218,8 +231,16 @@ impl Apply {
                 let url = before.map_or_else(|| "/v1/groups".to_owned(), |before| path(&before.name));
                 let _: GroupRow = site.client.post(&url, &GroupRequest { spec: spec.clone() }).await?;
             }
-            let lines = before.map_or_else(|| diff(None, &spec), |before| diff(Some(before), &spec))?;
+            let lines = diff(before, Some(&spec))?;
             done.push(Applied { group: spec.name, what: what.into(), lines });
+        }
+        for row in going {
+            let spec = row.group.spec;
+            if !self.diff {
+                let _: Stored = site.client.post(&format!("{}/delete", path(&spec.name)), &()).await?;
+            }
+            let lines = diff(Some(&spec), None)?;
+            done.push(Applied { group: spec.name, what: "delete".into(), lines });
         }
         site.print(&done, |done| shown(done))
     }
@@ -234,11 +255,11 @@ struct Applied {
     lines: Vec<String>,
 }
 
-fn diff(before: Option<&GroupSpec>, after: &GroupSpec) -> anyhow::Result<Vec<String>> {
+fn diff(before: Option<&GroupSpec>, after: Option<&GroupSpec>) -> anyhow::Result<Vec<String>> {
     let lines = |spec: &GroupSpec| -> anyhow::Result<Vec<String>> {
         Ok(serde_json::to_string_pretty(spec)?.lines().map(str::to_owned).collect())
     };
-    let (old, new) = (before.map_or(Ok(Vec::new()), lines)?, lines(after)?);
+    let (old, new) = (before.map_or(Ok(Vec::new()), lines)?, after.map_or(Ok(Vec::new()), lines)?);
     let gone = old.iter().filter(|line| !new.contains(line)).map(|line| format!("-{line}"));
     let come = new.iter().filter(|line| !old.contains(line)).map(|line| format!("+{line}"));
     Ok(gone.chain(come).collect())

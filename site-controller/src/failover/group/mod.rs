@@ -19,7 +19,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use lifeboat::{
     clock::Clock,
     fault,
-    id::{CutId, GroupId, VmId},
+    id::{CutId, GroupId},
     units::{Span, UnixMs},
     wire::order::CutOrder,
 };
@@ -119,11 +119,12 @@ impl Groups {
         Self { replicas, sources, journal, clock, busy: Mutex::default() }
     }
 
-    /// The sources are given up. `point` is one of the group's.
+    /// The sources are given up. `point` is one of the group's. `skip_command`: they are known to be off.
     pub async fn emergency(
         &self,
         group: Group,
         point: &WholePoint,
+        skip_command: bool,
         watcher: &Watcher,
     ) -> Result<GroupReport, GroupError> {
         let _claim = self.claim(group.id)?;
@@ -139,8 +140,15 @@ impl Groups {
                 let mut record = GroupRecord::new(Kind::Emergency, group, self.clock.now());
                 // Whoever still stands for a planned one that was called off is told in the end that it is off for good.
                 record.cut = before.filter(|before| !before.is_over()).and_then(|before| before.cut);
+                record.skip_fence_command = skip_command;
                 self.name(&mut record, point)?;
-                self.prepare(&record, watcher).await?;
+                if let Err(refused) = self.prepare(&record, watcher).await {
+                    // Nothing was begun: whatever is tried next is tried afresh.
+                    if record.cut.is_none() {
+                        self.journal.remove_group(record.group.id)?;
+                    }
+                    return Err(refused);
+                }
                 self.enter(&mut record, Phase::Committed)?;
                 record
             }
@@ -236,7 +244,7 @@ impl Groups {
     async fn forward(&self, record: &mut GroupRecord, watcher: &Watcher) -> Result<GroupReport, GroupError> {
         if record.phase == Phase::Committed {
             for part in &record.parts {
-                self.replicas.fence(part.vm, &watcher.of(&part.name)).await?;
+                self.replicas.fence(part.vm, record.skip_fence_command, &watcher.of(&part.name)).await?;
             }
             fault::point("group.fenced");
             self.restore(record, watcher).await?;
@@ -372,12 +380,23 @@ impl Groups {
         self.enter(record, Phase::Named)
     }
 
+    /// All members, or none: what can't be done for one is begun for none of them.
     async fn prepare(&self, record: &GroupRecord, watcher: &Watcher) -> Result<(), GroupError> {
-        for part in &record.parts {
-            if let Some(point) = part.point {
-                let watcher = watcher.of(&part.name);
-                let manner = Manner::of(&record.group.spec, &part.name);
-                self.replicas.prepare(part.vm, point, record.kind, manner, &watcher).await?;
+        let points: Vec<_> = record.parts.iter().filter_map(|part| Some((part, part.point?))).collect();
+        let all: Vec<_> = points.iter().map(|(part, point)| (part.vm, *point)).collect();
+        self.replicas.room_for(&all).await?;
+        let mut begun = Vec::new();
+        for (part, point) in points {
+            let (watcher, manner) = (watcher.of(&part.name), Manner::of(&record.group.spec, &part.name));
+            match self.replicas.prepare(part.vm, point, record.kind, manner, &watcher).await {
+                Ok(true) => begun.push(part.vm),
+                Ok(false) => {}
+                Err(error) => {
+                    for vm in begun {
+                        self.replicas.withdraw(vm).await?;
+                    }
+                    return Err(error.into());
+                }
             }
         }
         Ok(())
@@ -461,20 +480,6 @@ fn report(record: &GroupRecord, members: Vec<FailoverReport>, sources_left: Vec<
 /// Spans in a specification were checked when it was taken.
 fn span(text: &str) -> Duration {
     text.parse::<Span>().map_or(Duration::from_secs(60), |span| span.0)
-}
-
-/// A VM that is in no group, as a group of one.
-pub fn alone(vm: VmId, name: &str, now: UnixMs) -> Group {
-    let member = crate::group::MemberVm { vm, name: name.into() };
-    Group {
-        version: Group::VERSION,
-        id: GroupId::from_bytes(*vm.as_bytes()),
-        spec: crate::group::GroupSpec::new(name, &[name]),
-        members: vec![member],
-        paused: false,
-        created_at: now,
-        changed_at: now,
-    }
 }
 
 #[cfg(test)]

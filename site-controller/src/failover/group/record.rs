@@ -74,6 +74,9 @@ pub struct GroupRecord {
     /// Scripts before the first start that were run.
     pub before_done: bool,
     pub after_done: bool,
+    /// The sources are known to be off: the site's `fence_command` is not run.
+    #[serde(default)]
+    pub skip_fence_command: bool,
     pub started_at: UnixMs,
     pub running_at: Option<UnixMs>,
     /// What did not go as it should, and was gone over.
@@ -102,6 +105,7 @@ impl GroupRecord {
             parts: parts.collect(),
             before_done: false,
             after_done: false,
+            skip_fence_command: false,
             started_at: now,
             running_at: None,
             warnings: Vec::new(),
@@ -139,6 +143,16 @@ impl Journal {
         bytes
             .and_then(|bytes| durable::replace(&path, &bytes, 0o600))
             .map_err(|source| JournalError::Disk { path, source })
+    }
+
+    pub fn remove_group(&self, id: GroupId) -> Result<(), JournalError> {
+        let path = self.group_path(id);
+        match fs::remove_file(&path).and_then(|()| fs::File::open(self.dir())?.sync_all()) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                Err(JournalError::Disk { path, source })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Group failovers that are not over.

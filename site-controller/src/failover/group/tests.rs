@@ -8,7 +8,11 @@ use crate::{
 };
 use async_trait::async_trait;
 use lifeboat::units::Generation;
-use lifeboat::{clock::ManualClock, id::PointId, units::Seq};
+use lifeboat::{
+    clock::ManualClock,
+    id::{PointId, VmId},
+    units::Seq,
+};
 use std::collections::BTreeMap;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +37,9 @@ struct Tables {
     /// The controller dies at this call: before it has an effect, or after.
     dies_at: Option<(u32, bool)>,
     start_fails: BTreeSet<VmId>,
+    prepare_fails: BTreeSet<VmId>,
+    /// Replicas that there is room for.
+    room_for: Option<usize>,
     cut_fails: bool,
     unreached: bool,
 }
@@ -65,6 +72,10 @@ fn vm(no: u8) -> VmId {
 
 #[async_trait]
 impl Replicas for World {
+    async fn room_for(&self, points: &[(VmId, PointId)]) -> Result<(), FailoverError> {
+        let full = self.call(|tables| points.len() > tables.room_for.unwrap_or(usize::MAX));
+        if full { Err(FailoverError::Wait("no room for all of them".into())) } else { Ok(()) }
+    }
     async fn prepare(
         &self,
         vm: VmId,
@@ -72,11 +83,13 @@ impl Replicas for World {
         _: Kind,
         _: Manner,
         _: &Watcher,
-    ) -> Result<(), FailoverError> {
+    ) -> Result<bool, FailoverError> {
         self.call(|tables| {
-            tables.prepared.insert(vm);
-        });
-        Ok(())
+            if tables.prepare_fails.contains(&vm) {
+                return Err(FailoverError::Wait("it can't work".into()));
+            }
+            Ok(tables.prepared.insert(vm))
+        })
     }
     async fn restore(&self, vm: VmId, _: &Watcher) -> Result<(), FailoverError> {
         self.call(|tables| {
@@ -85,7 +98,7 @@ impl Replicas for World {
         });
         Ok(())
     }
-    async fn fence(&self, vm: VmId, _: &Watcher) -> Result<Generation, FailoverError> {
+    async fn fence(&self, vm: VmId, _: bool, _: &Watcher) -> Result<Generation, FailoverError> {
         Ok(self.call(|tables| {
             let generation = tables.generations.entry(vm).or_insert(Generation(1));
             *generation = Generation(2);
@@ -191,7 +204,7 @@ fn point(group: &Group, cut: CutId) -> WholePoint {
 }
 
 fn shop() -> Group {
-    let mut group = alone(vm(9), "shop", UnixMs(1));
+    let mut group = Group::alone(vm(9), "shop", UnixMs(1));
     group.spec = crate::group::GroupSpec::new("shop", &["web", "db", "cache"]);
     group.members = ["web", "db", "cache"]
         .iter()
@@ -355,7 +368,7 @@ async fn an_emergency_asks_no_source_and_a_wait_that_runs_out_is_a_warning() {
     steps.wait_for = vec!["agent".into(), "console:login".into()];
     steps.wait_at_most = "10ms".into();
     let report = controller(&world, dir.path())
-        .emergency(group.clone(), &point(&group, CUT), &Watcher::nobody())
+        .emergency(group.clone(), &point(&group, CUT), false, &Watcher::nobody())
         .await
         .unwrap();
     assert_eq!((report.warnings.len(), report.rpo_ms), (1, 5), "{report:?}");
@@ -363,7 +376,30 @@ async fn an_emergency_asks_no_source_and_a_wait_that_runs_out_is_a_warning() {
     let mut older = point(&group, CUT);
     older.members.pop();
     let other = tempfile::tempdir().unwrap();
-    let refused =
-        controller(&world, other.path()).emergency(group, &older, &Watcher::nobody()).await.unwrap_err();
+    let refused = controller(&world, other.path())
+        .emergency(group, &older, false, &Watcher::nobody())
+        .await
+        .unwrap_err();
     assert!(matches!(refused, GroupError::NoPoint(_)), "{refused}");
+}
+
+#[tokio::test]
+async fn an_emergency_that_can_t_be_done_for_one_member_is_begun_for_none_and_stands_in_nobody_s_way() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world();
+    let groups = controller(&world, dir.path());
+    let refused = async || groups.emergency(shop(), &point(&shop(), CUT), false, &Watcher::nobody()).await;
+    world.0.lock().unwrap().prepare_fails = BTreeSet::from([vm(3)]);
+    assert!(matches!(refused().await, Err(GroupError::Vm(_))));
+    {
+        let mut tables = world.0.lock().unwrap();
+        assert!(tables.prepared.is_empty() && tables.generations.values().all(|of| *of == Generation(1)));
+        tables.prepare_fails.clear();
+        tables.room_for = Some(2);
+    }
+    assert!(refused().await.unwrap_err().to_string().contains("no room"), "each alone would have had room");
+    assert_eq!(groups.journal.load_group(shop().id).unwrap(), None);
+    world.0.lock().unwrap().room_for = None;
+    groups.planned(shop(), CUT, &Watcher::nobody()).await.unwrap();
+    assert!(one_site(&world));
 }

@@ -28,7 +28,10 @@ pub struct WholePoint {
 /// This site's side: one VM at a time, each step safe to repeat.
 #[async_trait]
 pub trait Replicas: Send + Sync {
-    /// Finds the point and asks whether it can work. Nothing that anybody would notice is changed.
+    /// Whether there is room for the replicas of all these points together.
+    async fn room_for(&self, points: &[(VmId, PointId)]) -> Result<(), FailoverError>;
+    /// Finds the point and asks whether it can work. Nothing that anybody would notice is changed. `true` if it begins
+    /// here, `false` if it was begun before.
     async fn prepare(
         &self,
         vm: VmId,
@@ -36,9 +39,15 @@ pub trait Replicas: Send + Sync {
         kind: Kind,
         manner: Manner,
         watcher: &Watcher,
-    ) -> Result<(), FailoverError>;
+    ) -> Result<bool, FailoverError>;
     async fn restore(&self, vm: VmId, watcher: &Watcher) -> Result<(), FailoverError>;
-    async fn fence(&self, vm: VmId, watcher: &Watcher) -> Result<Generation, FailoverError>;
+    /// `skip_command`: the source is known to be off.
+    async fn fence(
+        &self,
+        vm: VmId,
+        skip_command: bool,
+        watcher: &Watcher,
+    ) -> Result<Generation, FailoverError>;
     /// Returns once the replica runs.
     async fn start(&self, vm: VmId, watcher: &Watcher) -> Result<FailoverReport, FailoverError>;
     async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError>;
