@@ -25,7 +25,7 @@ use lifeboat::{
     local_api::{HttpsListener, LocalListener},
     transport::{SiteEndpoint, enrol::EnrolmentTokens, https::HttpsIdentity, pki::SiteIdentity},
 };
-use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc};
+use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -88,6 +88,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     runbook.stonith = Stonith { command: config.fence_command.clone(), limit: config.fence_timeout };
     runbook.guest_hook.clone_from(&config.guest_hook);
     let runbook = Arc::new(runbook);
+    let runbook_of_undos = runbook.clone();
 
     let group_failovers =
         Arc::new(Groups::new(runbook.clone(), coordinator.clone(), runbook.journal.clone(), clock.clone()));
@@ -145,6 +146,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     };
     let remote = https.map(|https| tokio::spawn(https.serve(router.clone(), stopped(stop.clone()))));
     let api = tokio::spawn(socket.serve(router, stopped(stop.clone())));
+    tokio::spawn(tidying(runbook_of_undos));
     // Outside systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     until_told().await?;
@@ -172,6 +174,16 @@ async fn https(config: &SiteConfig, identity: &SiteIdentity) -> anyhow::Result<O
     let listener = HttpsListener::bind(api.listen, shown.context("the API's certificate")?).await?;
     tracing::info!(listen = %listener.local_address()?, "taking operators");
     Ok(Some(listener))
+}
+
+/// Removes what undos have set aside once their windows are over.
+async fn tidying(runbook: Arc<Runbook>) {
+    loop {
+        if let Err(error) = runbook.tidy_aside().await {
+            tracing::warn!(%error, "what an undo has set aside could not be removed");
+        }
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
 }
 
 async fn until_told() -> anyhow::Result<()> {

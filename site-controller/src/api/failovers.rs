@@ -68,13 +68,16 @@ async fn with_runbook(site: &Site, request: FailoverRequest) -> Request {
     Request { vm: request.vm, point: request.point, skip_fence_command, manner }
 }
 
-fn failover_error(error: &FailoverError) -> ApiError {
+pub(super) fn failover_error(error: &FailoverError) -> ApiError {
     let message = chain(error);
     match error {
         FailoverError::Catalog(_) => ApiError::not_found("not-found", message),
         FailoverError::Busy
         | FailoverError::AnotherPoint { .. }
         | FailoverError::RunsFromAnother { .. }
+        | FailoverError::Unfinished { .. }
+        | FailoverError::TooLate { .. }
+        | FailoverError::NotBegun
         | FailoverError::DoneBefore { .. } => ApiError::conflict("conflict", message),
         FailoverError::Preflight(_) => ApiError::conflict("preflight", message)
             .with_hint("nothing was changed; mend this and run the failover again"),

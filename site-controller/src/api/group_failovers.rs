@@ -90,8 +90,14 @@ async fn meant(site: &Site, request: &GroupFailoverRequest) -> Result<(Group, Op
     if request.planned {
         return Ok((group, None));
     }
-    let points = site.coordinator.points.offered(&group).await.map_err(point_error)?;
-    let selector = Selector::parse(&request.point, site.runbook.clock.now()).map_err(catalog_error)?;
+    let point = chosen(site, &group, &request.point).await?;
+    Ok((group, Some(point)))
+}
+
+/// The point of the group that an operator means.
+pub(super) async fn chosen(site: &Site, group: &Group, given: &str) -> Result<GroupPoint, ApiError> {
+    let points = site.coordinator.points.offered(group).await.map_err(point_error)?;
+    let selector = Selector::parse(given, site.runbook.clock.now()).map_err(catalog_error)?;
     let found = match &selector {
         Selector::Latest => points.last(),
         Selector::AtOrBefore(at) => points.iter().rev().find(|point| point.cut_at <= *at),
@@ -101,20 +107,19 @@ async fn meant(site: &Site, request: &GroupFailoverRequest) -> Result<(Group, Op
     };
     let name = &group.spec.name;
     let missing = || {
-        let message = format!("group `{name}` has no point `{}` that holds all its members", request.point);
+        let message = format!("group `{name}` has no point `{given}` that holds all its members");
         ApiError::not_found("no-point", message)
             .with_hint(format!("`lifeboat group points {name}` lists those there are"))
     };
-    let point = found.cloned().ok_or_else(missing)?;
-    Ok((group, Some(point)))
+    found.cloned().ok_or_else(missing)
 }
 
-fn group_error(error: &GroupError) -> ApiError {
+pub(super) fn group_error(error: &GroupError) -> ApiError {
     let message = chain(error);
     match error {
         GroupError::NoPoint(_) => ApiError::not_found("no-point", message),
         GroupError::CalledOff { .. } => ApiError::conflict("called-off", message),
-        GroupError::Busy | GroupError::Committed | GroupError::DoneBefore(_) => {
+        GroupError::Busy | GroupError::Committed | GroupError::Unfinished | GroupError::DoneBefore(_) => {
             ApiError::conflict("conflict", message)
         }
         GroupError::Cut(_) | GroupError::Script(_) => ApiError::conflict("not-possible", message),

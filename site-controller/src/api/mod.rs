@@ -20,4 +20,5 @@ mod status;
 pub mod token_book;
 mod tokens;
 pub mod types;
+mod undos;
 mod verify;

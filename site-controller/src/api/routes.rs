@@ -8,7 +8,7 @@ use super::{
     role::Role::{self, Admin, Operator, Viewer},
     seeds,
     site::Site,
-    status, tokens, verify,
+    status, tokens, undos, verify,
 };
 use axum::{Router, handler::Handler, http::StatusCode, routing::MethodRouter};
 use lifeboat::local_api::ApiError;
@@ -43,6 +43,8 @@ pub fn table() -> Vec<Route> {
         post("/v1/failovers", Operator, failovers::fail_over),
         post("/v1/group-failovers/preview", Viewer, group_failovers::preview).changes_nothing(),
         post("/v1/group-failovers", Operator, group_failovers::fail_over),
+        post("/v1/undos/preview", Viewer, undos::preview).changes_nothing(),
+        post("/v1/undos", Operator, undos::undo),
         get("/v1/vms/{vm}/claim", Operator, handovers::claim),
         post("/v1/handovers", Operator, handovers::accept),
         // It reads any file of this machine that it is told to.

@@ -2,7 +2,9 @@
 
 use super::{groups, readiness::ready};
 use crate::{
-    api::types::{FailoverPreview, Kept, PointList, PrunePreview, PruneReport, Released, SiteStatus, VmRow},
+    api::types::{
+        FailoverPreview, Kept, PointList, PrunePreview, PruneReport, Released, SiteStatus, UndoPreview, VmRow,
+    },
     catalog::{PointState, PointSummary},
     failover::{journal::Phase, progress::FailoverReport},
     verify::VerifyReport,
@@ -233,6 +235,31 @@ pub fn preview(preview: &FailoverPreview) -> String {
     }
     if let Some(record) = &preview.unfinished {
         let _ = writeln!(out, "  this goes on with the failover that was begun at {}", record.started_at);
+    }
+    out
+}
+
+/// What an undo would mean.
+pub fn undo_preview(preview: &UndoPreview) -> String {
+    let mut out = String::new();
+    let _ = writeln!(
+        out,
+        "Undo of {}'s failover: {} go on from the point of {}.",
+        preview.name,
+        preview.members.join(", "),
+        preview.cut_at
+    );
+    match (preview.ran_ms, preview.open_until) {
+        (Some(ran), Some(until)) => {
+            let _ = writeln!(
+                out,
+                "The replicas are stopped. What they did in the {} since the failover is SET ASIDE: their disks are kept until {}, their memory is not.",
+                span(ran),
+                preview.kept_until
+            );
+            let _ = writeln!(out, "It can be done until {until}.");
+        }
+        _ => out.push_str("It was not failed over, or that is not completed.\n"),
     }
     out
 }

@@ -189,6 +189,17 @@ impl Journal {
         }
     }
 
+    /// The VMs that have a record.
+    pub fn vms(&self) -> Result<Vec<VmId>, JournalError> {
+        let failed = |source| JournalError::Disk { path: self.dir.clone(), source };
+        let mut found = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            found.extend(name.to_str().and_then(|name| name.strip_suffix(".json")?.parse::<VmId>().ok()));
+        }
+        Ok(found)
+    }
+
     pub(super) fn dir(&self) -> &PathBuf {
         &self.dir
     }
@@ -211,7 +222,7 @@ impl Journal {
 const CLOSED: &str = "closed";
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     #[test]
@@ -226,15 +237,11 @@ mod tests {
         );
     }
 
-    #[test]
-    fn a_record_comes_back_as_it_was_saved_and_a_torn_one_is_refused_with_what_to_do() {
-        let dir = tempfile::tempdir().unwrap();
-        let journal = Journal::open(dir.path().join("failovers")).unwrap();
-        let vm = VmId::from_bytes([4; 16]);
-        assert_eq!(journal.load(vm).unwrap(), None);
-        let record = Record {
+    /// One that has come half way.
+    pub(crate) fn record() -> Record {
+        Record {
             version: Record::VERSION,
-            vm,
+            vm: VmId::from_bytes([4; 16]),
             vm_name: "web".into(),
             kind: "emergency".into(),
             point: PointId::from_bytes([5; 16]),
@@ -255,9 +262,19 @@ mod tests {
             manner: Manner::default(),
             has_run: false,
             after_resume: Vec::new(),
-        };
+        }
+    }
+
+    #[test]
+    fn a_record_comes_back_as_it_was_saved_and_a_torn_one_is_refused_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = Journal::open(dir.path().join("failovers")).unwrap();
+        let vm = VmId::from_bytes([4; 16]);
+        assert_eq!(journal.load(vm).unwrap(), None);
+        let record = record();
         journal.save(&record).unwrap();
         assert_eq!(journal.load(vm).unwrap(), Some(record.clone()));
+        assert_eq!(journal.vms().unwrap(), [vm]);
         journal.close(vm).unwrap();
         assert_eq!(journal.load(vm).unwrap(), None);
         assert!(dir.path().join(format!("failovers/closed/{vm}-2.json")).exists(), "it is kept");

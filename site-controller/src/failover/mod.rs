@@ -1,7 +1,8 @@
 //! Bringing a VM back at this site: [`runbook`] walks the steps (`steps`), [`journal`] remembers them, [`preflight`] asks
 //! first whether it can work, [`images`] makes disks and memory from the store, [`replica_xml`] adapts the definition,
 //! [`afterwards`] sees to what a guest that goes on from an older instant needs, `cold_boot` to one that does not go on,
-//! [`progress`] tells whoever watches, [`stonith`] ends the source by an operator's command; [`group`] does it for several
+//! [`progress`] tells whoever watches, [`stonith`] ends the source by an operator's command, [`undo`]
+//! takes a completed failover to another point; [`group`] does it for several
 //! VMs, planned or not.
 
 pub mod afterwards;
@@ -18,3 +19,4 @@ pub mod runbook;
 mod sources;
 mod steps;
 pub mod stonith;
+pub mod undo;

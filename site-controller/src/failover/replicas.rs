@@ -68,6 +68,17 @@ impl Replicas for Runbook {
         Ok(begins)
     }
 
+    async fn rewind(
+        &self,
+        vm: VmId,
+        point: PointId,
+        kept: Duration,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        let point = self.catalog.find(vm, &point.to_string()).await?;
+        Runbook::rewind(self, &point, kept, watcher).await
+    }
+
     async fn restore(&self, vm: VmId, watcher: &Watcher) -> Result<(), FailoverError> {
         let _claim = self.claim(vm)?;
         let mut record = self.begun(vm)?;

@@ -23,6 +23,7 @@ use lifeboat::{
     fault,
     hypervisor::libvirt::{DomainState, Hypervisor, HypervisorError},
     id::{PointId, VmId},
+    units::UnixMs,
 };
 use std::{
     collections::BTreeSet,
@@ -74,8 +75,8 @@ pub enum FailoverError {
     )]
     AnotherPoint { begun: PointId },
     #[error(
-        "this VM has been failed over to point {point}; another point can't be taken, for its replica may have worked \
-         since. To discard the replica, destroy and undefine it, and move its failover journal away"
+        "this VM has been failed over to point {point}; its replica may have worked since. \
+         `lifeboat undo` takes it to another point, and sets what the replica did aside"
     )]
     RunsFromAnother { point: PointId },
     #[error(
@@ -91,6 +92,12 @@ pub enum FailoverError {
     WentWrong { grief: &'static str },
     #[error("{0}")]
     Wait(String),
+    #[error(
+        "the failover to point {begun} is not completed; run it again, and then take it to another point"
+    )]
+    Unfinished { begun: PointId },
+    #[error("a failover can be taken to another point until its window is over; this one's was at {until}")]
+    TooLate { until: UnixMs },
     #[error("no failover of this VM is begun")]
     NotBegun,
     #[error("a task of the failover died: {0}")]
@@ -235,7 +242,7 @@ impl Runbook {
     }
 
     /// What is left of one VM's failover, whatever it has come to.
-    async fn carry_out(
+    pub(super) async fn carry_out(
         &self,
         record: &mut Record,
         skip_fence_command: bool,

@@ -185,6 +185,11 @@ impl GroupSpec {
         self.rpo.parse::<Span>().map_or(RPO_MAX, |span| span.0)
     }
 
+    /// For how long a failover of it can be taken to another point.
+    pub fn undo_window(&self) -> Duration {
+        self.runbook.undo_window.parse::<Span>().map_or(Duration::ZERO, |span| span.0)
+    }
+
     pub fn keep(&self) -> Option<Policy> {
         self.keep.as_ref().and_then(|rules| Policy::parse(rules).ok())
     }

@@ -6,7 +6,10 @@
 use super::plan::{Todo, todo};
 use crate::{
     config::Keep,
-    failover::journal::{Journal as Failovers, JournalError},
+    failover::{
+        journal::{Journal as Failovers, JournalError},
+        undo,
+    },
     group::{Book, points::GroupPoints},
     restore::{
         RestoreError,
@@ -157,7 +160,8 @@ impl Keeper {
 
     async fn look(&self, vm: VmId) -> Result<(Outlook, Todo), KeepError> {
         // First the failovers: one that is begun later pins its point.
-        let mut held: BTreeSet<Seq> = self.failovers.load(vm)?.map(|record| record.seq).into_iter().collect();
+        let failover = self.failovers.load(vm)?;
+        let mut held: BTreeSet<Seq> = failover.iter().map(|record| record.seq).collect();
         let mut journal = self.store.journal(vm).await;
         let bad = self.state(vm, |state| state.bad.clone());
         journal
@@ -168,9 +172,10 @@ impl Keeper {
         let group = self.groups.as_ref().and_then(|(book, points)| {
             let group = book.group_of(vm)?;
             let seqs = points.seqs_of(group.id, vm);
-            Some((group.spec.keep(), seqs))
+            Some((group.spec.keep(), seqs, Some(group.spec.undo_window())))
         });
-        let (keep, together) = group.unwrap_or_default();
+        let (keep, together, window) = group.unwrap_or_default();
+        let until = failover.and_then(|record| undo::open_until(&record, window.unwrap_or(undo::WINDOW)));
         // A slot keeps a point that all members have: they bear the same time, so that each picks the same.
         let whole = |seq: Seq| together.is_empty() || together.contains(&seq);
         let stamps = journal.points.iter().map(|point| Stamp {
@@ -181,7 +186,11 @@ impl Keeper {
         held.extend(together.last());
         let keep = keep.as_ref().unwrap_or_else(|| self.keep.of(vm, &journal.name));
         let wanted = keep.wanted(&stamps.collect::<Vec<_>>());
-        let todo = todo(&journal, &wanted, &held);
+        let mut todo = todo(&journal, &wanted, &held);
+        // An operator may want any of them for the replica yet.
+        if until.is_some_and(|until| self.store.clock().now() < until) {
+            todo.prune.clear();
+        }
         Ok((Outlook { journal, wanted, held, going: Vec::new() }, todo))
     }
 

@@ -34,6 +34,30 @@ pub struct FailoverPreview {
     pub unfinished: Option<Record>,
 }
 
+/// `POST /v1/undos`; answered by lines of `failover::progress::Progress`. `POST /v1/undos/preview`: what it would mean.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UndoRequest {
+    /// A group, or a VM that is in none.
+    pub name: String,
+    /// `latest`, the beginning of an id, or a time.
+    pub point: String,
+}
+
+/// `POST /v1/undos/preview`
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UndoPreview {
+    pub name: String,
+    pub members: Vec<String>,
+    /// The point that it goes on from.
+    pub cut_at: UnixMs,
+    /// For how long the replicas have run: what they did is set aside. `None`: they don't.
+    pub ran_ms: Option<u64>,
+    /// When it is too late.
+    pub open_until: Option<UnixMs>,
+    /// Until when the replicas' disks are kept.
+    pub kept_until: UnixMs,
+}
+
 /// `POST /v1/group-failovers`; answered by lines of `failover::progress::Progress`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GroupFailoverRequest {

@@ -91,7 +91,7 @@ impl Failover {
 }
 
 /// Shows how far it is; returns the last line.
-async fn follow<R: Serialize>(
+pub async fn follow<R: Serialize>(
     client: &Client,
     path: &str,
     request: &R,

@@ -13,6 +13,7 @@ mod release;
 mod seed;
 mod status;
 mod token;
+mod undo;
 mod verify;
 
 use ask::Site;
@@ -60,6 +61,7 @@ enum Command {
     Apply(group::Apply),
     Points(points::Points),
     Failover(failover::Failover),
+    Undo(undo::Undo),
     Prune(points::Prune),
     Release(release::Release),
     Seed(seed::Seed),
@@ -94,6 +96,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Apply(apply) => apply.run(&site).await,
         Command::Points(points) => points.run(&site).await,
         Command::Failover(failover) => failover.run(&site).await,
+        Command::Undo(undo) => undo.run(&site).await,
         Command::Prune(prune) => prune.run(&site).await,
         Command::Release(release) => release.run(&site).await,
         Command::Seed(seed) => seed.run(&site).await,

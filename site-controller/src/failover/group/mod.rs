@@ -7,6 +7,7 @@
 pub mod record;
 mod scripts;
 mod starts;
+mod undo;
 pub mod world;
 
 use super::{
@@ -65,6 +66,8 @@ pub enum GroupError {
         "a planned failover of this group is committed and not finished; run it again with --planned, or wait"
     )]
     Committed,
+    #[error("the failover of this group is not completed; run it again, and then take it to another point")]
+    Unfinished,
     #[error("this group was failed over to this site already, at {0}")]
     DoneBefore(UnixMs),
 }
@@ -243,6 +246,7 @@ impl Groups {
     /// From the commit on.
     async fn forward(&self, record: &mut GroupRecord, watcher: &Watcher) -> Result<GroupReport, GroupError> {
         if record.phase == Phase::Committed {
+            self.rewind(record, watcher).await?;
             for part in &record.parts {
                 self.replicas.fence(part.vm, record.skip_fence_command, &watcher.of(&part.name)).await?;
             }

@@ -74,6 +74,9 @@ pub struct GroupRecord {
     /// Scripts before the first start that were run.
     pub before_done: bool,
     pub after_done: bool,
+    /// Replicas that ran are to be taken to the point that is named: seconds for which they are kept aside.
+    #[serde(default)]
+    pub rewinds: Option<u64>,
     /// The sources are known to be off: the site's `fence_command` is not run.
     #[serde(default)]
     pub skip_fence_command: bool,
@@ -105,6 +108,7 @@ impl GroupRecord {
             parts: parts.collect(),
             before_done: false,
             after_done: false,
+            rewinds: None,
             skip_fence_command: false,
             started_at: now,
             running_at: None,

@@ -36,6 +36,8 @@ struct Tables {
     calls: u32,
     /// The controller dies at this call: before it has an effect, or after.
     dies_at: Option<(u32, bool)>,
+    /// How often each was.
+    rewound: BTreeMap<VmId, u32>,
     start_fails: BTreeSet<VmId>,
     prepare_fails: BTreeSet<VmId>,
     /// Replicas that there is room for.
@@ -90,6 +92,16 @@ impl Replicas for World {
             }
             Ok(tables.prepared.insert(vm))
         })
+    }
+    async fn rewind(&self, vm: VmId, _: PointId, _: Duration, _: &Watcher) -> Result<(), FailoverError> {
+        self.call(|tables| {
+            if tables.running.remove(&vm) {
+                tables.restored.remove(&vm);
+                tables.has_run.remove(&vm);
+                *tables.rewound.entry(vm).or_default() += 1;
+            }
+        });
+        Ok(())
     }
     async fn restore(&self, vm: VmId, _: &Watcher) -> Result<(), FailoverError> {
         self.call(|tables| {
@@ -402,4 +414,46 @@ async fn an_emergency_that_can_t_be_done_for_one_member_is_begun_for_none_and_st
     world.0.lock().unwrap().room_for = None;
     groups.planned(shop(), CUT, &Watcher::nobody()).await.unwrap();
     assert!(one_site(&world));
+}
+
+#[tokio::test]
+async fn an_undo_takes_every_member_to_the_other_point_once_wherever_the_controller_dies() {
+    let window = Duration::from_secs(60);
+    let older = || WholePoint { cut: CutId::from_bytes([8; 16]), cut_at: UnixMs(1), ..point(&shop(), CUT) };
+    let mut calls = 100;
+    for at in 1.. {
+        if at > calls {
+            break;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let world = world();
+        let groups = controller(&world, dir.path());
+        groups.planned(shop(), CUT, &Watcher::nobody()).await.unwrap();
+        let before = {
+            let mut tables = world.0.lock().unwrap();
+            tables.dies_at = Some((tables.calls + at, at % 2 == 0));
+            tables.calls
+        };
+        let task =
+            tokio::spawn(async move { groups.undo(shop().id, &older(), window, &Watcher::nobody()).await });
+        let first = task.await;
+        if first.is_ok() {
+            calls = world.0.lock().unwrap_or_else(PoisonError::into_inner).calls - before;
+        }
+        world.0.lock().unwrap_or_else(PoisonError::into_inner).dies_at = None;
+        // Typed again, or taken up by the next start: whatever comes first.
+        let groups = controller(&world, dir.path());
+        let _ = groups.take_up(shop().id, &Watcher::nobody()).await;
+        let _ = groups.undo(shop().id, &older(), window, &Watcher::nobody()).await;
+        assert!(one_site(&world), "died at call {at}");
+        let record = groups.journal.load_group(shop().id).unwrap().unwrap();
+        assert_eq!(
+            (record.cut_at, record.rewinds, record.is_over()),
+            (Some(UnixMs(1)), None, true),
+            "call {at}"
+        );
+        let tables = world.0.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(tables.rewound.values().all(|times| *times >= 1) && tables.rewound.len() == 3, "call {at}");
+    }
+    assert!(calls > 8, "{calls}");
 }

@@ -16,6 +16,7 @@ use lifeboat::{
     units::{Generation, UnixMs},
     wire::order::CutOrder,
 };
+use std::time::Duration;
 
 /// A point of a group that is whole: one durable point of each member, cut at one instant.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +41,14 @@ pub trait Replicas: Send + Sync {
         manner: Manner,
         watcher: &Watcher,
     ) -> Result<bool, FailoverError>;
+    /// Stops a replica that ran, sets it aside, and names another point; nothing where that was done before.
+    async fn rewind(
+        &self,
+        vm: VmId,
+        point: PointId,
+        kept: Duration,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError>;
     async fn restore(&self, vm: VmId, watcher: &Watcher) -> Result<(), FailoverError>;
     /// `skip_command`: the source is known to be off.
     async fn fence(
