@@ -66,6 +66,15 @@ impl Zone {
         Self(TimeZone::system())
     }
 
+    pub fn utc() -> Self {
+        Self(TimeZone::UTC)
+    }
+
+    /// Minute of the day at an instant.
+    pub fn minute_at(&self, now: UnixMs) -> u16 {
+        self.at(now).1
+    }
+
     /// Day of the week (Monday is 0) and minute of the day at an instant.
     fn at(&self, now: UnixMs) -> (u8, u16) {
         let now = i64::try_from(now.0).ok().and_then(|ms| Timestamp::from_millisecond(ms).ok());
@@ -85,7 +94,7 @@ pub fn limit_at(windows: &[Window], otherwise: Option<BitRate>, now: UnixMs, zon
 }
 
 /// `08:00` to `24:00`, in minutes.
-fn minutes(text: &str) -> Option<u16> {
+pub fn minutes(text: &str) -> Option<u16> {
     let (hour, minute) = text.split_once(':')?;
     let number = |digits: &str| {
         let two = digits.len() == 2 && digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -4,6 +4,7 @@ use crate::{
     api::{audit::AuditLog, gate::Gate, routes, site::Site, token_book::TokenBook},
     catalog::{Catalog, SledIndex},
     config::SiteConfig,
+    drill::{DrillBook, Driller},
     failover::{group::Groups, journal::Journal, runbook::Runbook, stonith::Stonith},
     group::{Book, coordinator::Coordinator, points::GroupPoints},
     handover::Handovers,
@@ -97,6 +98,9 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         // What a controller before us had not committed is called off; what it had goes on.
         tokio::spawn(async move { unfinished.settle(record.group.id).await });
     }
+    let drills =
+        DrillBook::open(config.data_dir.join("drills")).context("reading what is remembered of drills")?;
+    let driller = Arc::new(Driller::new(runbook.clone(), coordinator.clone(), drills));
     let handovers = Handovers { site: config.name.clone(), runbook: runbook.clone(), seeder: seeder.clone() };
 
     let endpoint = SiteEndpoint::bind(config.listen, &identity, &config.transport)?;
@@ -122,6 +126,8 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     }));
     let (watching, stopping) = (readiness.clone(), stop.clone());
     let watching = tokio::spawn(async move { watching.run(stopping).await });
+    // Not waited for at the end: what a drill has made by then is removed at the next start.
+    tokio::spawn(driller.clone().keep_schedule(stop.clone()));
     let stopping = stop.clone();
     let site = Arc::new(Site {
         config,
@@ -130,6 +136,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         keeper,
         coordinator,
         group_failovers,
+        driller: driller.clone(),
         seeder,
         readiness,
         handovers,

@@ -1,7 +1,7 @@
 //! The site controller as a library: it takes in what agents send ([`intake`]), keeps it ([`store`], [`catalog`]), proves
 //! it ([`verify`]), keeps it within bounds ([`retention`]), takes in disks that are here already ([`seed`]), knows which
-//! VMs belong together ([`group`]), brings them back ([`restore`], [`failover`]), and knows before whether it could
-//! ([`readiness`]). [`api`] serves the operator's commands, which [`console`] shows; [`daemon`] wires the
+//! VMs belong together ([`group`]), brings them back ([`restore`], [`failover`]), tries that out ([`drill`]), and knows
+//! before whether it could ([`readiness`]). [`api`] serves the operator's commands, which [`console`] shows; [`daemon`] wires the
 //! rooms.
 
 pub mod api;
@@ -9,6 +9,7 @@ pub mod catalog;
 pub mod config;
 pub mod console;
 pub mod daemon;
+pub mod drill;
 pub mod failover;
 pub mod group;
 pub mod handover;

@@ -83,7 +83,7 @@ const SITE: &[&[&str]] = &[
     &["intake"],
     &["group"],
     &["failover"],
-    &["retention", "seed", "readiness"],
+    &["retention", "seed", "readiness", "drill"],
     &["handover"],
     &["api"],
     &["console"],

@@ -96,22 +96,15 @@ async fn meant(site: &Site, request: &GroupFailoverRequest) -> Result<(Group, Op
 
 /// The point of the group that an operator means.
 pub(super) async fn chosen(site: &Site, group: &Group, given: &str) -> Result<GroupPoint, ApiError> {
-    let points = site.coordinator.points.offered(group).await.map_err(point_error)?;
     let selector = Selector::parse(given, site.runbook.clock.now()).map_err(catalog_error)?;
-    let found = match &selector {
-        Selector::Latest => points.last(),
-        Selector::AtOrBefore(at) => points.iter().rev().find(|point| point.cut_at <= *at),
-        Selector::Id(prefix) => {
-            points.iter().find(|point| point.cut.to_string().starts_with(prefix.as_str()))
-        }
-    };
+    let found = site.coordinator.points.select(group, &selector).await.map_err(point_error)?;
     let name = &group.spec.name;
     let missing = || {
         let message = format!("group `{name}` has no point `{given}` that holds all its members");
         ApiError::not_found("no-point", message)
             .with_hint(format!("`lifeboat group points {name}` lists those there are"))
     };
-    found.cloned().ok_or_else(missing)
+    found.ok_or_else(missing)
 }
 
 pub(super) fn group_error(error: &GroupError) -> ApiError {

@@ -154,7 +154,20 @@ async fn row(site: &Site, group: Group) -> Result<GroupRow, ApiError> {
         GroupState::Seeding | GroupState::Late => (!held_up.is_empty()).then(|| held_up.join("; ")),
     };
     let readiness = site.readiness.last(&group.spec.name);
-    Ok(GroupRow { group, now, state, readiness, reason, rpo_ms, rpo_target_ms, points, newest, cuts })
+    let last_drill = site.driller.book.last_of(group.id).map(Into::into);
+    Ok(GroupRow {
+        group,
+        now,
+        state,
+        readiness,
+        reason,
+        rpo_ms,
+        rpo_target_ms,
+        points,
+        newest,
+        cuts,
+        last_drill,
+    })
 }
 
 /// Which VMs are meant: those that a group had before, those of connected hosts, and those that have points here.

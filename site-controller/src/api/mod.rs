@@ -5,6 +5,7 @@
 
 pub mod audit;
 mod audits;
+mod drills;
 mod failovers;
 pub mod gate;
 mod group_failovers;

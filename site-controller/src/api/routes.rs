@@ -2,7 +2,7 @@
 //! so that there is no request without an entry, and each is guarded ([`super::gate`]) as its entry says.
 
 use super::{
-    audits, failovers,
+    audits, drills, failovers,
     gate::{self, Gate, Rule},
     group_failovers, groups, handovers, points, readiness,
     role::Role::{self, Admin, Operator, Viewer},
@@ -45,6 +45,10 @@ pub fn table() -> Vec<Route> {
         post("/v1/group-failovers", Operator, group_failovers::fail_over),
         post("/v1/undos/preview", Viewer, undos::preview).changes_nothing(),
         post("/v1/undos", Operator, undos::undo),
+        get("/v1/drills", Viewer, drills::list),
+        post("/v1/drills", Operator, drills::drill),
+        get("/v1/drills/{drill}", Viewer, drills::show),
+        post("/v1/drills/{drill}/end", Operator, drills::end),
         get("/v1/vms/{vm}/claim", Operator, handovers::claim),
         post("/v1/handovers", Operator, handovers::accept),
         // It reads any file of this machine that it is told to.

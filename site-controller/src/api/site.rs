@@ -4,6 +4,7 @@ use super::{audit::Outcome, gate::Gate};
 use crate::{
     catalog::CatalogError,
     config::SiteConfig,
+    drill::Driller,
     failover::{
         group::Groups,
         progress::{Progress, Watcher},
@@ -33,6 +34,7 @@ pub struct Site {
     pub keeper: Arc<Keeper>,
     pub coordinator: Arc<Coordinator>,
     pub group_failovers: Arc<Groups>,
+    pub driller: Arc<Driller>,
     pub seeder: Seeder,
     pub readiness: Arc<Watch>,
     pub handovers: Handovers,

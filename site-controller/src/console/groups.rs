@@ -57,6 +57,12 @@ pub fn one(row: &GroupRow) -> String {
             newest.skew_us % 1000 / 100
         );
     }
+    if let Some(drill) = &row.last_drill {
+        let rto =
+            drill.rto_ms.map_or_else(|| "not all came up".into(), |ms| format!("up after {}", span(ms)));
+        let verdict = super::drills::verdict(drill.state, drill.passed);
+        let _ = writeln!(out, "Last drill {} of {}: {verdict}, {rto}", drill.id, drill.started_at);
+    }
     out
 }
 

@@ -1,6 +1,7 @@
 //! What `lifeboat` shows: [`tables`] for people, [`watch`] for work that takes time. JSON is the API's own shapes.
 
 pub mod audit;
+pub mod drills;
 pub mod groups;
 pub mod handovers;
 pub mod readiness;

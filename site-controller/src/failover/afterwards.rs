@@ -5,7 +5,7 @@
 
 use super::{
     images,
-    journal::Record,
+    journal::{Manner, Record},
     progress::Watcher,
     runbook::{FailoverError, Runbook},
     steps::blocking,
@@ -19,6 +19,7 @@ use lifeboat::{
         libvirt::{Domain, XmlView},
         monitor::Monitor,
     },
+    id::VmId,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -84,10 +85,20 @@ impl Runbook {
         }
         watcher.step("after the resume: clock, network, generation id, hook");
         let before = images::text_blob(&reader, blob::DOMAIN_XML).await?;
-        let (hypervisor, vm, clock) = (self.hypervisor.clone(), record.vm, self.clock.clone());
-        let own = &record.manner.guest_hook;
+        self.settle_replica(record.vm, before, &record.manner).await
+    }
+
+    /// What a replica that goes on is given; `before` is the XML of its point.
+    pub async fn settle_replica(
+        &self,
+        replica: VmId,
+        before: String,
+        manner: &Manner,
+    ) -> Result<Vec<Afterwards>, FailoverError> {
+        let (hypervisor, clock) = (self.hypervisor.clone(), self.clock.clone());
+        let own = &manner.guest_hook;
         let hook = if own.is_empty() { self.guest_hook.clone() } else { own.clone() };
-        blocking(move || Ok(settle(&hypervisor.domain_by_uuid(vm)?, &before, &*clock, &hook))).await
+        blocking(move || Ok(settle(&hypervisor.domain_by_uuid(replica)?, &before, &*clock, &hook))).await
     }
 }
 

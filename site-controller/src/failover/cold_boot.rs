@@ -11,7 +11,7 @@ use super::{
     steps::blocking,
 };
 use crate::restore::Reader;
-use lifeboat::{fault, hypervisor::libvirt::HypervisorError};
+use lifeboat::{fault, hypervisor::libvirt::HypervisorError, id::VmId};
 use std::time::Duration;
 
 impl Runbook {
@@ -61,9 +61,14 @@ impl Runbook {
         if !record.resumes || !reader.plan().manifest.meta.was_running {
             return Ok(());
         }
+        self.watch_for_grief(record.vm).await
+    }
+
+    /// An error if the resumed replica ends, or is stopped, within a moment.
+    pub async fn watch_for_grief(&self, replica: VmId) -> Result<(), FailoverError> {
         for _ in 0..LOOKS {
-            let (hypervisor, vm) = (self.hypervisor.clone(), record.vm);
-            let grief = blocking(move || Ok(hypervisor.domain_by_uuid(vm)?.came_to_grief()?));
+            let hypervisor = self.hypervisor.clone();
+            let grief = blocking(move || Ok(hypervisor.domain_by_uuid(replica)?.came_to_grief()?));
             if let Some(grief) = grief.await? {
                 return Err(FailoverError::WentWrong { grief });
             }

@@ -3,14 +3,17 @@
 //! dies anywhere goes on from the last phase it entered. Called by `runbook` only.
 
 use super::afterwards::Afterwards;
-use crate::{group::GroupSpec, store::PointSummary};
+use crate::{
+    group::{GroupSpec, spec::NetworkHere},
+    store::PointSummary,
+};
 use lifeboat::{
     durable,
     id::{PointId, VmId},
     units::{Generation, Seq, UnixMs},
 };
 use serde::{Deserialize, Serialize};
-use std::{fs, io, path::PathBuf};
+use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 /// How far a failover has come. Each phase says what *has been done*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -43,6 +46,8 @@ pub struct Manner {
     pub no_cold_boot: bool,
     /// A program of the guest, with its arguments, that is run in it once it goes on. Without one, the site's.
     pub guest_hook: Vec<String>,
+    /// Where networks and bridges of the source lead here.
+    pub networks: BTreeMap<String, NetworkHere>,
 }
 
 impl Manner {
@@ -51,6 +56,8 @@ impl Manner {
         Self {
             no_cold_boot: !spec.runbook.cold_boot,
             guest_hook: steps.map(|steps| steps.guest_hook.clone()).unwrap_or_default(),
+            // What was checked when the group was made.
+            networks: spec.networks().unwrap_or_default(),
         }
     }
 }
@@ -231,10 +238,10 @@ pub(crate) mod tests {
         spec.runbook.vm.entry("web".into()).or_default().guest_hook = vec!["/bin/resumed".into()];
         assert_eq!(Manner::of(&spec, "db"), Manner::default());
         spec.runbook.cold_boot = false;
-        assert_eq!(
-            Manner::of(&spec, "web"),
-            Manner { no_cold_boot: true, guest_hook: vec!["/bin/resumed".into()] }
-        );
+        spec.runbook.networks.insert("lan".into(), "bridge:br7".into());
+        let found = Manner::of(&spec, "web");
+        assert!(found.no_cold_boot && found.guest_hook == ["/bin/resumed"]);
+        assert_eq!(found.networks.get("lan"), Some(&NetworkHere::Bridge("br7".into())));
     }
 
     /// One that has come half way.

@@ -17,6 +17,6 @@ pub mod replica_xml;
 mod replicas;
 pub mod runbook;
 mod sources;
-mod steps;
+pub mod steps;
 pub mod stonith;
 pub mod undo;

@@ -20,6 +20,8 @@ pub enum Progress {
     Done { report: FailoverReport },
     /// The same of a group's.
     GroupDone { report: Box<GroupReport> },
+    /// A drill is over; its record tells how it went.
+    DrillDone { id: String },
 }
 
 /// What a failover did.

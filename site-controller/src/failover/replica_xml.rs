@@ -3,7 +3,13 @@
 //! whatever points at the source host (disk paths, run-time labels, allocated ports) is replaced or taken out.
 //! Pure. Called by `runbook`, which also checks what [`Rewritten::needs`] lists.
 
+mod isolated;
+mod networks;
+
+pub use isolated::Isolated;
+
 use super::huge_pages::{self, HugePages};
+use crate::group::spec::NetworkHere;
 use lifeboat::hypervisor::libvirt::Machine;
 use std::{collections::BTreeMap, path::PathBuf};
 use xmltree::{Element, EmitterConfig, XMLNode};
@@ -42,8 +48,21 @@ pub struct Needs {
     pub machine: Machine,
 }
 
+/// Whose place a replica takes.
+#[derive(Clone, Copy, Debug)]
+pub enum Place<'a> {
+    /// The VM's own. Networks and bridges of the source may lead elsewhere here.
+    Its(&'a BTreeMap<String, NetworkHere>),
+    /// Nobody's: it is for trial.
+    Nobodys(&'a Isolated),
+}
+
 /// Rewrites `xml` so that each writable disk is the raw file that `disks` names for its target.
-pub fn rewrite(xml: &str, disks: &BTreeMap<String, PathBuf>) -> Result<Rewritten, XmlError> {
+pub fn rewrite(
+    xml: &str,
+    disks: &BTreeMap<String, PathBuf>,
+    place: Place<'_>,
+) -> Result<Rewritten, XmlError> {
     if xml.len() > XML_MAX {
         return Err(XmlError::Malformed("longer than any domain's".into()));
     }
@@ -53,6 +72,13 @@ pub fn rewrite(xml: &str, disks: &BTreeMap<String, PathBuf>) -> Result<Rewritten
         return Err(XmlError::Malformed(format!("its root is <{}>, not <domain>", domain.name)));
     }
     domain.attributes.remove("id");
+    match place {
+        Place::Its(networks) => {
+            let devices = domain.get_mut_child("devices");
+            devices.into_iter().for_each(|devices| networks::lead_all(devices, networks));
+        }
+        Place::Nobodys(isolated) => isolated.isolate(&mut domain),
+    }
     let mut needs =
         Needs { huge_pages: huge_pages::asked(&domain), machine: machine_of(&domain), ..Needs::default() };
     if needs.huge_pages.is_empty() {
@@ -226,6 +252,11 @@ fn target_of(disk: &Element) -> Option<String> {
 
 pub(super) fn elements<'a>(parent: &'a Element, name: &'a str) -> impl Iterator<Item = &'a Element> {
     parent.children.iter().filter_map(XMLNode::as_element).filter(move |element| element.name == name)
+}
+
+fn elements_mut<'a>(parent: &'a mut Element, name: &'a str) -> impl Iterator<Item = &'a mut Element> {
+    let children = parent.children.iter_mut().filter_map(XMLNode::as_mut_element);
+    children.filter(move |element| element.name == name)
 }
 
 fn remove_children(parent: &mut Element, name: &str) {

@@ -32,7 +32,7 @@ impl Replicas for Runbook {
         let mut bytes = 0u64;
         for (vm, point) in points {
             let point = self.catalog.find(*vm, &point.to_string()).await?;
-            bytes = bytes.saturating_add(self.needs_of(&point).await?.1);
+            bytes = bytes.saturating_add(self.needs_of(&point, Manner::default()).await?.1);
         }
         let dir = self.replica_dir.clone();
         blocking(move || Ok(preflight::room(&dir, bytes)?)).await

@@ -4,9 +4,9 @@
 
 use super::{
     images,
-    journal::{Phase, Record},
+    journal::{Manner, Phase, Record},
     progress::Watcher,
-    replica_xml::{self, Needs},
+    replica_xml::{self, Needs, Place},
     runbook::{FailoverError, Runbook},
 };
 use crate::{
@@ -18,6 +18,7 @@ use lifeboat::{
     format::manifest::{ImageKind, blob},
     hypervisor::libvirt::{Domain, DomainState, HypervisorError, StartAs},
     id::VmId,
+    units::Seq,
 };
 use std::{
     collections::BTreeMap,
@@ -139,7 +140,7 @@ impl Runbook {
             Some(_) => {
                 let text = images::text_blob(reader, blob::DEFINITION_XML).await?;
                 // A disk attached or detached only live makes the definition differ; then the running form is defined.
-                replica_xml::rewrite(&text, &disks).unwrap_or(active)
+                replica_xml::rewrite(&text, &disks, Place::Its(&record.manner.networks)).unwrap_or(active)
             }
             None => active,
         };
@@ -174,7 +175,12 @@ impl Runbook {
 
     pub(super) async fn reader(&self, record: &Record) -> Result<Reader, FailoverError> {
         // Pinned, until the journal names the point.
-        let plan = Plan::of(&self.store, record.vm, record.seq).await?;
+        self.reader_of(record.vm, record.seq).await
+    }
+
+    /// Reads a point, which is pinned meanwhile.
+    pub async fn reader_of(&self, vm: VmId, seq: Seq) -> Result<Reader, FailoverError> {
+        let plan = Plan::of(&self.store, vm, seq).await?;
         Ok(Reader::new(self.store.objects().clone(), Arc::new(plan)))
     }
 
@@ -184,17 +190,19 @@ impl Runbook {
         reader: &Reader,
         record: &Record,
     ) -> Result<(replica_xml::Rewritten, BTreeMap<String, PathBuf>), FailoverError> {
-        let dir = self.attempt_dir(record);
-        let disks = reader.plan().images().iter().filter(|planned| planned.image.kind == ImageKind::Disk);
-        let disks: BTreeMap<String, PathBuf> =
-            disks.map(|disk| (disk.image.name.clone(), dir.join(file_name(&disk.image.name)))).collect();
+        let disks = disk_files(reader, &self.attempt_dir(record));
         let xml = images::text_blob(reader, blob::DOMAIN_XML).await?;
-        Ok((replica_xml::rewrite(&xml, &disks)?, disks))
+        Ok((replica_xml::rewrite(&xml, &disks, Place::Its(&record.manner.networks))?, disks))
     }
 
     /// What the replica of a point expects of this site, and how many bytes it takes.
-    pub async fn needs_of(&self, point: &PointSummary) -> Result<(Needs, u64), FailoverError> {
-        let record = Record::new(point, point.generation, self.clock.now());
+    pub async fn needs_of(
+        &self,
+        point: &PointSummary,
+        manner: Manner,
+    ) -> Result<(Needs, u64), FailoverError> {
+        let mut record = Record::new(point, point.generation, self.clock.now());
+        record.manner = manner;
         let reader = self.reader(&record).await?;
         let (xml, _) = self.replica_xml(&reader, &record).await?;
         Ok((xml.needs, images::bytes_needed(&reader)))
@@ -224,6 +232,12 @@ impl Runbook {
     }
 }
 
+/// Where the disks of a point lie that are restored into `dir`.
+pub fn disk_files(reader: &Reader, dir: &Path) -> BTreeMap<String, PathBuf> {
+    let disks = reader.plan().images().iter().filter(|planned| planned.image.kind == ImageKind::Disk);
+    disks.map(|disk| (disk.image.name.clone(), dir.join(file_name(&disk.image.name)))).collect()
+}
+
 /// A file name for disk `target`, whose name came from a source host.
 fn file_name(target: &str) -> PathBuf {
     let mut safe = String::new();
@@ -240,7 +254,7 @@ pub(super) fn name_of(state: Option<DomainState>) -> String {
     state.map_or_else(|| "gone".to_owned(), |state| format!("{state:?}").to_lowercase())
 }
 
-pub(super) async fn blocking<T: Send + 'static>(
+pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, FailoverError> + Send + 'static,
 ) -> Result<T, FailoverError> {
     tokio::task::spawn_blocking(work).await.map_err(|panic| FailoverError::Died(panic.to_string()))?

@@ -61,7 +61,7 @@ impl Runbook {
             Some(_) => {}
         }
         watcher.step("checking this site");
-        let (needs, bytes) = self.needs_of(point).await?;
+        let (needs, bytes) = self.needs_of(point, record.manner.clone()).await?;
         let (hypervisor, name, dir) =
             (self.hypervisor.clone(), record.vm_name.clone(), self.replica_dir.clone());
         blocking(move || {

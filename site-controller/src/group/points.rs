@@ -3,7 +3,10 @@
 //! file that can't be read offers nothing. Called by `coordinator`, `failover` and `api`.
 
 use super::book::Group;
-use crate::store::{Ask, PointState, Store, StoreError};
+use crate::{
+    catalog::Selector,
+    store::{Ask, PointState, Store, StoreError},
+};
 use lifeboat::{
     durable,
     id::{CutId, GroupId, PointId, VmId},
@@ -152,6 +155,23 @@ impl GroupPoints {
             }
         }
         Ok(true)
+    }
+
+    /// The one of them that is meant.
+    pub async fn select(
+        &self,
+        group: &Group,
+        selector: &Selector,
+    ) -> Result<Option<GroupPoint>, GroupPointError> {
+        let points = self.offered(group).await?;
+        let found = match selector {
+            Selector::Latest => points.last(),
+            Selector::AtOrBefore(at) => points.iter().rev().find(|point| point.cut_at <= *at),
+            Selector::Id(prefix) => {
+                points.iter().find(|point| point.cut.to_string().starts_with(prefix.as_str()))
+            }
+        };
+        Ok(found.cloned())
     }
 
     /// Forgets those of which a member's point was pruned.

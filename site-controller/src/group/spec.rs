@@ -4,7 +4,8 @@
 
 use crate::store::retain::Policy;
 use lifeboat::{
-    units::Span,
+    calendar::{Zone, minutes},
+    units::{Span, UnixMs},
     wire::order::{ConsistencyWish, MemoryWish},
 };
 use serde::{Deserialize, Serialize};
@@ -79,7 +80,7 @@ pub struct VmSteps {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DrillSpec {
-    /// How often one runs by itself: `7d`.
+    /// How often one runs by itself: `7d`, or `7d at 03:00` of this host's local time.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub every: Option<String>,
     /// Commands that say by their exit code whether the replicas are as they should be.
@@ -87,6 +88,45 @@ pub struct DrillSpec {
     /// For how long evidence is kept.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub keep_for: Option<String>,
+}
+
+/// When drills are due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Every {
+    span: Duration,
+    /// In the hour that begins at this minute of the day.
+    at: Option<u16>,
+}
+
+impl DrillSpec {
+    /// When they are due, or what would do in the place of what is written.
+    pub fn every(&self) -> Result<Option<Every>, &'static str> {
+        let Some(given) = &self.every else { return Ok(None) };
+        let (span, at) = match given.split_once(" at ") {
+            Some((span, at)) => (span, Some(minutes(at).ok_or("write `7d`, or `7d at 03:00`")?)),
+            None => (given.as_str(), None),
+        };
+        let span = span.trim().parse::<Span>().map_err(|_| "write a span of time: `7d`, or `7d at 03:00`")?.0;
+        match at {
+            None if span < EVERY_MIN => Err("write 10s or more"),
+            Some(_) if span < DAY => Err("with a time of the day, write one day or more: `1d at 03:00`"),
+            at => Ok(Some(Every { span, at })),
+        }
+    }
+}
+
+impl Every {
+    pub fn is_due(&self, last: UnixMs, now: UnixMs, zone: &Zone) -> bool {
+        let since = Duration::from_millis(now.0.saturating_sub(last.0));
+        match self.at {
+            None => since >= self.span,
+            // Begun some minutes later last time, it must not slip to the next day.
+            Some(at) => {
+                let minute = zone.minute_at(now);
+                since + DAY / 2 >= self.span && (at..at.saturating_add(60)).contains(&minute)
+            }
+        }
+    }
 }
 
 /// When a member counts as up.
@@ -105,7 +145,8 @@ pub enum WaitFor {
 }
 
 /// Where a network of the source leads here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum NetworkHere {
     Network(String),
     Bridge(String),
@@ -169,9 +210,11 @@ impl GroupSpec {
         ] {
             self.span(key, span)?;
         }
-        for (key, span) in [("drill.every", &self.drill.every), ("drill.keep_for", &self.drill.keep_for)] {
-            span.iter().try_for_each(|span| self.span(key, span).map(drop))?;
+        if let Some(keep_for) = &self.drill.keep_for {
+            self.span("drill.keep_for", keep_for)?;
         }
+        let given = self.drill.every.clone().unwrap_or_default();
+        self.drill.every().map_err(|why| wrong("drill.every", &given, why))?;
         self.check_members()?;
         self.networks().map(drop)
     }
@@ -321,6 +364,8 @@ impl Default for VmSteps {
 pub const MEMBERS_MAX: usize = 64;
 const INTERVAL_MIN: Duration = Duration::from_millis(200);
 const RPO_MIN: Duration = Duration::from_millis(400);
+const EVERY_MIN: Duration = Duration::from_secs(10);
+const DAY: Duration = Duration::from_secs(86_400);
 const RPO_MAX: Duration = Duration::from_secs(86_400);
 
 #[cfg(test)]

@@ -4,7 +4,12 @@
 use super::{Finding, Readiness, Verdict, Weight, rules};
 use crate::{
     catalog::{CatalogError, PointSummary},
-    failover::{journal::Phase, preflight, replica_xml::Needs, runbook::Runbook},
+    failover::{
+        journal::{Manner, Phase},
+        preflight,
+        replica_xml::Needs,
+        runbook::Runbook,
+    },
     group::{Group, coordinator::Coordinator},
 };
 use lifeboat::{error::chain, id::VmId, units::UnixMs, wire::message::VmState};
@@ -24,6 +29,8 @@ struct Member {
     vm: VmId,
     name: String,
     point: Option<PointSummary>,
+    /// What its group's runbook says.
+    manner: Manner,
 }
 
 impl Judge {
@@ -80,7 +87,8 @@ impl Judge {
                 ));
                 None
             });
-            members.push(Member { vm: member.vm, name: member.name.clone(), point });
+            let manner = Manner::of(&group.spec, &member.name);
+            members.push(Member { vm: member.vm, name: member.name.clone(), point, manner });
         }
         let cut_at = newest.map(|newest| newest.cut_at);
         match cut_at {
@@ -110,7 +118,7 @@ impl Judge {
             findings.extend(rules::rpo(Some(&name), self.age(point.cut_at), target));
         }
         let cut_at = point.as_ref().map(|point| point.cut_at);
-        let member = Member { vm, name: name.clone(), point };
+        let member = Member { vm, name: name.clone(), point, manner: Manner::default() };
         self.conclude(&name, false, vec![member], cut_at, findings).await
     }
 
@@ -128,7 +136,7 @@ impl Judge {
             findings.extend(self.source(member));
             let failed_over = self.failed_over(member, &mut findings);
             let Some(point) = member.point.as_ref().filter(|_| !failed_over) else { continue };
-            match self.runbook.needs_of(point).await {
+            match self.runbook.needs_of(point, member.manner.clone()).await {
                 Ok((needs, bytes)) => {
                     memory_bytes = memory_bytes.saturating_add(needs.memory);
                     disk_bytes = disk_bytes.saturating_add(bytes);

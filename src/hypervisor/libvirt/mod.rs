@@ -1,7 +1,7 @@
 //! The one home of the `virt` crate: connections, domains, their monitors and their events.
 //! Promises: handles are `Clone + Send + Sync` and outlive libvirtd: a call after a restart reconnects by itself.
 //! Every call blocks, for as long as libvirtd and QEMU take: call from a blocking thread, never from a task.
-//! Called by the agent's capture and watchdog, and by the site's failover.
+//! Called by the agent's capture and watchdog, and by the site's failovers and drills.
 
 mod connection;
 mod domain;
@@ -10,6 +10,7 @@ mod events;
 mod host;
 mod job;
 mod process;
+mod trial;
 
 pub use connection::Hypervisor;
 pub use domain::{Domain, DomainAgent, DomainMonitor, DomainState, StartAs, XmlView};
@@ -18,3 +19,4 @@ pub use events::{DomainEvent, Happened};
 pub use host::Machine;
 pub use job::{MIGRATION_OUT, SAVE};
 pub use process::QemuProcess;
+pub use trial::Picture;

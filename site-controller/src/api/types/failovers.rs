@@ -87,3 +87,15 @@ pub struct GroupFailoverPreview {
     /// Members whose hosts are connected now: of an emergency, sources that may well be alive; a planned one needs all.
     pub reached: Vec<String>,
 }
+
+/// `POST /v1/drills`; answered by lines of `failover::progress::Progress`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DrillRequest {
+    /// A group, or a VM.
+    pub name: String,
+    /// `latest`, the beginning of a point's id, or a time.
+    pub point: String,
+    /// The replicas run on until `POST /v1/drills/{drill}/end`.
+    #[serde(default)]
+    pub keep: bool,
+}

@@ -1,5 +1,6 @@
 //! Protection groups.
 
+use crate::drill::LastDrill;
 use crate::{
     group::{Group, GroupSpec, coordinator::Progress, points::GroupPoint},
     readiness::Verdict,
@@ -26,6 +27,9 @@ pub struct GroupRow {
     pub newest: Option<GroupPoint>,
     /// How cuts have gone since the controller was started.
     pub cuts: Progress,
+    /// How the last failover for trial went.
+    #[serde(default)]
+    pub last_drill: Option<LastDrill>,
 }
 
 /// How a group is doing.

@@ -108,14 +108,14 @@ pub async fn follow<R: Serialize>(
         match progress {
             Progress::Step { step } => display.step(&step),
             Progress::Bytes { step, done, total } => display.bytes(&step, done, total),
-            done @ (Progress::Done { .. } | Progress::GroupDone { .. }) => {
+            done @ (Progress::Done { .. } | Progress::GroupDone { .. } | Progress::DrillDone { .. }) => {
                 display.finish();
                 return Ok(done);
             }
         }
     }
     anyhow::bail!(
-        "the site controller went away in the middle of the failover; once it runs again, run the same command again: it \
-         goes on from the last step that was completed"
+        "the site controller went away in the middle; once it runs again, run the same command again: a failover goes on from \
+         the last step that was completed, a drill begins anew"
     )
 }

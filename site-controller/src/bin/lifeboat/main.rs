@@ -5,6 +5,7 @@ mod ask;
 mod audit;
 mod check;
 mod door;
+mod drill;
 mod failover;
 mod group;
 mod handover;
@@ -33,6 +34,7 @@ EXAMPLES
   lifeboat points web
   lifeboat failover web --emergency
   lifeboat failover web --emergency --point '5m ago' --yes
+  lifeboat drill shop
   lifeboat verify web --json
   lifeboat prune web --dry-run
   lifeboat --api https://dr.example.com:7444 --token-file ~/.lifeboat-token status
@@ -62,6 +64,8 @@ enum Command {
     Points(points::Points),
     Failover(failover::Failover),
     Undo(undo::Undo),
+    Drill(drill::Drill),
+    Drills(drill::Drills),
     Prune(points::Prune),
     Release(release::Release),
     Seed(seed::Seed),
@@ -97,6 +101,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Points(points) => points.run(&site).await,
         Command::Failover(failover) => failover.run(&site).await,
         Command::Undo(undo) => undo.run(&site).await,
+        Command::Drill(drill) => drill.run(&site).await,
+        Command::Drills(drills) => drills.run(&site).await,
         Command::Prune(prune) => prune.run(&site).await,
         Command::Release(release) => release.run(&site).await,
         Command::Seed(seed) => seed.run(&site).await,

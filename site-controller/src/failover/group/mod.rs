@@ -5,8 +5,8 @@
 //! the daemon.
 
 pub mod record;
-mod scripts;
-mod starts;
+pub mod scripts;
+pub mod starts;
 mod undo;
 pub mod world;
 

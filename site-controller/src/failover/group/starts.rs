@@ -2,8 +2,12 @@
 //! Promises: a member starts only after those it waits for; one that can't be started holds back only those. A wait that
 //! runs out is a warning, and the next ones start: on the worst day a service that answers late is better than none.
 
-use super::{GroupError, Groups, record::GroupRecord};
-use crate::failover::{progress::Watcher, runbook::FailoverError};
+use super::{GroupError, Groups, record::GroupRecord, world::Replicas};
+use crate::{
+    failover::{progress::Watcher, runbook::FailoverError},
+    group::spec::WaitFor,
+};
+use lifeboat::id::VmId;
 use std::{collections::BTreeSet, time::Duration};
 
 const LOOK: Duration = Duration::from_millis(250);
@@ -46,22 +50,32 @@ impl Groups {
         let Ok((waits, at_most)) = record.group.spec.waits(&part.name) else { return };
         for wait in waits {
             watcher.step(format!("waiting: {wait:?}"));
-            let up = async {
-                if let crate::group::spec::WaitFor::Delay(span) = wait {
-                    tokio::time::sleep(span).await;
-                    return Ok(());
-                }
-                while !self.replicas.is_up(part.vm, &wait).await? {
-                    tokio::time::sleep(LOOK).await;
-                }
-                Ok::<(), FailoverError>(())
-            };
-            let warning = match tokio::time::timeout(at_most, up).await {
-                Ok(Ok(())) => continue,
-                Ok(Err(error)) => format!("{}: {wait:?}: {error}", part.name),
-                Err(_) => format!("{}: {wait:?} did not come within {} s", part.name, at_most.as_secs()),
-            };
-            self.warn(record, watcher, warning);
+            if let Err(why) = wait_for(&*self.replicas, part.vm, &wait, at_most).await {
+                self.warn(record, watcher, format!("{}: {why}", part.name));
+            }
         }
+    }
+}
+
+/// Returns once what is waited for is there; or else why not.
+pub async fn wait_for(
+    replicas: &dyn Replicas,
+    replica: VmId,
+    wait: &WaitFor,
+    at_most: Duration,
+) -> Result<(), String> {
+    let up = async {
+        if let WaitFor::Delay(span) = wait {
+            tokio::time::sleep(*span).await;
+            return Ok(());
+        }
+        while !replicas.is_up(replica, wait).await? {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok::<(), FailoverError>(())
+    };
+    match tokio::time::timeout(at_most, up).await {
+        Ok(done) => done.map_err(|error| format!("{wait:?}: {error}")),
+        Err(_) => Err(format!("{wait:?} did not come within {} s", at_most.as_secs())),
     }
 }

@@ -52,6 +52,25 @@ fn members_start_after_those_that_they_wait_for_and_a_circle_is_refused() {
 }
 
 #[test]
+fn drills_are_due_when_their_time_has_passed_and_it_is_their_hour() {
+    let every = |text: &str| DrillSpec { every: Some(text.into()), ..DrillSpec::default() }.every();
+    let (utc, hour) = (Zone::utc(), 3_600_000);
+    let day = 24 * hour;
+    let weekly = every("7d").unwrap().unwrap();
+    let due = |every: Every, last: u64, now: u64| every.is_due(UnixMs(last), UnixMs(now), &utc);
+    assert!(!due(weekly, 0, 7 * day - 1) && due(weekly, 0, 7 * day));
+    let at_three = every("7d at 03:00").unwrap().unwrap();
+    let begun = 3 * hour + 60_000;
+    assert!(due(at_three, begun, 7 * day + 3 * hour), "a minute late last time is no day late this time");
+    assert!(!due(at_three, begun, 7 * day + 4 * hour) && !due(at_three, begun, 6 * day + 3 * hour));
+    assert!(due(at_three, begun, 8 * day + 3 * hour), "a day that was missed is made up for");
+    for bad in ["often", "7d at noon", "1h at 03:00", "5s", "7d at 25:00"] {
+        assert!(every(bad).is_err(), "{bad}");
+    }
+    assert_eq!(DrillSpec::default().every(), Ok(None));
+}
+
+#[test]
 fn waits_are_read_as_they_are_written() {
     let tcp = |host: Option<&str>, port| Some(WaitFor::Tcp { host: host.map(Into::into), port });
     assert_eq!(parse_wait("agent"), Some(WaitFor::Agent));

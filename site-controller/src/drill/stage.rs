@@ -1,0 +1,162 @@
+//! One replica for trial: its images, its start, and when it counts as up.
+//! Promises: the same images, made by the same hands, as those of a failover. Called by `run`.
+
+use super::{
+    record::{DrillMember, DrillRecord},
+    run::Driller,
+};
+use crate::{
+    failover::{
+        group::starts,
+        images,
+        journal::Manner,
+        preflight,
+        progress::Watcher,
+        replica_xml::{self, Needs, Place, Rewritten},
+        runbook::FailoverError,
+        steps::{blocking, disk_files},
+    },
+    group::{GroupSpec, spec::WaitFor},
+    restore::Reader,
+};
+use lifeboat::{fault, format::manifest::blob, hypervisor::libvirt::StartAs};
+use std::{collections::BTreeMap, path::PathBuf};
+
+struct Staged {
+    reader: Reader,
+    /// The point's own.
+    before: String,
+    xml: Rewritten,
+    disks: BTreeMap<String, PathBuf>,
+}
+
+impl Driller {
+    async fn stage(&self, record: &DrillRecord, member: &DrillMember) -> Result<Staged, FailoverError> {
+        let reader = self.runbook.reader_of(member.vm, member.seq).await?;
+        let place = record.isolated(member);
+        let disks = disk_files(&reader, &place.dir);
+        let before = images::text_blob(&reader, blob::DOMAIN_XML).await?;
+        let xml = replica_xml::rewrite(&before, &disks, Place::Nobodys(&place))?;
+        Ok(Staged { reader, before, xml, disks })
+    }
+
+    /// Whether it has network cards.
+    pub(super) async fn has_cards(&self, member: &DrillMember) -> Result<bool, FailoverError> {
+        let reader = self.runbook.reader_of(member.vm, member.seq).await?;
+        Ok(images::text_blob(&reader, blob::DOMAIN_XML).await?.contains("<interface"))
+    }
+
+    /// What it needs here, and bytes.
+    pub(super) async fn needs(
+        &self,
+        record: &DrillRecord,
+        member: &DrillMember,
+    ) -> Result<(Needs, u64), FailoverError> {
+        let staged = self.stage(record, member).await?;
+        Ok((staged.xml.needs, images::bytes_needed(&staged.reader)))
+    }
+
+    pub(super) async fn check(
+        &self,
+        record: &DrillRecord,
+        member: &DrillMember,
+    ) -> Result<u64, FailoverError> {
+        let (needs, bytes) = self.needs(record, member).await?;
+        let (hypervisor, replica, name) =
+            (self.runbook.hypervisor.clone(), member.as_vm, member.as_name.clone());
+        let dir = self.runbook.replica_dir.clone();
+        blocking(move || {
+            preflight::check(&hypervisor, replica, &name, &needs, &dir, bytes).map(drop).map_err(Into::into)
+        })
+        .await?;
+        Ok(bytes)
+    }
+
+    /// Disks and memory, into a folder of its own.
+    pub(super) async fn restore(
+        &self,
+        record: &DrillRecord,
+        member: &DrillMember,
+        watcher: &Watcher,
+    ) -> Result<u64, FailoverError> {
+        let staged = self.stage(record, member).await?;
+        let dir = record.isolated(member).dir;
+        std::fs::create_dir_all(&dir).map_err(|source| FailoverError::File { path: dir.clone(), source })?;
+        for (target, file) in &staged.disks {
+            images::write_disk(&staged.reader, target, file, watcher).await?;
+            fault::point("drill.disk");
+        }
+        if member.resumes {
+            let was_running = staged.reader.plan().manifest.meta.was_running;
+            let image = dir.join(MEMORY);
+            images::write_save_image(&staged.reader, staged.xml.xml, was_running, &image, watcher).await?;
+        }
+        Ok(self.since(record))
+    }
+
+    /// Starts it as a failover would, sees it run, and gives it what a resumed guest needs.
+    pub(super) async fn start(
+        &self,
+        record: &mut DrillRecord,
+        at: usize,
+        spec: &GroupSpec,
+    ) -> Result<(), FailoverError> {
+        let member = record.members[at].clone();
+        let staged = self.stage(record, &member).await?;
+        let image = record.isolated(&member).dir.join(MEMORY);
+        let was_running = staged.reader.plan().manifest.meta.was_running;
+        let (hypervisor, xml, from) = (self.runbook.hypervisor.clone(), staged.xml.xml, image.clone());
+        blocking(move || {
+            if member.resumes {
+                let start_as = if was_running { StartAs::Running } else { StartAs::Paused };
+                Ok(hypervisor.restore(&from.to_string_lossy(), None, start_as)?)
+            } else {
+                Ok(hypervisor.start_transient(&xml)?)
+            }
+        })
+        .await?;
+        fault::point("drill.started");
+        record.members[at].running_ms = Some(self.since(record));
+        // It has served.
+        let _ = std::fs::remove_file(image);
+        if member.resumes && was_running {
+            self.runbook.watch_for_grief(member.as_vm).await?;
+            let manner = Manner::of(spec, &member.name);
+            let done = self.runbook.settle_replica(member.as_vm, staged.before, &manner).await?;
+            record.members[at].after_resume = done;
+        }
+        Ok(())
+    }
+
+    /// Waits as the runbook says; gives what did not come, and what was not tried.
+    pub(super) async fn wait(
+        &self,
+        record: &mut DrillRecord,
+        at: usize,
+        spec: &GroupSpec,
+        watcher: &Watcher,
+    ) {
+        let member = record.members[at].clone();
+        let Ok((waits, at_most)) = spec.waits(&member.name) else { return };
+        let apart = record.network.as_ref().is_none_or(|network| network.ours);
+        for wait in waits {
+            if apart && matches!(wait, WaitFor::Tcp { .. }) {
+                // From here that address leads to the VM itself, or to nobody.
+                let note = format!("{}: not tried, as its network is isolated: {wait:?}", member.name);
+                record.notes.push(note);
+                continue;
+            }
+            watcher.step(format!("{}: waiting: {wait:?}", member.name));
+            if let Err(why) = starts::wait_for(&*self.runbook, member.as_vm, &wait, at_most).await {
+                record.errors.push(format!("{}: {why}", member.name));
+            }
+        }
+        record.members[at].up_ms = Some(self.since(record));
+    }
+
+    fn since(&self, record: &DrillRecord) -> u64 {
+        self.runbook.clock.now().0.saturating_sub(record.started_at.0)
+    }
+}
+
+const MEMORY: &str = "memory.save";
