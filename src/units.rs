@@ -1,11 +1,12 @@
 //! Numbers with a meaning, and the one place where operators' spellings of them are read.
 //! Promises: no arithmetic on a generation but `next`; parsing refuses what it does not understand and says what would do.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use std::{fmt, str::FromStr, time::Duration};
 
 /// Who may write a VM's history. Only ever rises; a failover raises it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Generation(pub u64);
 
@@ -23,7 +24,7 @@ impl fmt::Display for Generation {
 }
 
 /// A point's place in its VM's history: 1, 2, 3 …
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Seq(pub u64);
 
@@ -34,7 +35,9 @@ impl fmt::Display for Seq {
 }
 
 /// Wall-clock milliseconds since 1970-01-01 UTC.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
 #[serde(transparent)]
 pub struct UnixMs(pub u64);
 

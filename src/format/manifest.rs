@@ -11,6 +11,7 @@ use crate::{
     id::{CutId, PointId, VmId},
     units::{Generation, Seq, UnixMs},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -69,7 +70,7 @@ pub struct PointStats {
 }
 
 /// What a replica finds that is started from the point.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Consistency {
     /// The guest goes on where it stood: the point holds its memory and devices.

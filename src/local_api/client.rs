@@ -80,7 +80,7 @@ impl ClientError {
     /// The daemon's hint, where it gave one.
     pub fn hint(&self) -> Option<&str> {
         match self {
-            Self::Api { error, .. } => error.hint.as_deref(),
+            Self::Api { error, .. } => error.what_to_do.as_deref(),
             Self::NoLink { source: TransportError::Certificate { .. }, .. } => Some(
                 "what answers there is not who is meant, or --ca or --fingerprint is wrong; nothing was sent to it",
             ),
@@ -210,8 +210,9 @@ impl Client {
             // Refused before a handler of ours saw it; axum says why in plain text.
             |_| ErrorBody {
                 code: "http".into(),
-                message: format!("{status}: {}", String::from_utf8_lossy(&text).trim()),
-                hint: None,
+                what: format!("{status}: {}", String::from_utf8_lossy(&text).trim()),
+                why: None,
+                what_to_do: None,
             },
             |envelope| envelope.error,
         );

@@ -11,7 +11,7 @@ pub mod https;
 pub mod serve;
 
 pub use client::{Access, Client, ClientError, Lines};
-pub use error::{ApiError, ErrorBody};
+pub use error::{ApiError, Envelope, ErrorBody, Words};
 pub use https::HttpsListener;
 pub use serve::{LocalListener, Origin, ServeError, ndjson, whole_body};
 

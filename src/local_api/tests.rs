@@ -88,6 +88,24 @@ async fn requests_and_typed_errors_make_the_round_trip() {
     assert!(!path.exists(), "the socket's file is removed");
 }
 
+#[test]
+fn an_error_says_what_and_why_and_what_to_do() {
+    #[derive(Debug, thiserror::Error)]
+    #[error("the group could not be written")]
+    struct Outer(#[source] std::io::Error);
+    let outer = Outer(std::io::Error::other("no space left"));
+    let error = ApiError::conflict("conflict", Words::of(&outer)).with_hint("make room");
+    assert_eq!(error.to_string(), "the group could not be written: no space left");
+    let (code, what, why, to_do) =
+        ("conflict", "the group could not be written", "no space left", "make room");
+    assert_eq!(
+        serde_json::to_value(Envelope { error: error.body }).unwrap(),
+        serde_json::json!({ "error": { "code": code, "what": what, "why": why, "what_to_do": to_do } })
+    );
+    let plain = ApiError::internal("it broke").body;
+    assert_eq!((plain.to_string().as_str(), plain.why, plain.what_to_do), ("it broke", None, None));
+}
+
 #[tokio::test]
 async fn progress_arrives_line_by_line_and_an_error_ends_it() {
     let dir = tempfile::tempdir().unwrap();

@@ -12,6 +12,7 @@ use crate::{
         order::{Assignment, CutOrder, Offered, Part},
     },
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Frames named in one [`SiteMessage::Taken`] or [`SiteMessage::Opened`], as ranges.
@@ -230,7 +231,7 @@ impl Refusal {
 }
 
 /// How the protection of one VM is doing, as its agent sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct VmReport {
     pub state: VmState,
     /// Why it is in this state, in words, where there is something to say.
@@ -240,7 +241,7 @@ pub struct VmReport {
     pub memory: Option<String>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum VmState {
     /// Waiting for the link, or for the site's answer.

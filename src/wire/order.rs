@@ -15,6 +15,7 @@ use crate::{
     id::{PointId, VmId},
     units::{Generation, UnixMs},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A VM that a host has, whether or not it is protected.
@@ -40,7 +41,7 @@ pub struct Assignment {
     pub paused: bool,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum MemoryWish {
     #[default]
@@ -50,7 +51,7 @@ pub enum MemoryWish {
 }
 
 /// What a point without memory is to be.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ConsistencyWish {
     /// As after a power cut.

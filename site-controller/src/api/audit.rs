@@ -204,7 +204,8 @@ impl Outcome {
 
     async fn ended(self, error: Option<&ErrorBody>) {
         let at = self.log.clock.now();
-        let (code, what) = (error.map(|error| error.code.clone()), error.map(|error| cut(&error.message)));
+        let (code, what) =
+            (error.map(|error| error.code.clone()), error.map(|error| cut(&error.to_string())));
         let end = AuditEnd { at, done: error.is_none(), code, what };
         // What was done can't be undone for it.
         if let Err(error) = self.log.write(AuditLine::End { id: self.id, end }).await {

@@ -9,7 +9,10 @@ use axum::{
     Json,
     extract::{Query, State},
 };
-use lifeboat::{error::chain, local_api::ApiError, units::UnixMs};
+use lifeboat::{
+    local_api::{ApiError, Words},
+    units::UnixMs,
+};
 use std::sync::Arc;
 
 pub(super) async fn audit(
@@ -31,7 +34,7 @@ pub(super) async fn audit(
     let log = site.gate.audit.clone();
     let read = tokio::task::spawn_blocking(move || log.read(since, limit)).await;
     let calls = read.map_err(|error| ApiError::internal(error.to_string()))?;
-    Ok(Json(AuditList { calls: calls.map_err(|error| ApiError::internal(chain(&error)))? }))
+    Ok(Json(AuditList { calls: calls.map_err(|error| ApiError::internal(Words::of(&error)))? }))
 }
 
 const USUAL: usize = 1000;

@@ -14,7 +14,7 @@ use axum::{
     extract::{Path, State},
     response::Response,
 };
-use lifeboat::{error::chain, local_api::ApiError};
+use lifeboat::local_api::{ApiError, Words};
 use std::sync::Arc;
 
 pub(super) async fn list(State(site): State<Arc<Site>>) -> Json<Vec<DrillRecord>> {
@@ -58,7 +58,7 @@ fn drill_error(error: DrillError) -> ApiError {
         }
         DrillError::Busy => ApiError::conflict("conflict", error.to_string()),
         DrillError::Points(_) | DrillError::Replica(_) | DrillError::Preflight(_) | DrillError::Record(_) => {
-            ApiError::internal(chain(&error))
+            ApiError::internal(Words::of(&error))
         }
     }
 }

@@ -12,7 +12,10 @@ use crate::failover::{
     runbook::{FailoverError, LATEST, Request},
 };
 use axum::{Extension, Json, extract::State, response::Response};
-use lifeboat::{error::chain, local_api::ApiError};
+use lifeboat::{
+    error::chain,
+    local_api::{ApiError, Words},
+};
 use std::sync::Arc;
 
 pub(super) async fn preview(
@@ -69,7 +72,7 @@ async fn with_runbook(site: &Site, request: FailoverRequest) -> Request {
 }
 
 pub(super) fn failover_error(error: &FailoverError) -> ApiError {
-    let message = chain(error);
+    let message = Words::of(error);
     match error {
         FailoverError::Catalog(_) => ApiError::not_found("not-found", message),
         FailoverError::Busy

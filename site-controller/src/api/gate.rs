@@ -23,7 +23,7 @@ use axum::{
 use lifeboat::{
     error::chain,
     fault,
-    local_api::{ApiError, ErrorBody, Origin, whole_body},
+    local_api::{ApiError, ErrorBody, Origin, Words, whole_body},
 };
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -100,8 +100,9 @@ async fn act(post: &Post, caller: &Caller, head: Parts, body: Bytes, next: Next)
         Ok(outcome) => outcome,
         Err(error) => {
             tracing::error!(error = chain(&error), "a call was refused, as it could not be written down");
-            let refused = ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "audit-unavailable", chain(&error))
-                .with_hint("what can't be written down is not done; make room in data_dir");
+            let refused =
+                ApiError::new(StatusCode::SERVICE_UNAVAILABLE, "audit-unavailable", Words::of(&error))
+                    .with_hint("what can't be written down is not done; make room in data_dir");
             return refusal(refused);
         }
     };

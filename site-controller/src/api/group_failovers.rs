@@ -15,7 +15,10 @@ use crate::{
     group::{Group, coordinator::new_cut, points::GroupPoint},
 };
 use axum::{Extension, Json, extract::State, response::Response};
-use lifeboat::{error::chain, local_api::ApiError};
+use lifeboat::{
+    error::chain,
+    local_api::{ApiError, Words},
+};
 use std::sync::Arc;
 
 pub(super) async fn preview(
@@ -108,7 +111,7 @@ pub(super) async fn chosen(site: &Site, group: &Group, given: &str) -> Result<Gr
 }
 
 pub(super) fn group_error(error: &GroupError) -> ApiError {
-    let message = chain(error);
+    let message = Words::of(error);
     match error {
         GroupError::NoPoint(_) => ApiError::not_found("no-point", message),
         GroupError::CalledOff { .. } => ApiError::conflict("called-off", message),

@@ -12,7 +12,10 @@ use axum::{
     extract::{Path, State},
     http::StatusCode,
 };
-use lifeboat::{error::chain, id::VmId, local_api::ApiError};
+use lifeboat::{
+    id::VmId,
+    local_api::{ApiError, Words},
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -245,7 +248,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 pub(super) fn book_error(error: BookError) -> ApiError {
-    let message = chain(&error);
+    let message = Words::of(&error);
     match error {
         BookError::Unknown(_) => ApiError::not_found("unknown-group", message),
         BookError::Spec(_) | BookError::Twice(_) => ApiError::bad_request("bad-group", message),
@@ -257,7 +260,7 @@ pub(super) fn book_error(error: BookError) -> ApiError {
 }
 
 pub(super) fn point_error(error: GroupPointError) -> ApiError {
-    ApiError::internal(chain(&error))
+    ApiError::internal(Words::of(&error))
 }
 
 #[cfg(test)]

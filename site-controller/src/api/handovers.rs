@@ -13,7 +13,7 @@ use axum::{
 };
 use lifeboat::{
     error::chain,
-    local_api::{ApiError, ndjson},
+    local_api::{ApiError, Words, ndjson},
 };
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -52,7 +52,7 @@ pub(super) async fn accept(
 }
 
 fn handover_error(error: HandoverError) -> ApiError {
-    let message = chain(&error);
+    let message = Words::of(&error);
     match error {
         HandoverError::Catalog(error) => catalog_error(error),
         HandoverError::Store(error) => store_error(error),

@@ -5,12 +5,14 @@
 
 pub mod audit;
 mod audits;
+pub mod codes;
 mod drills;
 mod failovers;
 pub mod gate;
 mod group_failovers;
 mod groups;
 mod handovers;
+pub mod openapi;
 mod points;
 mod readiness;
 pub mod role;

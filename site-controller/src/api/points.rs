@@ -12,7 +12,11 @@ use axum::{
     Json,
     extract::{Path, State},
 };
-use lifeboat::{error::chain, id::VmId, local_api::ApiError, units::Seq};
+use lifeboat::{
+    id::VmId,
+    local_api::{ApiError, Words},
+    units::Seq,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -97,5 +101,5 @@ pub(super) async fn prune(
 }
 
 fn keep_error(error: &KeepError) -> ApiError {
-    ApiError::internal(chain(error))
+    ApiError::internal(Words::of(error))
 }

@@ -9,7 +9,7 @@ use crate::seed::SeedError;
 use axum::{Extension, Json, extract::State, response::Response};
 use lifeboat::{
     error::chain,
-    local_api::{ApiError, ndjson},
+    local_api::{ApiError, Words, ndjson},
 };
 use std::sync::Arc;
 use tokio::sync::mpsc;
@@ -46,7 +46,7 @@ pub(super) async fn seed(
 }
 
 pub(super) fn seed_error(error: SeedError) -> ApiError {
-    let message = chain(&error);
+    let message = Words::of(&error);
     match error {
         SeedError::Store(error) => store_error(error),
         SeedError::Disks(_) | SeedError::Image { .. } => ApiError::conflict("disks", message),

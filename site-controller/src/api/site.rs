@@ -19,8 +19,7 @@ use crate::{
 };
 use axum::response::Response;
 use lifeboat::{
-    error::chain,
-    local_api::{ApiError, ndjson},
+    local_api::{ApiError, Words, ndjson},
     units::UnixMs,
 };
 use std::sync::Arc;
@@ -54,7 +53,7 @@ pub(super) fn catalog_error(error: CatalogError) -> ApiError {
 }
 
 pub(super) fn store_error(error: StoreError) -> ApiError {
-    ApiError::internal(chain(&error))
+    ApiError::internal(Words::of(&error))
 }
 
 /// Lines of progress that may wait for a slow watcher; more are left out.

@@ -10,7 +10,7 @@ use axum::{
     Extension, Json,
     extract::{Path, State},
 };
-use lifeboat::{error::chain, local_api::ApiError};
+use lifeboat::local_api::{ApiError, Words};
 use std::sync::Arc;
 
 type Answer<T> = Result<Json<T>, ApiError>;
@@ -42,7 +42,7 @@ async fn blocking<T: Send + 'static>(
 }
 
 fn token_error(error: &TokenError) -> ApiError {
-    let message = chain(error);
+    let message = Words::of(error);
     match error {
         TokenError::BadName => ApiError::bad_request("bad-name", message),
         TokenError::Unknown(_) => ApiError::not_found("unknown-token", message)

@@ -13,7 +13,10 @@ use crate::{
     store::PointSummary,
 };
 use axum::{Extension, Json, extract::State, response::Response};
-use lifeboat::{error::chain, local_api::ApiError, units::UnixMs};
+use lifeboat::{
+    local_api::{ApiError, Words},
+    units::UnixMs,
+};
 use std::{sync::Arc, time::Duration};
 
 /// A group and a point of it, or a VM and one of its.
@@ -26,7 +29,7 @@ pub(super) async fn preview(
     State(site): State<Arc<Site>>,
     Json(request): Json<UndoRequest>,
 ) -> Result<Json<UndoPreview>, ApiError> {
-    let internal = |error: &(dyn std::error::Error + 'static)| ApiError::internal(chain(error));
+    let internal = |error: &(dyn std::error::Error + 'static)| ApiError::internal(Words::of(error));
     let (name, members, cut_at, ran, window) = match meant(&site, &request).await? {
         Meant::Group(group, point) => {
             let record = site.runbook.journal.load_group(group.id).map_err(|error| internal(&error))?;

@@ -11,6 +11,7 @@ use lifeboat::{
     id::{GroupId, PointId, VmId},
     units::{Seq, UnixMs},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -19,7 +20,7 @@ use std::{
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DrillState {
     Running,
@@ -31,7 +32,7 @@ pub enum DrillState {
 }
 
 /// The network that its replicas are on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct TrialNetwork {
     pub name: String,
     /// Made by the drill, and removed with it.
@@ -40,7 +41,7 @@ pub struct TrialNetwork {
     pub missing: bool,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrillMember {
     pub vm: VmId,
     pub name: String,
@@ -63,7 +64,7 @@ pub struct DrillMember {
 }
 
 /// A command that was to say whether all is well.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Check {
     pub command: Vec<String>,
     /// Why not.
@@ -71,7 +72,7 @@ pub struct Check {
 }
 
 /// One drill.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DrillRecord {
     pub version: u32,
     pub id: String,
@@ -106,7 +107,7 @@ pub struct DrillRecord {
 }
 
 /// What a group shows of its last one.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LastDrill {
     pub id: String,
     pub state: DrillState,

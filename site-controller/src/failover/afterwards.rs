@@ -21,12 +21,13 @@ use lifeboat::{
     },
     id::VmId,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::{fmt, time::Duration};
 
 /// One thing that was to be done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Afterwards {
     pub what: String,
     pub done: bool,

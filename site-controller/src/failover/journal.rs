@@ -12,11 +12,12 @@ use lifeboat::{
     id::{PointId, VmId},
     units::{Generation, Seq, UnixMs},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fs, io, path::PathBuf};
 
 /// How far a failover has come. Each phase says what *has been done*.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
     /// Decided and checked; the source may still write.
@@ -32,14 +33,14 @@ pub enum Phase {
 }
 
 /// A folder that is kept until the operator may no longer want it back.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Aside {
     pub dir: PathBuf,
     pub until: UnixMs,
 }
 
 /// What its runbook says of how a replica goes on.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct Manner {
     /// A replica whose memory does not go on is left as it is, rather than booted.
@@ -63,7 +64,7 @@ impl Manner {
 }
 
 /// One failover of one VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Record {
     pub version: u32,
     pub vm: VmId,

@@ -5,11 +5,12 @@ use lifeboat::{
     id::{PointId, VmId},
     units::{Seq, UnixMs},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 /// One line of progress.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Progress {
     /// A step begins.
@@ -25,7 +26,7 @@ pub enum Progress {
 }
 
 /// What a failover did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FailoverReport {
     pub vm: VmId,
     pub name: String,

@@ -8,6 +8,7 @@ use lifeboat::{
     id::{GroupId, VmId},
     units::UnixMs,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -18,7 +19,7 @@ use std::{
 use tokio::sync::watch;
 
 /// A group as it is remembered.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Group {
     pub version: u32,
     pub id: GroupId,
@@ -31,7 +32,7 @@ pub struct Group {
     pub changed_at: UnixMs,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct MemberVm {
     pub vm: VmId,
     /// As the group's specification names it.

@@ -15,6 +15,7 @@ use lifeboat::{
     units::{Seq, UnixMs},
     wire::order::{Assignment, CutKind},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -27,7 +28,8 @@ use tokio::{
 };
 
 /// How the cuts of a group go, for status.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "CutsSoFar")]
 pub struct Progress {
     /// Cuts that became whole since the start.
     pub whole: u64,

@@ -12,6 +12,7 @@ use lifeboat::{
     id::{CutId, GroupId, PointId, VmId},
     units::{Seq, UnixMs},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,7 +22,7 @@ use std::{
 };
 
 /// One instant of a whole group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GroupPoint {
     pub version: u32,
     pub cut: CutId,
@@ -35,7 +36,7 @@ pub struct GroupPoint {
 }
 
 /// A member's part of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PointOf {
     pub vm: VmId,
     pub name: String,

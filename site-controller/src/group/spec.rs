@@ -8,6 +8,7 @@ use lifeboat::{
     units::{Span, UnixMs},
     wire::order::{ConsistencyWish, MemoryWish},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +16,7 @@ use std::{
 };
 
 /// A group, as written. Keys that are left out have the values that `Default` gives.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GroupSpec {
     /// 1 to 63 of `a-z`, `A-Z`, `0-9`, `-`, `_` and `.`.
     pub name: String,
@@ -39,7 +40,7 @@ pub struct GroupSpec {
 }
 
 /// What a failover does besides restoring.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct RunbookSpec {
     /// By member.
@@ -62,7 +63,7 @@ pub struct RunbookSpec {
 }
 
 /// What a failover does for one member.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct VmSteps {
     /// Members that must be up before this one starts.
@@ -77,7 +78,7 @@ pub struct VmSteps {
 }
 
 /// Failovers for trial.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
 pub struct DrillSpec {
     /// How often one runs by itself: `7d`, or `7d at 03:00` of this host's local time.
@@ -145,7 +146,7 @@ pub enum WaitFor {
 }
 
 /// Where a network of the source leads here.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum NetworkHere {
     Network(String),

@@ -22,11 +22,12 @@ use lifeboat::{
     id::{PointId, VmId},
     units::{Generation, UnixMs},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{io, sync::Arc};
 
 /// A site's word that a VM runs there since it was failed over to it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Claim {
     pub site: String,
     pub vm: VmId,
@@ -38,7 +39,7 @@ pub struct Claim {
 }
 
 /// `POST /v1/handovers`
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Acceptance {
     /// Name or UUID; where a claim is given, the claim's.
     pub vm: String,
@@ -54,7 +55,7 @@ pub struct Acceptance {
 }
 
 /// One line of what an acceptance answers.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum AcceptLine {
     Step {
@@ -67,7 +68,7 @@ pub enum AcceptLine {
     },
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AcceptReport {
     pub vm: VmId,
     pub name: String,

@@ -6,6 +6,7 @@ use lifeboat::{
     units::UnixMs,
     wire::message::{VmReport, VmState},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -13,7 +14,7 @@ use std::{
 };
 
 /// A VM as its agent last described it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Seen {
     pub name: String,
     pub agent: String,
@@ -26,7 +27,7 @@ pub struct Seen {
     pub contender: Option<Contender>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Contender {
     pub agent: String,
     pub why: String,

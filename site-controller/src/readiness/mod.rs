@@ -8,10 +8,11 @@ mod rules;
 pub mod watch;
 
 use lifeboat::units::UnixMs;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// In a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// A failover now works, and loses no more than the RPO.
@@ -22,7 +23,7 @@ pub enum Verdict {
 }
 
 /// What one finding means for a failover.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Weight {
     /// Worth knowing.
@@ -31,7 +32,8 @@ pub enum Weight {
     Blocks,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "ReadinessFinding")]
 pub struct Finding {
     pub weight: Weight,
     /// Stable, for programs: `network-missing`.
@@ -43,7 +45,7 @@ pub struct Finding {
 }
 
 /// Of one group, or one VM.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Readiness {
     pub name: String,
     pub is_group: bool,

@@ -4,6 +4,7 @@
 
 use super::SeedError;
 use lifeboat::hypervisor::domain_xml::DomainSpec;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -11,7 +12,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DiskFormat {
     Raw,
@@ -38,7 +39,7 @@ impl DiskFormat {
 }
 
 /// One disk of a VM, and where it is.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct DiskFile {
     /// As the guest's bus calls it (`vda`): by this name it is known in all points.
     pub target: String,

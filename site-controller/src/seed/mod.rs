@@ -27,6 +27,7 @@ use lifeboat::{
     nbd::NbdError,
     units::Seq,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{io, path::PathBuf};
 
@@ -74,14 +75,14 @@ pub struct Order {
 }
 
 /// How far a seed has come.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SeedProgress {
     pub disk: String,
     pub done_bytes: u64,
     pub total_bytes: u64,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SeedReport {
     pub vm: VmId,
     pub name: String,
@@ -92,7 +93,7 @@ pub struct SeedReport {
     pub disks: Vec<SeededDisk>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SeededDisk {
     pub target: String,
     pub path: PathBuf,

@@ -16,12 +16,13 @@ use lifeboat::{
     },
     id::VmId,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{io, path::PathBuf};
 
 /// `POST /v1/seeds`. Disks are named one by one, or by a folder that holds them; where neither is given they are those of
 /// the domain that libvirt has here.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SeedRequest {
     /// Name or UUID; of a VM that this site has never heard of, the UUID.
     pub vm: String,

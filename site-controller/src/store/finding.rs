@@ -4,17 +4,19 @@ use lifeboat::{
     id::{PointId, VmId},
     units::Seq,
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct PointRef {
     pub seq: Seq,
     pub point: PointId,
 }
 
 /// One thing that is not as it was written.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "Damage")]
 pub struct Finding {
     pub vm: Option<VmId>,
     /// The point whose object it is, where that is known.

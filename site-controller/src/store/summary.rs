@@ -10,6 +10,7 @@ use lifeboat::{
     id::{CutId, PointId, VmId},
     units::{Generation, Seq, UnixMs},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
@@ -18,7 +19,7 @@ use std::{
 };
 
 /// Whether a point can be restored, as far as manifests and the presence of packs can tell; `verify` knows more.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum PointState {
     Ok,
@@ -34,7 +35,7 @@ impl fmt::Display for PointState {
     }
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PointSummary {
     pub vm: VmId,
     pub name: String,

@@ -27,7 +27,7 @@ fn call(body: &str) -> Call {
 }
 
 fn error() -> ErrorBody {
-    ErrorBody { code: "conflict".into(), message: "no".into(), hint: None }
+    ErrorBody { code: "conflict".into(), what: "no".into(), why: None, what_to_do: None }
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 
 use crate::api::role::Role;
 use lifeboat::units::UnixMs;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A line of the log.
@@ -15,7 +16,7 @@ pub enum AuditLine {
 }
 
 /// A call that changes something.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditRow {
     pub id: String,
     pub at: UnixMs,
@@ -38,7 +39,7 @@ pub struct AuditRow {
 }
 
 /// How a call ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct AuditEnd {
     pub at: UnixMs,
     /// What was asked has been done.
@@ -51,7 +52,7 @@ pub struct AuditEnd {
 }
 
 /// `GET /v1/audit`
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct AuditQuery {
     /// `2h ago` or a time; without it as far back as there is something.
     pub since: Option<String>,
@@ -60,7 +61,7 @@ pub struct AuditQuery {
 }
 
 /// The answer, oldest first.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct AuditList {
     pub calls: Vec<AuditRow>,
 }

@@ -2,10 +2,11 @@
 
 use crate::{catalog::PointSummary, failover::journal::Record};
 use lifeboat::{id::VmId, units::UnixMs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `POST /v1/failovers`; answered by lines of `failover::progress::Progress`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct FailoverRequest {
     /// Name or UUID.
     pub vm: String,
@@ -20,7 +21,7 @@ pub struct FailoverRequest {
 }
 
 /// `POST /v1/failovers/preview`: what a failover now would mean.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct FailoverPreview {
     pub vm: VmId,
     pub name: String,
@@ -35,7 +36,7 @@ pub struct FailoverPreview {
 }
 
 /// `POST /v1/undos`; answered by lines of `failover::progress::Progress`. `POST /v1/undos/preview`: what it would mean.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct UndoRequest {
     /// A group, or a VM that is in none.
     pub name: String,
@@ -44,7 +45,7 @@ pub struct UndoRequest {
 }
 
 /// `POST /v1/undos/preview`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct UndoPreview {
     pub name: String,
     pub members: Vec<String>,
@@ -59,7 +60,7 @@ pub struct UndoPreview {
 }
 
 /// `POST /v1/group-failovers`; answered by lines of `failover::progress::Progress`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GroupFailoverRequest {
     /// A group's name or id; of a planned one also a VM's that is in no group.
     pub name: String,
@@ -73,7 +74,7 @@ pub struct GroupFailoverRequest {
 }
 
 /// `POST /v1/group-failovers/preview`: what it would mean.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GroupFailoverPreview {
     pub name: String,
     pub planned: bool,
@@ -89,7 +90,7 @@ pub struct GroupFailoverPreview {
 }
 
 /// `POST /v1/drills`; answered by lines of `failover::progress::Progress`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DrillRequest {
     /// A group, or a VM.
     pub name: String,

@@ -6,10 +6,11 @@ use crate::{
     readiness::Verdict,
 };
 use lifeboat::{id::VmId, units::UnixMs};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `GET /v1/groups/{group}`, and each of `GET /v1/groups`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GroupRow {
     pub group: Group,
     pub now: UnixMs,
@@ -33,7 +34,7 @@ pub struct GroupRow {
 }
 
 /// How a group is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum GroupState {
     /// Its newest point is younger than its RPO.
@@ -46,25 +47,25 @@ pub enum GroupState {
 }
 
 /// `POST /v1/groups`, and `POST /v1/groups/{group}` to change one.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GroupRequest {
     pub spec: GroupSpec,
 }
 
 /// `GET /v1/groups/{group}/points`, oldest first.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct GroupPointList {
     pub group: String,
     pub points: Vec<GroupPoint>,
 }
 
 /// `GET /v1/inventory`: the VMs that connected hosts have.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct InventoryList {
     pub vms: Vec<InventoryRow>,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct InventoryRow {
     pub vm: VmId,
     pub name: String,

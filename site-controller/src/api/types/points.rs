@@ -2,10 +2,11 @@
 
 use crate::catalog::PointSummary;
 use lifeboat::id::VmId;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `GET /v1/vms/{vm}/points`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PointList {
     pub vm: VmId,
     pub name: String,
@@ -15,7 +16,7 @@ pub struct PointList {
 }
 
 /// Why a point is still there.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Kept {
     /// The rule that keeps it longest; or `newest`, `failover`, `read`, `base` (others lie over it), `no` (it goes next).
     pub why: String,
@@ -24,7 +25,7 @@ pub struct Kept {
 }
 
 /// `GET /v1/vms/{vm}/prune`: what no rule keeps now.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PrunePreview {
     pub vm: VmId,
     pub name: String,
@@ -38,7 +39,7 @@ pub struct PrunePreview {
 }
 
 /// `POST /v1/vms/{vm}/prune`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct PruneReport {
     pub vm: VmId,
     pub name: String,

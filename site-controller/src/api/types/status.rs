@@ -6,10 +6,11 @@ use lifeboat::{
     id::VmId,
     units::{Generation, UnixMs},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// `GET /v1/status`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct SiteStatus {
     pub site: String,
     pub release: String,
@@ -28,7 +29,7 @@ pub struct SiteStatus {
 }
 
 /// One VM: what the store holds, what its agent says, and whether it was failed over.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct VmRow {
     pub vm: VmId,
     pub name: String,
@@ -52,7 +53,7 @@ pub struct VmRow {
 }
 
 /// `POST /v1/vms/{vm}/release`
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Released {
     pub vm: VmId,
     pub name: String,

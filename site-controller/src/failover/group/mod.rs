@@ -25,6 +25,7 @@ use lifeboat::{
     wire::order::CutOrder,
 };
 use record::{GroupRecord, Kind, Phase};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
@@ -79,7 +80,7 @@ impl From<FailoverError> for GroupError {
 }
 
 /// What a group's failover did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GroupReport {
     pub group: String,
     pub kind: Kind,

@@ -11,11 +11,13 @@ use lifeboat::{
     id::{CutId, GroupId, PointId, VmId},
     units::{Generation, UnixMs},
 };
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{fs, io, path::PathBuf};
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(rename = "GroupFailoverKind")]
 pub enum Kind {
     /// The sources stand, nothing is lost.
     Planned,
