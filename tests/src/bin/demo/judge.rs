@@ -2,7 +2,7 @@
 //! Called by `play`.
 
 use crate::{
-    story::{Check, Failover, Point, Step},
+    story::{Act, Check, Failover, Point, Step},
     witness::Sighting,
 };
 use anyhow::{Context, Result};
@@ -113,6 +113,17 @@ pub fn checks(points: &[Point], failover: &Failover, lost: &Lost, found: &Found)
     ]
 }
 
+/// The second act.
+pub fn group(story: &[Act]) -> Check {
+    let harmed: Vec<&str> = story.iter().filter(|act| !act.is_unharmed()).map(|act| act.kind).collect();
+    let kinds: Vec<&str> = story.iter().map(|act| act.kind).collect();
+    Check {
+        what: "a group of two was drilled and moved as planned, unharmed",
+        holds: harmed.is_empty() && kinds == ["drill", "planned", "emergency"],
+        found: if harmed.is_empty() { kinds.join(", ") } else { format!("harmed: {}", harmed.join(", ")) },
+    }
+}
+
 /// Seconds from one time in milliseconds to another.
 pub fn since(from_ms: u64, to_ms: u64) -> f64 {
     (to_ms as f64 - from_ms as f64) / 1e3
@@ -185,5 +196,19 @@ mod tests {
         assert!(still.contains("counter"), "{still}");
         let ill = broken(&judged(words(22..=60, 3_600, "aa"), &["error=disk disk=0"])).join(" ");
         assert!(ill.contains("no error"), "{ill}");
+    }
+
+    #[test]
+    fn a_group_is_unharmed_only_if_every_act_was_played_and_harmed_nobody() {
+        let act =
+            |kind| Act { kind, rto_s: 1.0, rpo_s: 0.0, same_boot_id: true, memory_errors: 0, disk_errors: 0 };
+        let all = ["drill", "planned", "emergency"].map(act);
+        assert!(group(&all).holds);
+        assert!(!group(&all[..2]).holds);
+        let mut booted = all.clone();
+        booted[1].same_boot_id = false;
+        let mut ill = all;
+        ill[2].disk_errors = 1;
+        assert!(group(&booted).found.contains("planned") && group(&ill).found.contains("emergency"));
     }
 }

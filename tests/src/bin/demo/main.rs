@@ -1,11 +1,12 @@
 //! `make demo`: a running VM is protected, its site loses power, and it goes on at the other site.
 //! Prints one screen for people, writes `<target>/demo/report.json`, and ends with a code that is not zero unless the
-//! guest went on unharmed. Reading order: [`play`] is what happens, [`judge`] what that means, [`story`] what is
+//! guest went on unharmed. Reading order: [`play`] is what happens, [`life`] its second act, [`judge`] what that means, [`story`] what is
 //! kept of it, [`screen`] how it is told.
 
 mod host;
 mod interrupt;
 mod judge;
+mod life;
 mod play;
 mod screen;
 mod story;

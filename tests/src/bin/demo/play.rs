@@ -5,7 +5,8 @@ use crate::{
     host::Host,
     interrupt,
     judge::{self, Found, Lost, since},
-    story::{Consoles, Event, GuestFacts, LinkFacts, Point, Protection, SiteFacts, Story},
+    life,
+    story::{Act, Consoles, Event, GuestFacts, LinkFacts, Point, Protection, SiteFacts, Story},
     witness::{Sighting, Witness, now_ms},
 };
 use anyhow::{Context, Result};
@@ -23,7 +24,8 @@ pub fn play() -> Result<Story> {
     let protection = scene.protect()?;
     let lost = scene.cut_the_power()?;
     let found = scene.fail_over()?;
-    scene.tell(protection, lost, found)
+    let acts = life::play(&rig, &mut |what| scene.note(now_ms(), what))?;
+    scene.tell(protection, lost, found, acts)
 }
 
 /// Who is on stage.
@@ -134,7 +136,7 @@ impl Scene {
         Ok(Found { command_ms, report, words: at_b.sightings(), complaints, checked })
     }
 
-    fn tell(mut self, protection: Protection, lost: Lost, found: Found) -> Result<Story> {
+    fn tell(mut self, protection: Protection, lost: Lost, found: Found, story: Vec<Act>) -> Result<Story> {
         let site_log = self.controller.process()?.log();
         let stored = self.controller.points(NAME)?;
         let points: Vec<Point> =
@@ -146,7 +148,9 @@ impl Scene {
             stored_bytes: points.iter().map(|point| point.stored_bytes).sum(),
         };
         let failover = judge::failover(&points, &lost, &found, &site_log)?;
-        let checks = judge::checks(&points, &failover, &lost, &found);
+        let mut checks = judge::checks(&points, &failover, &lost, &found);
+        let story: Vec<Act> = story.into_iter().chain([Act::of(&failover)]).collect();
+        checks.push(judge::group(&story));
         let words = |seen: &[Sighting]| seen.iter().map(|seen| seen.line.clone()).collect::<Vec<_>>();
         let before = lost.last_words.len().saturating_sub(LINES);
         Ok(Story {
@@ -158,6 +162,7 @@ impl Scene {
             },
             points,
             failover,
+            story,
             events: self.events,
             guest: GuestFacts {
                 name: NAME.to_owned(),

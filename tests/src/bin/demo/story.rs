@@ -12,6 +12,8 @@ pub struct Story {
     pub checks: Vec<Check>,
     pub points: Vec<Point>,
     pub failover: Failover,
+    /// What operators do: the second act, with a group, and the failover of the first.
+    pub story: Vec<Act>,
     pub events: Vec<Event>,
     pub console: Consoles,
     pub guest: GuestFacts,
@@ -19,6 +21,31 @@ pub struct Story {
     pub site: SiteFacts,
     pub link: LinkFacts,
     pub host: Host,
+}
+
+/// What one operator's command came to. Of several guests the worst counts.
+#[derive(Clone, Debug, Serialize)]
+pub struct Act {
+    pub kind: &'static str,
+    /// From the command until all replicas were up, by the product's own report.
+    pub rto_s: f64,
+    /// What was lost at the most; of a drill, what would have been.
+    pub rpo_s: f64,
+    pub same_boot_id: bool,
+    pub memory_errors: u64,
+    pub disk_errors: u64,
+}
+
+impl Act {
+    /// The first act's.
+    pub fn of(failover: &Failover) -> Self {
+        let Failover { rto_s, rpo_s, same_boot_id, memory_errors, disk_errors, .. } = *failover;
+        Self { kind: "emergency", rto_s, rpo_s, same_boot_id, memory_errors, disk_errors }
+    }
+
+    pub fn is_unharmed(&self) -> bool {
+        self.same_boot_id && self.memory_errors + self.disk_errors == 0
+    }
 }
 
 /// One thing that must hold for the guest to have gone on unharmed.
