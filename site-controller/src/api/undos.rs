@@ -21,7 +21,7 @@ use std::{sync::Arc, time::Duration};
 
 /// A group and a point of it, or a VM and one of its.
 enum Meant {
-    Group(Group, GroupPoint),
+    Group(Box<(Group, GroupPoint)>),
     Vm(String, PointSummary),
 }
 
@@ -31,7 +31,8 @@ pub(super) async fn preview(
 ) -> Result<Json<UndoPreview>, ApiError> {
     let internal = |error: &(dyn std::error::Error + 'static)| ApiError::internal(Words::of(error));
     let (name, members, cut_at, ran, window) = match meant(&site, &request).await? {
-        Meant::Group(group, point) => {
+        Meant::Group(meant) => {
+            let (group, point) = *meant;
             let record = site.runbook.journal.load_group(group.id).map_err(|error| internal(&error))?;
             let ran = record.and_then(|record| record.running_at);
             let members = point.members.iter().map(|member| member.name.clone()).collect();
@@ -65,7 +66,8 @@ pub(super) async fn undo(
     let meant = meant(&site, &request).await?;
     Ok(watched(outcome, |watcher| async move {
         match meant {
-            Meant::Group(group, point) => {
+            Meant::Group(meant) => {
+                let (group, point) = *meant;
                 let (id, window): (_, Duration) = (group.id, group.spec.undo_window());
                 let point = WholePoint::from(point);
                 let done = site.group_failovers.undo(id, &point, window, &watcher).await;
@@ -85,7 +87,7 @@ pub(super) async fn undo(
 async fn meant(site: &Site, request: &UndoRequest) -> Result<Meant, ApiError> {
     if let Ok(group) = site.coordinator.book.find(&request.name) {
         let point = chosen(site, &group, &request.point).await?;
-        return Ok(Meant::Group(group, point));
+        return Ok(Meant::Group(Box::new((group, point))));
     }
     let vm = site.runbook.catalog.find_vm(&request.name).await.map_err(catalog_error)?;
     if let Some(group) = site.coordinator.book.group_of(vm.vm) {

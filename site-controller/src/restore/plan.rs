@@ -106,7 +106,7 @@ impl Plan {
         let wanted = PointRef { seq: at.layer.manifest.seq, point: at.layer.manifest.point };
         let broken = |what: String| RestoreError::Broken { point: wanted, what };
         let mut layers = Layers::new(&at.layer.manifest);
-        let mut known = path.iter().skip(1);
+        let mut known = path.get(1..).unwrap_or_default().iter();
         loop {
             let indices = at.indices.map_err(|error| explain(wanted, error))?;
             layers.add_indexed(objects, &at.layer, indices, wanted).await?;
@@ -124,7 +124,7 @@ impl Plan {
                 return Err(broken(format!("point {} is not the one it was built on", base.seq)));
             }
             if !expected {
-                known = [].iter().skip(0);
+                known = [].iter();
             }
             at = below;
         }

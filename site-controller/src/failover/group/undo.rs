@@ -45,7 +45,7 @@ impl Groups {
         (record.cut_at, record.kind) = (Some(point.cut_at), Kind::Emergency);
         (record.started_at, record.running_at) = (now, None);
         (record.before_done, record.after_done) = (false, false);
-        record.rewinds = Some(u64::try_from(window.as_secs()).unwrap_or(u64::MAX));
+        record.rewinds = Some(window.as_secs());
         self.enter(&mut record, Phase::Committed)?;
         fault::point("undo.committed");
         self.forward(&mut record, watcher).await
