@@ -11,7 +11,8 @@ END_TO_END := binary(failover) + binary(durability) + binary(harmless) + binary(
 
 .PHONY: demo bench soak test test-backports test-kvm lint deny deb setup build
 
-# Two sites, a protected guest, a power cut, a failover: on one screen, and in target/demo/report.json.
+# Two sites, a protected guest, a power cut, a failover; a group, a drill, a planned move: on one screen, and in
+# target/demo/report.json.
 demo: setup
 	cargo build --workspace --bins $(CARGO_FLAGS)
 	@$(BUILT)/demo
