@@ -1,4 +1,4 @@
-//! Small files that must survive a power cut: the one way in which the daemons replace them, and add lines to them.
+//! Small files that must survive a power cut: the one way in which the daemons replace and remove them, and add lines.
 //! Promises: after `replace` returned, the new bytes are what a reader finds, whatever happens; before that, the old ones
 //! or the new ones, never a mixture. Called for certificates, generations and failover journals; the store has its own
 //! protocol.
@@ -33,6 +33,16 @@ pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)?;
     File::open(new)?.sync_all()?;
     File::open(old)?.sync_all()
+}
+
+/// Removes a file, if it is there; once this has returned it stays gone.
+pub fn remove(path: &Path) -> io::Result<()> {
+    let dir = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        // Whoever removed it before may have died before this.
+        _ => File::open(dir)?.sync_all(),
+    }
 }
 
 fn write_new(path: &Path, bytes: &[u8], mode: u32) -> io::Result<()> {
@@ -112,6 +122,16 @@ mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
         assert!(replace(&dir.path().join("no/such/folder"), b"", 0o600).is_err());
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_was_removed_may_be_removed_again_and_one_that_can_t_be_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("record");
+        replace(&path, b"x", 0o600).unwrap();
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        assert!(!path.exists() && remove(dir.path()).is_err() && remove(&path.join("a/b")).is_err());
     }
 
     #[test]

@@ -41,6 +41,17 @@ impl fmt::Display for Seq {
 #[serde(transparent)]
 pub struct UnixMs(pub u64);
 
+impl UnixMs {
+    pub fn after(self, span: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(span.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// Nothing, if `before` is later.
+    pub fn since(self, before: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(before.0))
+    }
+}
+
 impl fmt::Display for UnixMs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match i64::try_from(self.0).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()) {

@@ -66,11 +66,7 @@ impl Holds {
     }
 
     pub fn remove(&self, vm: VmId) -> io::Result<()> {
-        match fs::remove_file(self.file(vm)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        fs::File::open(&self.dir)?.sync_all()
+        durable::remove(&self.file(vm))
     }
 
     /// It is there as long as the VM is held.

@@ -13,10 +13,7 @@ use crate::{
     store::PointSummary,
 };
 use axum::{Extension, Json, extract::State, response::Response};
-use lifeboat::{
-    local_api::{ApiError, Words},
-    units::UnixMs,
-};
+use lifeboat::local_api::{ApiError, Words};
 use std::{sync::Arc, time::Duration};
 
 /// A group and a point of it, or a VM and one of its.
@@ -47,14 +44,13 @@ pub(super) async fn preview(
         }
     };
     let now = site.runbook.clock.now();
-    let window_ms = u64::try_from(window.as_millis()).unwrap_or(u64::MAX);
     Ok(Json(UndoPreview {
         name,
         members,
         cut_at,
         ran_ms: ran.map(|ran| now.0.saturating_sub(ran.0)),
-        open_until: ran.map(|ran| UnixMs(ran.0.saturating_add(window_ms))),
-        kept_until: UnixMs(now.0.saturating_add(window_ms)),
+        open_until: ran.map(|ran| ran.after(window)),
+        kept_until: now.after(window),
     }))
 }
 

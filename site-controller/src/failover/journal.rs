@@ -188,13 +188,7 @@ impl Journal {
     /// Forgets a failover that came to nothing.
     pub fn remove(&self, vm: VmId) -> Result<(), JournalError> {
         let path = self.path(vm);
-        let removed = fs::remove_file(&path).and_then(|()| fs::File::open(&self.dir)?.sync_all());
-        match removed {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(JournalError::Disk { path, source })
-            }
-            _ => Ok(()),
-        }
+        durable::remove(&path).map_err(|source| JournalError::Disk { path, source })
     }
 
     /// The VMs that have a record.

@@ -40,6 +40,8 @@ pub enum PreflightError {
     MachineMissing { machine: String, why: String },
     #[error("{dir} has {free} free, and the replica needs {needed}; make room or set another `replica_dir`")]
     NoRoom { dir: String, free: ByteSize, needed: ByteSize },
+    #[error("the replicas take {needed} of memory, and this site has {free} free; stop something else")]
+    NoMemory { free: ByteSize, needed: ByteSize },
     #[error("{dir}: {source}")]
     Disk { dir: String, source: io::Error },
 }
@@ -105,6 +107,24 @@ pub fn problems(
         found.push(PreflightError::MachineMissing { machine, why });
     }
     Ok((ours, found))
+}
+
+/// Memory that a new process can have, bytes; where the kernel does not say, as much as anybody wants.
+pub fn free_memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+    kib.map_or(u64::MAX, |kib| kib.saturating_mul(1024))
+}
+
+/// Whether this much memory can be had without taking it from whatever runs here. A failover does not ask: on the worst day
+/// a replica that swaps is better than none.
+pub fn memory(needed: u64) -> Result<(), PreflightError> {
+    let free = free_memory();
+    if free < needed {
+        return Err(PreflightError::NoMemory { free: ByteSize(free), needed: ByteSize(needed) });
+    }
+    Ok(())
 }
 
 /// Whether there is room for replicas of this size.

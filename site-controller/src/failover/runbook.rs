@@ -230,7 +230,11 @@ impl Runbook {
         if before.phase >= Phase::Starting {
             return Err(FailoverError::AnotherPoint { begun: before.point });
         }
-        let record = self.begin(before.vm, request, watcher).await?;
+        let mut record = self.begin(before.vm, request, watcher).await?;
+        if !before.aside.is_empty() {
+            record.aside.clone_from(&before.aside);
+            self.journal.save(&record)?;
+        }
         let left = self.attempt_dir(before);
         if left != self.attempt_dir(&record)
             && let Err(error) = std::fs::remove_dir_all(&left)
@@ -274,6 +278,11 @@ impl Runbook {
             return Ok(false);
         }
         Ok(self.catalog.find(record.vm, &request.point).await?.point != record.point)
+    }
+
+    /// Somebody is at it now.
+    pub fn is_under_way(&self, vm: VmId) -> bool {
+        self.busy().contains(&vm)
     }
 
     fn busy(&self) -> std::sync::MutexGuard<'_, BTreeSet<VmId>> {

@@ -20,7 +20,7 @@ pub const WINDOW: Duration = Duration::from_secs(3600);
 /// Until when the failover can be taken to another point; `None` as long as it is not completed.
 pub fn open_until(record: &Record, window: Duration) -> Option<UnixMs> {
     let ran = record.running_at.filter(|_| record.phase == Phase::Running)?;
-    Some(UnixMs(ran.0.saturating_add(u64::try_from(window.as_millis()).unwrap_or(u64::MAX))))
+    Some(ran.after(window))
 }
 
 impl Runbook {
@@ -82,8 +82,7 @@ impl Runbook {
         })
         .await?;
         fault::point("undo.stopped");
-        let until = UnixMs(now.0.saturating_add(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)));
-        record.aside.push(Aside { dir: self.attempt_dir(&record), until });
+        record.aside.push(Aside { dir: self.attempt_dir(&record), until: now.after(window) });
         (record.point, record.seq, record.cut_at) = (point.point, point.seq, point.cut_at);
         (record.resumes, record.has_run, record.cold_boot) = (point.has_memory, true, None);
         record.after_resume.clear();
@@ -97,6 +96,9 @@ impl Runbook {
     /// Removes what was set aside and whose window is over. For a task of its own.
     pub async fn tidy_aside(&self) -> Result<(), FailoverError> {
         for vm in self.journal.vms()? {
+            if self.journal.load(vm)?.is_none_or(|record| record.aside.is_empty()) {
+                continue;
+            }
             // A failover that is under way is looked at the next time.
             let Ok(_claim) = self.claim(vm) else { continue };
             let Some(mut record) = self.journal.load(vm)? else { continue };

@@ -177,8 +177,7 @@ impl Book {
             return Err(BookError::Unknown(id.to_string()));
         }
         let path = self.path(id);
-        let removed = fs::remove_file(&path).and_then(|()| fs::File::open(&self.dir)?.sync_all());
-        removed.map_err(|source| BookError::Disk { path, source })?;
+        durable::remove(&path).map_err(|source| BookError::Disk { path, source })?;
         groups.remove(&id);
         self.changes.send_modify(|count| *count += 1);
         Ok(())

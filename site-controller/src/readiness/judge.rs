@@ -1,7 +1,7 @@
 //! Looks at all that a failover of a group, or of a VM, depends on. Asks the store, libvirt and the agents' reports;
 //! changes nothing. Called by `watch`, and by `api` through it.
 
-use super::{Finding, Readiness, Verdict, Weight, rules};
+use super::{FAILED_OVER, Finding, Readiness, UNDER_WAY, Verdict, Weight, rules};
 use crate::{
     catalog::{CatalogError, PointSummary},
     failover::{
@@ -13,7 +13,7 @@ use crate::{
     group::{Group, coordinator::Coordinator},
 };
 use lifeboat::{error::chain, id::VmId, units::UnixMs, wire::message::VmState};
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 /// What it asks.
 pub struct Judge {
@@ -152,7 +152,7 @@ impl Judge {
                 }
             }
         }
-        findings.extend(rules::memory(memory_bytes, free_memory()));
+        findings.extend(rules::memory(memory_bytes, preflight::free_memory()));
         if let Err(problem) = preflight::room(&self.runbook.replica_dir, disk_bytes) {
             let found = rules::preflight(name, &problem);
             findings.push(Finding { vm: None, ..found });
@@ -198,9 +198,12 @@ impl Judge {
     /// Whether the VM is this site's already.
     fn failed_over(&self, member: &Member, findings: &mut Vec<Finding>) -> bool {
         let (code, what) = match self.runbook.journal.load(member.vm) {
+            _ if self.runbook.is_under_way(member.vm) => {
+                (UNDER_WAY, "a failover of it is under way".to_owned())
+            }
             Ok(None) => return false,
             Ok(Some(record)) if record.phase == Phase::Running => {
-                ("failed-over", format!("it was failed over to this site, to its point of {}", record.cut_at))
+                (FAILED_OVER, format!("it was failed over to this site, to its point of {}", record.cut_at))
             }
             Ok(Some(record)) => {
                 let why = record.last_error.map(|why| format!(" ({why})")).unwrap_or_default();
@@ -247,14 +250,6 @@ impl Judge {
     }
 
     fn age(&self, at: UnixMs) -> Duration {
-        Duration::from_millis(self.runbook.clock.now().0.saturating_sub(at.0))
+        self.runbook.clock.now().since(at)
     }
-}
-
-/// Memory that a new process can have, bytes; where the kernel does not say, as much as anybody wants.
-fn free_memory() -> u64 {
-    let text = std::fs::read_to_string(Path::new("/proc/meminfo")).unwrap_or_default();
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
-    kib.map_or(u64::MAX, |kib| kib.saturating_mul(1024))
 }

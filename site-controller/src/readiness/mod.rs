@@ -22,6 +22,10 @@ pub enum Verdict {
     NotReady,
 }
 
+/// Codes of findings that somebody has brought about.
+const FAILED_OVER: &str = "failed-over";
+const UNDER_WAY: &str = "failover-under-way";
+
 /// What one finding means for a failover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -22,6 +22,7 @@ pub fn preflight(vm: &str, problem: &PreflightError) -> Finding {
         PreflightError::HugePages(_) => "huge-pages",
         PreflightError::MachineMissing { .. } => "machine-missing",
         PreflightError::NoRoom { .. } => "no-room",
+        PreflightError::NoMemory { .. } => "memory",
         PreflightError::Disk { .. } => "replica-dir",
     };
     Finding::new(Weight::Blocks, code, Some(vm), problem.to_string())

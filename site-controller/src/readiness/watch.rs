@@ -1,7 +1,7 @@
 //! Looks by itself each minute, and says what has changed; whoever shows a group or a VM takes the last verdict from here.
 //! Promises: a question of an operator's is answered by a fresh look. Started by the daemon; asked by `api`.
 
-use super::{Readiness, Verdict, judge::Judge};
+use super::{FAILED_OVER, Readiness, UNDER_WAY, Verdict, judge::Judge};
 use crate::catalog::CatalogError;
 use std::{
     collections::BTreeMap,
@@ -56,6 +56,11 @@ impl Watch {
     }
 
     fn note(&self, now: &Readiness) {
+        let found = |code: &str| now.findings.iter().any(|finding| finding.code == code);
+        // It will be another in a moment.
+        if found(UNDER_WAY) {
+            return;
+        }
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let before = last.insert(now.name.clone(), now.clone()).map(|before| before.verdict);
         drop(last);
@@ -66,6 +71,9 @@ impl Watch {
         match now.verdict {
             Verdict::Ready => tracing::info!(name = %now.name, "a failover would work"),
             Verdict::Degraded => tracing::warn!(name = %now.name, %why, "a failover would work, but"),
+            Verdict::NotReady if found(FAILED_OVER) => {
+                tracing::info!(name = %now.name, %why, "it is failed over")
+            }
             Verdict::NotReady => tracing::error!(name = %now.name, %why, "a failover would NOT work"),
         }
     }

@@ -28,7 +28,7 @@ use crate::{
 use lifeboat::{
     format::manifest::ImageKind,
     page::PAGE,
-    units::{Generation, Seq, UnixMs},
+    units::{Seq, UnixMs},
 };
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
@@ -204,28 +204,12 @@ async fn a_point_that_is_read_built_on_or_named_by_a_failover_is_never_taken_awa
     let failovers = Failovers::open(dir.path().to_path_buf()).unwrap();
     let named = &model[&Seq(5)];
     let record = Record {
-        version: Record::VERSION,
         vm: VM,
-        vm_name: "web-1".into(),
-        kind: "emergency".into(),
         point: named.point,
         seq: Seq(5),
         cut_at: named.meta.cut_at,
-        generation: Generation(2),
-        resumes: true,
         phase: Phase::Begun,
-        attempt: 1,
-        started_at: UnixMs(1),
-        running_at: None,
-        disks_done: Vec::new(),
-        restored: false,
-        aside: Vec::new(),
-        source_stopped: false,
-        last_error: None,
-        cold_boot: None,
-        manner: crate::failover::journal::Manner::default(),
-        has_run: false,
-        after_resume: Vec::new(),
+        ..crate::failover::journal::tests::record()
     };
     failovers.save(&record).unwrap();
     let read = Plan::of(&store, VM, Seq(7)).await.unwrap();

@@ -153,12 +153,7 @@ impl Journal {
 
     pub fn remove_group(&self, id: GroupId) -> Result<(), JournalError> {
         let path = self.group_path(id);
-        match fs::remove_file(&path).and_then(|()| fs::File::open(self.dir())?.sync_all()) {
-            Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                Err(JournalError::Disk { path, source })
-            }
-            _ => Ok(()),
-        }
+        durable::remove(&path).map_err(|source| JournalError::Disk { path, source })
     }
 
     /// Group failovers that are not over.

@@ -8,7 +8,7 @@ use super::{
     world::WholePoint,
 };
 use crate::failover::{progress::Watcher, runbook::FailoverError};
-use lifeboat::{fault, id::GroupId, units::UnixMs};
+use lifeboat::{fault, id::GroupId};
 use std::time::Duration;
 
 impl Groups {
@@ -32,7 +32,7 @@ impl Groups {
         }
         let now = self.clock.now();
         let ran = record.running_at.unwrap_or_default();
-        let until = UnixMs(ran.0.saturating_add(u64::try_from(window.as_millis()).unwrap_or(u64::MAX)));
+        let until = ran.after(window);
         if until < now {
             return Err(FailoverError::TooLate { until }.into());
         }
