@@ -210,10 +210,14 @@ impl Driller {
         self.make_network(record, watcher).await?;
         fault::point("drill.network");
         self.step(record, watcher, "checking this site")?;
-        let mut bytes = 0u64;
+        let (mut memory, mut bytes) = (0u64, 0u64);
         for member in &record.members {
-            bytes = bytes.saturating_add(self.check(record, member).await?);
+            let (needs, takes) = self.check(record, member).await?;
+            memory = memory.saturating_add(needs.memory);
+            bytes = bytes.saturating_add(takes);
         }
+        // What runs here must not feel it.
+        preflight::memory(memory)?;
         preflight::room(&self.runbook.replica_dir, bytes)?;
         self.step(record, watcher, "restoring")?;
         self.restore_all(record, watcher).await?;

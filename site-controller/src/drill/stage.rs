@@ -60,16 +60,16 @@ impl Driller {
         &self,
         record: &DrillRecord,
         member: &DrillMember,
-    ) -> Result<u64, FailoverError> {
+    ) -> Result<(Needs, u64), FailoverError> {
         let (needs, bytes) = self.needs(record, member).await?;
         let (hypervisor, replica, name) =
             (self.runbook.hypervisor.clone(), member.as_vm, member.as_name.clone());
         let dir = self.runbook.replica_dir.clone();
         blocking(move || {
-            preflight::check(&hypervisor, replica, &name, &needs, &dir, bytes).map(drop).map_err(Into::into)
+            preflight::check(&hypervisor, replica, &name, &needs, &dir, bytes)?;
+            Ok((needs, bytes))
         })
-        .await?;
-        Ok(bytes)
+        .await
     }
 
     /// Disks and memory, into a folder of its own.
