@@ -308,7 +308,8 @@ fn a_guest_that_moves_while_it_stands_is_taken_up_standing() -> Result<()> {
 #[test]
 fn a_migration_begun_in_the_middle_of_our_pause_is_cancelled_and_the_guest_runs_on_one_host() -> Result<()> {
     let mut hosts = Hosts::new("meets")?;
-    // A small guest is there in less than a second, and one that is there can't be kept.
+    // One that is there can't be kept: slowly, so that it is not.
+    let slowly = ["--undefinesource", "--bandwidth", "4"];
     let waits = [100, 200, 300, 300];
     let places: Vec<_> = (1..=waits.len()).map(|round| format!("cut.memory-read:{}", 4 * round)).collect();
     hosts.first.stop()?;
@@ -318,7 +319,7 @@ fn a_migration_begun_in_the_middle_of_our_pause_is_cancelled_and_the_guest_runs_
     for (round, wait) in waits.into_iter().enumerate() {
         hosts.first.wait_frozen(SOON)?;
         let moved = std::thread::scope(|scope| {
-            let moving = scope.spawn(|| Hosts::try_migrate(&hosts.one, &hosts.two, &["--undefinesource"]));
+            let moving = scope.spawn(|| Hosts::try_migrate(&hosts.one, &hosts.two, &slowly));
             std::thread::sleep(Duration::from_millis(wait));
             if round + 1 < waits.len() {
                 hosts.first.process()?.thaw()?;
