@@ -7,7 +7,7 @@ FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fau
 
 # The tests that have a guest, by the files that they are in.
 END_TO_END := binary(failover) + binary(durability) + binary(harmless) + binary(link) + binary(memory_image) + binary(memory_engines) + binary(continuous) + \
-	binary(database) + binary(moved) + binary(neighbour) + binary(hard_cases) + binary(groups) + binary(group_failover) + binary(after_resume) + binary(drill) + binary(holds) + binary(readiness) + binary(undo) + binary(api) + binary(large) + binary(failback)
+	binary(database) + binary(moved) + binary(neighbour) + binary(hard_cases) + binary(groups) + binary(group_failover) + binary(after_resume) + binary(drill) + binary(holds) + binary(readiness) + binary(undo) + binary(api) + binary(large) + binary(failback) + binary(homeward)
 
 .PHONY: demo bench soak test test-backports test-kvm lint deny deb setup build
 
@@ -31,7 +31,7 @@ soak: setup build
 	LIFEBOAT_LONG_RUN=$${LIFEBOAT_LONG_RUN:-1800} cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test long_run -- --nocapture
 	LIFEBOAT_MANY=20 cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test hard_cases -- --nocapture of_many_guests
 	cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test large -- --nocapture --ignored sixteen_gib
-	LIFEBOAT_TRIPS=$${LIFEBOAT_TRIPS:-10} LIFEBOAT_FAILBACK_MIB=$${LIFEBOAT_FAILBACK_MIB:-1024} cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test failback -- --nocapture --test-threads=1
+	LIFEBOAT_TRIPS=$${LIFEBOAT_TRIPS:-10} LIFEBOAT_FAILBACK_MIB=$${LIFEBOAT_FAILBACK_MIB:-1024} cargo test --workspace $(FAULTS) $(CARGO_FLAGS) --test failback --test homeward -- --nocapture --test-threads=1
 
 # Everything that proves something. TESTS='-E test(power)' and the like narrow it.
 test: setup build

@@ -11,7 +11,8 @@ prepare | start | restore | migrate | started | release) ;;
 # `reconnect` above all: refusing it would kill a guest that runs when libvirt is restarted.
 *) exit 0 ;;
 esac
-vm=$(sed -n 's/^ *<uuid>\([0-9a-f-]\{36\}\)<\/uuid>.*/\1/p;/^ *<uuid>/q')
+head=$(sed '/^ *<memory[ >]/q')
+vm=$(printf '%s\n' "$head" | sed -n 's/^ *<uuid>\([0-9a-f-]\{36\}\)<\/uuid>.*/\1/p;/^ *<uuid>/q')
 [ -n "$vm" ] && [ -e "$STATE/protected/$vm" ] || exit 0
 incoming=$RUN/incoming/$vm
 
@@ -29,6 +30,12 @@ held= way=allow
 [ -e "$STATE/holds/$vm.hold" ] && held=yes word=
 case $word in
 granted) exit 0 ;;
+# A replica that a later failover put here is not the copy that was fenced.
+fenced)
+    label=$(printf '%s\n' "$head" |
+        sed -n 's/.*<lifeboat:replica xmlns:lifeboat="urn:lifeboat:replica:1" generation="\([0-9]\{1,18\}\)".*/\1/p' | sed 1q)
+    [ -n "$label" ] && [ -n "$until" ] && [ "$label" -gt "$until" ] && exit 0
+    ;;
 until) [ "$now" -lt "${until:-0}" ] && exit 0 ;;
 esac
 if [ -n "$held" ]; then

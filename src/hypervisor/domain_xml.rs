@@ -1,6 +1,7 @@
-//! What a running domain is made of, read from its XML, and what of it can't be protected.
+//! What a running domain is made of, read from its XML, and what of it can't be protected; and the [`label`] of a replica.
 //! Promises: pure; every reason is a sentence for an operator, with what to do. Called by the agent's capture.
 
+pub mod label;
 pub mod resumed;
 mod rules;
 #[cfg(test)]

@@ -62,6 +62,11 @@ impl Controller {
         self.dir.join("replicas")
     }
 
+    /// Where operators ask it, also those of the other site where a path leads there.
+    pub fn socket(&self) -> PathBuf {
+        self.dir.join("run/api.sock")
+    }
+
     /// `host:port` for agents.
     pub fn address(&self) -> String {
         format!("{}:7443", self.site.address())
@@ -116,7 +121,7 @@ impl Controller {
 
     /// The `lifeboat` command with `arguments`, as it ends.
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
-        let socket = self.dir.join("run/api.sock");
+        let socket = self.socket();
         self.site.command(binary("lifeboat")?).arg("--socket").arg(socket).args(arguments).output()
     }
 

@@ -46,6 +46,8 @@ pub struct Facts<'a> {
     /// How long the site has not answered.
     pub silent_for: Duration,
     pub guest: Guest,
+    /// The failover that put this copy here, if one did.
+    pub label: Option<Generation>,
     pub record: &'a Record,
     pub lease: Lease,
     /// The hook refused to start it.
@@ -88,12 +90,16 @@ pub enum Verdict {
     Owner,
     /// The operator says so.
     Allowed,
+    /// A failover to this host, later than the one that this copy would be fenced for, put it here.
+    Replica(Generation),
     Fenced(Generation),
     /// The site has not answered.
     Unsure,
 }
 
-pub fn verdict(site: SiteWord, record: &Record) -> Verdict {
+/// `label` is that of the copy that is here. Generations order all failovers of a VM, over both sites: of two copies the one
+/// that a later failover made is right.
+pub fn verdict(site: SiteWord, record: &Record, label: Option<Generation>) -> Verdict {
     let said = if let SiteWord::Fenced(current) = site { Some(current) } else { None };
     let fenced = said.max(record.fenced.as_ref().map(|fenced| fenced.current));
     let allowed = record.allowed.as_ref().map(|allowed| allowed.up_to);
@@ -101,8 +107,11 @@ pub fn verdict(site: SiteWord, record: &Record) -> Verdict {
     let overruled = |current| allowed.is_some_and(|up_to| up_to >= current);
     match (fenced, site) {
         (Some(current), SiteWord::Open(ours)) if ours >= current => Verdict::Owner,
-        (Some(current), _) if !overruled(current) => Verdict::Fenced(current),
-        (Some(_), _) => Verdict::Allowed,
+        (Some(current), _) => match label.filter(|made_by| *made_by > current) {
+            Some(made_by) => Verdict::Replica(made_by),
+            None if overruled(current) => Verdict::Allowed,
+            None => Verdict::Fenced(current),
+        },
         (None, SiteWord::Open(_)) => Verdict::Owner,
         (None, _) if allowed.is_some() => Verdict::Allowed,
         (None, _) => Verdict::Unsure,
@@ -115,21 +124,23 @@ pub fn decide(facts: &Facts<'_>, policy: Policy) -> Vec<Step> {
         let dropped = matches!(facts.lease, Lease::Fresh | Lease::Stale);
         return dropped.then_some(Step::DropLease).into_iter().collect();
     }
-    match verdict(facts.site, facts.record) {
+    match verdict(facts.site, facts.record, facts.label) {
         Verdict::Fenced(current) => fenced(facts, policy, current),
         Verdict::Owner => may_run(facts, true),
-        Verdict::Allowed => may_run(facts, false),
+        Verdict::Allowed | Verdict::Replica(_) => may_run(facts, false),
         Verdict::Unsure => unsure(facts, policy),
     }
 }
 
 fn fenced(facts: &Facts<'_>, policy: Policy, current: Generation) -> Vec<Step> {
     let mut steps = Vec::new();
-    if facts.lease != Lease::Fenced {
+    let known = facts.record.fenced.as_ref();
+    let news = known.is_none_or(|known| known.current < current);
+    // The hook goes by the generation that it is told.
+    if facts.lease != Lease::Fenced || news {
         steps.push(Step::RefuseStarts(current));
     }
-    let known = facts.record.fenced.as_ref();
-    if known.is_none_or(|known| known.current < current) {
+    if news {
         steps.push(Step::NoteFenced(current));
     }
     if facts.record.allowed.is_some() {
@@ -201,4 +212,65 @@ fn unsure(facts: &Facts<'_>, policy: Policy) -> Vec<Step> {
         steps.push(Step::Pause);
     }
     steps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fence::book::{Allowed, Fenced};
+    use lifeboat::units::UnixMs;
+
+    #[test]
+    fn of_two_copies_the_one_that_a_later_failover_made_is_right() {
+        let at = |current| Fenced { current: Generation(current), at: UnixMs(1), saved: None };
+        let record = |fenced: Option<u64>| Record { fenced: fenced.map(at), ..Record::default() };
+        let (silent, open) = (SiteWord::Silent, |no| SiteWord::Open(Generation(no)));
+        let fenced = |no| SiteWord::Fenced(Generation(no));
+        for (site, noted, label, want) in [
+            (silent, Some(2), None, Verdict::Fenced(Generation(2))),
+            (silent, Some(2), Some(2), Verdict::Fenced(Generation(2))),
+            (silent, Some(2), Some(4), Verdict::Replica(Generation(4))),
+            // The site that fenced it goes by what it knows, until the VM is handed over.
+            (fenced(2), Some(2), Some(4), Verdict::Replica(Generation(4))),
+            (open(5), Some(2), Some(4), Verdict::Owner),
+            // It was failed over once more, heard now or before.
+            (fenced(6), Some(2), Some(4), Verdict::Fenced(Generation(6))),
+            (fenced(6), None, Some(4), Verdict::Fenced(Generation(6))),
+            (silent, Some(6), Some(4), Verdict::Fenced(Generation(6))),
+            // A label alone says nothing of what came after it.
+            (silent, None, Some(4), Verdict::Unsure),
+        ] {
+            let got = verdict(site, &record(noted), label.map(Generation));
+            assert_eq!(got, want, "{site:?} {noted:?} {label:?}");
+        }
+        let allowed = Allowed { at: UnixMs(1), by: "root".into(), up_to: Generation(2) };
+        let record = Record { allowed: Some(allowed), ..Record::default() };
+        assert_eq!(verdict(fenced(2), &record, None), Verdict::Allowed);
+        assert_eq!(verdict(fenced(3), &record, None), Verdict::Fenced(Generation(3)));
+    }
+
+    #[test]
+    fn the_hook_is_told_of_each_failover_though_it_refuses_already() {
+        let fenced = Fenced { current: Generation(2), at: UnixMs(1), saved: None };
+        let record = Record { fenced: Some(fenced), ..Record::default() };
+        let steps = |site| {
+            let facts = Facts {
+                site,
+                silent_for: Duration::ZERO,
+                guest: Guest::Off,
+                label: None,
+                record: &record,
+                lease: Lease::Fenced,
+                start_refused: false,
+                autostart: false,
+                may_save: false,
+                saved_unnoted: false,
+                held: false,
+            };
+            decide(&facts, Policy { pause_fenced: true, isolation: None })
+        };
+        assert_eq!(steps(SiteWord::Silent), []);
+        let six = Generation(6);
+        assert_eq!(steps(SiteWord::Fenced(six)), [Step::RefuseStarts(six), Step::NoteFenced(six)]);
+    }
 }

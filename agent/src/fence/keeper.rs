@@ -9,6 +9,7 @@ use super::{
     book::{Book, Fenced, Record},
     decide::{Facts, Guest, Policy, Step, Verdict, decide, verdict},
     diverged::Shelf,
+    label,
     lease::Leases,
     words,
 };
@@ -25,7 +26,7 @@ use lifeboat::{
     fault,
     hypervisor::libvirt::{Domain, DomainEvent, DomainState, Happened, Hypervisor, HypervisorError},
     id::VmId,
-    units::UnixMs,
+    units::{Generation, UnixMs},
     wire::message::VmState,
 };
 use std::{
@@ -78,6 +79,7 @@ pub async fn keep(
         policy,
         neighbour,
         domain: None,
+        label: None,
         silent_since: Some(Instant::now()),
         try_again: None,
         trouble: None,
@@ -127,11 +129,15 @@ pub fn at_start(
                 continue;
             }
         };
-        let fenced = matches!(verdict(SiteWord::Silent, &record), Verdict::Fenced(_));
-        if !fenced || !pauses(&record, vm) {
+        let fenced = |label| matches!(verdict(SiteWord::Silent, &record, label), Verdict::Fenced(_));
+        if !fenced(None) || !pauses(&record, vm) {
             continue;
         }
-        match hypervisor.domain_by_uuid(vm).map_err(FenceError::from).and_then(|domain| pause(&domain)) {
+        let paused = hypervisor
+            .domain_by_uuid(vm)
+            .map_err(FenceError::from)
+            .and_then(|domain| if fenced(label::of(&domain)?) { pause(&domain) } else { Ok(()) });
+        match paused {
             Ok(()) | Err(FenceError::Hypervisor(HypervisorError::NotFound { .. })) => {}
             Err(error) => tracing::error!(%vm, %error, "a copy that was fenced could not be paused yet"),
         }
@@ -145,6 +151,8 @@ struct Keeper {
     policy: Policy,
     neighbour: Arc<Neighbour>,
     domain: Option<Domain>,
+    /// The failover that put the copy here that there is now, where that matters.
+    label: Option<Generation>,
     silent_since: Option<Instant>,
     /// What failed and costs something is not tried again before then.
     try_again: Option<Instant>,
@@ -180,6 +188,10 @@ impl Keeper {
             // libvirt is away: what it can't be asked is decided when it is back.
             Err(error) => return self.stuck(&error.to_string()),
         };
+        match self.label(&state, &record) {
+            Ok(label) => self.label = label,
+            Err(error) => return self.stuck(&error.to_string()),
+        }
         self.stuck = None;
         let steps = self.decide(&state, guest, &record, held);
         for step in steps {
@@ -213,6 +225,7 @@ impl Keeper {
             site: state.site,
             silent_for: self.silent_since.map_or(Duration::ZERO, |since| now - since),
             guest,
+            label: self.label,
             record,
             lease: self.tools.leases.look(self.vm, self.policy.isolation),
             start_refused,
@@ -248,12 +261,21 @@ impl Keeper {
         }
     }
 
+    /// It matters only where this copy may be the fenced one.
+    fn label(&self, state: &State, record: &Record) -> Result<Option<Generation>, HypervisorError> {
+        let fenced = record.fenced.is_some() || matches!(state.site, SiteWord::Fenced(_));
+        match self.domain.as_ref().filter(|_| fenced).map(label::of).transpose() {
+            Err(HypervisorError::NotFound { .. }) => Ok(None),
+            found => Ok(found?.flatten()),
+        }
+    }
+
     fn perform(&mut self, step: Step, record: &Record) -> Result<(), FenceError> {
         let (vm, now) = (self.vm, self.tools.clock.now());
         match step {
             Step::RefuseStarts(current) => {
                 tracing::error!(%vm, %current, "this VM was failed over: its copy here is fenced");
-                self.tools.leases.refuse(vm).map_err(lease_error)?;
+                self.tools.leases.refuse(vm, current).map_err(lease_error)?;
                 fault::point("fence.refused");
             }
             Step::NoteFenced(current) => {
@@ -353,7 +375,7 @@ impl Keeper {
 
     /// Says what holds now, to the protection and to whoever asks for status.
     fn tell(&self, record: &Record, site: SiteWord, guest: Guest) {
-        let verdict = verdict(site, record);
+        let verdict = verdict(site, record, self.label);
         let what = self.words(record, verdict, guest);
         let held = match verdict {
             Verdict::Fenced(_) if self.policy.pause_fenced => Some(VmState::Fenced),
@@ -369,6 +391,7 @@ impl Keeper {
                 verdict: match verdict {
                     Verdict::Owner => "owner",
                     Verdict::Allowed => "allowed",
+                    Verdict::Replica(_) => "replica",
                     Verdict::Fenced(_) => "fenced",
                     Verdict::Unsure => "unsure",
                 }

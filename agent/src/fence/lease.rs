@@ -4,14 +4,15 @@
 
 use super::decide::Lease;
 use crate::protect::neighbour::uptime;
-use lifeboat::{durable, id::VmId};
+use lifeboat::{durable, id::VmId, units::Generation};
 use std::{
     fs, io,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-/// The first word of a lease without an end, of one with an end (then seconds since the boot), and of none for good.
+/// The first word of a lease without an end, of one with an end (then seconds since the boot), and of none for good (then
+/// the failover: a replica that a later one put here may start).
 const FOR_GOOD: &str = "granted";
 const UNTIL: &str = "until";
 const FENCED: &str = "fenced";
@@ -64,9 +65,9 @@ impl Leases {
         self.write(vm, &until.map_or_else(|| FOR_GOOD.to_owned(), |until| format!("{UNTIL} {until}")))
     }
 
-    /// Nothing starts it, nor lets it come in.
-    pub fn refuse(&self, vm: VmId) -> io::Result<()> {
-        self.write(vm, FENCED)
+    /// Nothing starts it, nor lets it come in, unless a failover later than `current` put it here.
+    pub fn refuse(&self, vm: VmId, current: Generation) -> io::Result<()> {
+        self.write(vm, &format!("{FENCED} {current}"))
     }
 
     pub fn drop(&self, vm: VmId) -> io::Result<()> {
@@ -139,7 +140,7 @@ mod tests {
         assert_eq!((leases.look(VM, minute), leases.look(VM, None)), (Lease::Fresh, Lease::Stale));
         leases.grant(VM, Some(Duration::ZERO)).unwrap();
         assert_eq!(leases.look(VM, minute), Lease::Stale);
-        leases.refuse(VM).unwrap();
+        leases.refuse(VM, Generation(2)).unwrap();
         assert_eq!(leases.look(VM, minute), Lease::Fenced);
         leases.drop(VM).unwrap();
         leases.drop(VM).unwrap();

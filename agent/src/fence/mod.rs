@@ -7,6 +7,7 @@ pub mod decide;
 pub mod diverged;
 pub mod hook;
 pub mod keeper;
+mod label;
 pub mod lease;
 pub mod orders;
 mod words;

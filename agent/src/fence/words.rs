@@ -10,6 +10,10 @@ use lifeboat::units::Generation;
 pub fn say(name: &str, record: &Record, verdict: Verdict, guest: Guest, policy: Policy) -> Option<String> {
     match (verdict, &record.fenced, record.isolated) {
         (Verdict::Fenced(_), Some(fenced), _) => Some(fenced_words(name, fenced, guest, policy)),
+        (Verdict::Replica(made_by), _, _) => Some(format!(
+            "brought up here by a failover of generation {made_by}, later than the one that had fenced this host's copy; it is \
+             not protected from here until `lifeboat reprotect` says so"
+        )),
         (Verdict::Allowed, _, _) => record.allowed.as_ref().map(allowed_words),
         (_, _, Some(since)) => {
             let after = policy.isolation.unwrap_or_default().as_secs();

@@ -115,7 +115,8 @@ pub(super) fn group_error(error: &GroupError) -> ApiError {
     match error {
         GroupError::NoPoint(_) => ApiError::not_found("no-point", message),
         GroupError::CalledOff { .. } => ApiError::conflict("called-off", message),
-        GroupError::Busy | GroupError::Committed | GroupError::Unfinished | GroupError::DoneBefore(_) => {
+        GroupError::Busy => ApiError::conflict("busy", message),
+        GroupError::Committed | GroupError::Unfinished | GroupError::DoneBefore(_) => {
             ApiError::conflict("conflict", message)
         }
         GroupError::Cut(_) | GroupError::Script(_) => ApiError::conflict("not-possible", message),

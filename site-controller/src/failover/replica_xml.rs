@@ -1,6 +1,7 @@
 //! From the source's domain XML to the replica's: the same machine, on this site's disks.
 //! Promises: UUID, name, MAC addresses, device addresses and aliases stay, because the memory image depends on them;
-//! whatever points at the source host (disk paths, run-time labels, allocated ports) is replaced or taken out.
+//! whatever points at the source host (disk paths, run-time labels, allocated ports) is replaced or taken out. What it
+//! makes bears no label of a failover unless it is given one.
 //! Pure. Called by `runbook`, which also checks what [`Rewritten::needs`] lists.
 
 mod isolated;
@@ -10,7 +11,10 @@ pub use isolated::Isolated;
 
 use super::huge_pages::{self, HugePages};
 use crate::group::spec::NetworkHere;
-use lifeboat::hypervisor::libvirt::Machine;
+use lifeboat::{
+    hypervisor::{domain_xml::label, libvirt::Machine},
+    units::Generation,
+};
 use std::{collections::BTreeMap, path::PathBuf};
 use xmltree::{Element, EmitterConfig, XMLNode};
 
@@ -85,6 +89,7 @@ pub fn rewrite(
         needs.memory = huge_pages::memory_bytes(&domain);
     }
     drop_runtime_labels(&mut domain);
+    label::take_off(&mut domain);
     if let Some(os) = domain.get_child("os") {
         needs.files.extend(["kernel", "initrd", "dtb", "loader"].iter().filter_map(|name| text_of(os, name)));
     }
@@ -99,12 +104,24 @@ pub fn rewrite(
             }
         }
     }
+    Ok(Rewritten { xml: written(&domain)?, needs })
+}
+
+/// The same, of the failover that brings it up: by this an agent that was fenced on this host before knows that the replica is
+/// not the copy it was fenced for.
+pub fn labelled(xml: &str, generation: Generation) -> Result<String, XmlError> {
+    let mut domain =
+        Element::parse(xml.as_bytes()).map_err(|error| XmlError::Malformed(error.to_string()))?;
+    label::put_on(&mut domain, generation);
+    written(&domain)
+}
+
+fn written(domain: &Element) -> Result<String, XmlError> {
     let mut out = Vec::new();
     domain
         .write_with_config(&mut out, EmitterConfig::new().write_document_declaration(false))
         .map_err(|error| XmlError::Malformed(error.to_string()))?;
-    let xml = String::from_utf8(out).map_err(|error| XmlError::Malformed(error.to_string()))?;
-    Ok(Rewritten { xml, needs })
+    String::from_utf8(out).map_err(|error| XmlError::Malformed(error.to_string()))
 }
 
 /// Targets of the disks that a point must hold, in the XML's order: all that the guest can write to.

@@ -123,7 +123,8 @@ impl Runbook {
         if record.resumes {
             watcher.step("composing the memory image");
             let image = self.memory_image(record);
-            images::write_save_image(reader, xml.xml, meta.was_running, &image, watcher).await?;
+            let xml = replica_xml::labelled(&xml.xml, record.generation)?;
+            images::write_save_image(reader, xml, meta.was_running, &image, watcher).await?;
         }
         Ok(())
     }
@@ -145,7 +146,8 @@ impl Runbook {
             None => active,
         };
         watcher.step("defining the replica");
-        let (hypervisor, xml) = (self.hypervisor.clone(), definition.xml);
+        let xml = replica_xml::labelled(&definition.xml, record.generation)?;
+        let hypervisor = self.hypervisor.clone();
         let domain = blocking(move || Ok(hypervisor.define(&xml)?)).await?;
         fault::point("failover.defined");
         self.enter(record, Phase::Starting)?;

@@ -9,7 +9,6 @@ use super::{AcceptLine, AcceptReport, Acceptance, HandoverError, Handovers};
 use crate::{
     catalog::CatalogError,
     failover::journal::Phase,
-    intake::slot::Reservation,
     seed::{SeedProgress, SeedReport},
 };
 use lifeboat::{fault, format::owner::Owner, id::VmId, units::Generation};
@@ -32,21 +31,23 @@ impl Handovers {
         let fenced = journal.is_some_and(|record| record.generation == ours);
         self.seeder.check_off(vm).await?;
         let slots = &runbook.intake.slots;
-        let held = match fenced {
-            true => slots.reserve_fenced(vm, HANDING_OVER).await,
-            false => slots.reserve(vm, HANDING_OVER).await,
-        };
-        let held = match held {
-            Ok(held) => held,
-            Err(why) => return self.finish(request, vm, name, why).await,
-        };
+        let owner = slots.owner(vm).await?;
+        if let Some(report) = self.finish(&request, vm, &name, ours, owner.as_ref())? {
+            return Ok(report);
+        }
+        let agent = self.agent(&request, vm, &name, owner.as_ref())?;
+        let held = slots.reserve_for(vm, HANDING_OVER, agent.as_deref(), fenced).await;
+        let held = held.map_err(HandoverError::Held)?;
         let owner = held.owner().await?;
-        let agent = self.agent(&request, &name, owner.as_ref(), &held).await?;
         let theirs = request.claim.as_ref().map(|claim| claim.generation);
         let generation = next(ours, theirs, owner.as_ref(), agent.as_deref());
         let generation = generation.ok_or_else(|| outdated(&request, &name, ours))?;
 
-        let seed = if request.no_seed { None } else { self.seed(vm, &name, &mut tell).await? };
+        // Of one whose points are taken already the site has more than what lies here.
+        let has_it = |agent: &str| !fenced && slots.runs_at(vm, agent);
+        let theirs_already = owner.as_ref().and_then(Owner::writer).is_some_and(has_it);
+        let unseeded = request.no_seed || theirs_already;
+        let seed = if unseeded { None } else { self.seed(vm, &name, &mut tell).await? };
         fault::point("accept.seeded");
         if let Some(agent) = &agent {
             tell(step(format!("handing the VM over to agent {agent}")));
@@ -65,25 +66,25 @@ impl Handovers {
         Ok(AcceptReport { vm, name, agent, generation, seed })
     }
 
-    /// The agent has the VM already, of this very hand-over: what is left is to close the failover.
-    async fn finish(
+    /// Where the agent has the VM already, of this very hand-over: what is left is to close the failover.
+    fn finish(
         &self,
-        request: Acceptance,
+        request: &Acceptance,
         vm: VmId,
-        name: String,
-        why: String,
-    ) -> Result<AcceptReport, HandoverError> {
-        let runbook = &self.runbook;
-        let Ok(Some(Owner::HandedTo { agent, generation })) = runbook.intake.slots.owner(vm).await else {
-            return Err(HandoverError::Held(why));
-        };
-        let asked = request.agent.is_none_or(|asked| asked == agent)
-            && request.claim.is_none_or(|claim| claim.generation < generation);
-        if !asked || generation != runbook.store.generation(vm).await {
-            return Err(HandoverError::Held(why));
+        name: &str,
+        ours: Generation,
+        owner: Option<&Owner>,
+    ) -> Result<Option<AcceptReport>, HandoverError> {
+        let Some(Owner::HandedTo { agent, generation }) = owner else { return Ok(None) };
+        let asked = request.agent.as_ref().is_none_or(|asked| asked == agent)
+            && request.claim.as_ref().is_none_or(|claim| claim.generation < *generation);
+        if !asked || *generation != ours {
+            return Ok(None);
         }
-        runbook.journal.close(vm)?;
-        Ok(AcceptReport { vm, name, agent: Some(agent), generation, seed: None })
+        self.runbook.journal.close(vm)?;
+        fault::point("accept.closed");
+        let (name, agent) = (name.to_owned(), Some(agent.clone()));
+        Ok(Some(AcceptReport { vm, name, agent, generation: ours, seed: None }))
     }
 
     async fn meant(&self, request: &Acceptance) -> Result<(VmId, String), HandoverError> {
@@ -101,19 +102,24 @@ impl Handovers {
         }
     }
 
-    /// Whose points are to be taken: the agent that was named, or the only one that asks.
-    async fn agent(
+    /// Whose points are to be taken: the agent that was named, or the only one that asks, or that has it running.
+    fn agent(
         &self,
         request: &Acceptance,
+        vm: VmId,
         name: &str,
         owner: Option<&Owner>,
-        held: &Reservation,
     ) -> Result<Option<String>, HandoverError> {
         if let Some(agent) = &request.agent {
             return Ok(Some(agent.clone()));
         }
-        let mut watchers = held.watchers().into_iter();
-        let known: Vec<String> = watchers.by_ref().take(8).collect();
+        let mut known = self.runbook.intake.slots.watchers(vm);
+        if known.is_empty() {
+            // One whose group is not made here yet asks for nothing, and tells what its host has.
+            let hosts = self.runbook.intake.switchboard.all().into_iter();
+            known = hosts.filter(|host| host.vm.vm == vm && host.vm.running).map(|host| host.agent).collect();
+        }
+        let known: Vec<String> = known.into_iter().take(8).collect();
         match known.as_slice() {
             [only] => Ok(Some(only.clone())),
             [] if owner.is_none() => Ok(None),

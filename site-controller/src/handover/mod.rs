@@ -104,7 +104,7 @@ pub enum HandoverError {
     #[error(transparent)]
     Seed(#[from] SeedError),
     #[error(transparent)]
-    Failover(#[from] FailoverError),
+    Failover(Box<FailoverError>),
     #[error(transparent)]
     Journal(#[from] JournalError),
     #[error(transparent)]
@@ -113,6 +113,12 @@ pub enum HandoverError {
     Hypervisor(#[from] HypervisorError),
     #[error("a task of the hand-over died: {0}")]
     Died(#[source] io::Error),
+}
+
+impl From<FailoverError> for HandoverError {
+    fn from(error: FailoverError) -> Self {
+        Self::Failover(Box::new(error))
+    }
 }
 
 /// Hands VMs over at this site.

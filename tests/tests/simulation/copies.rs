@@ -1,5 +1,5 @@
 //! Two copies of one VM, and who believes that it is theirs: a host that loses power, its line, its agent and its libvirt at
-//! any moment, a site that fails the VM over at any moment. Real: what the agent decides, both halves of the
+//! any moment, a site that fails the VM over at any moment, and a way home by which it comes back. Real: what the agent decides, both halves of the
 //! conversation, the record. Stand-ins: the guest, libvirt and its hook, whose script is held to the same table by
 //! a test of its own (`agent/src/fence/hook/tests.rs`).
 
@@ -10,7 +10,7 @@ use lifeboat::{
         sender::{Sender, Standing},
     },
     units::{Generation, UnixMs},
-    wire::message::Refusal,
+    wire::message::{Refusal, SiteMessage},
 };
 use lifeboat_agent::{
     fence::{
@@ -32,7 +32,7 @@ enum LeaseFile {
     None,
     Granted,
     Until(u64),
-    Fenced,
+    Fenced(Generation),
 }
 
 struct Agent {
@@ -50,6 +50,9 @@ pub struct World {
     // The site.
     generation: Generation,
     replica_runs: bool,
+    /// It came home, and was not failed over since; and whether it is protected to the site again.
+    home: bool,
+    handed: bool,
     line: bool,
     // The host: what a power cut leaves, and what it takes.
     record: Record,
@@ -59,6 +62,8 @@ pub struct World {
     lease: LeaseFile,
     refused: bool,
     guest: Guest,
+    /// Of the failover home that made the copy that is defined here.
+    label: Option<Generation>,
     saved_file: bool,
     agent: Option<Agent>,
     /// Its operator suspended it, and did not resume it.
@@ -67,6 +72,7 @@ pub struct World {
     told: bool,
     pub returns: u64,
     pub fenced: u64,
+    pub homes: u64,
     log: Vec<String>,
 }
 
@@ -83,6 +89,8 @@ impl World {
             hook,
             generation: Generation(1),
             replica_runs: false,
+            home: false,
+            handed: false,
             line: true,
             record: Record::default(),
             known: None,
@@ -91,12 +99,14 @@ impl World {
             lease: LeaseFile::None,
             refused: false,
             guest: Guest::Runs,
+            label: None,
             saved_file: false,
             agent: None,
             suspended: false,
             told: false,
             returns: 0,
             fenced: 0,
+            homes: 0,
             log: Vec::new(),
         };
         world.start_agent();
@@ -127,7 +137,9 @@ impl World {
                 (self.guest, self.suspended) = (Guest::Stands, self.record.isolated.is_none());
             }
             94..96 if self.guest != Guest::Off => self.guest = Guest::Off,
-            96..99 => self.fail_over(),
+            96..98 => self.fail_over(),
+            98 if self.replica_runs => self.go_home(),
+            98 => self.reprotect(),
             _ => self.connect(),
         }
         self.check();
@@ -172,6 +184,9 @@ impl World {
         let Some(agent) = self.agent.as_mut().filter(|_| self.line) else { return };
         agent.connected = true;
         drop(agent.sender.link_up(1 << 20));
+        if self.handed && agent.sender.generation().is_none_or(|theirs| theirs < self.generation) {
+            drop(agent.sender.on_message(SiteMessage::Adopt { vm: VM, generation: self.generation }));
+        }
         let answer = Receiver::new(VM).watch(held, agent.sender.generation());
         drop(agent.sender.on_message(answer));
         if let Standing::Open { generation, .. } = agent.sender.standing() {
@@ -190,7 +205,7 @@ impl World {
         let sender = Sender::new(VM, "web".into(), self.known);
         self.agent = Some(Agent { sender, silent_since: self.now, connected: false });
         // Before anything else.
-        if matches!(verdict(SiteWord::Silent, &self.record), Verdict::Fenced(_))
+        if matches!(verdict(SiteWord::Silent, &self.record, self.label), Verdict::Fenced(_))
             && self.policy.pause_fenced
             && self.guest == Guest::Runs
         {
@@ -217,7 +232,8 @@ impl World {
             _ if !self.hook => true,
             LeaseFile::Granted => true,
             LeaseFile::Until(until) => self.now < until,
-            LeaseFile::None | LeaseFile::Fenced => false,
+            LeaseFile::Fenced(current) => self.label > Some(current),
+            LeaseFile::None => false,
         }
     }
 
@@ -231,7 +247,8 @@ impl World {
             return false;
         }
         let given_before = self.lease == LeaseFile::Granted && self.policy.isolation.is_none();
-        let bounded = matches!(self.lease, LeaseFile::Until(_));
+        // A lease without an end outlives the agent, and so does that of a later failover to here.
+        let bounded = matches!(self.lease, LeaseFile::Until(_) | LeaseFile::Fenced(_));
         assert!(
             !(self.hook && self.replica_runs) || given_before || bounded,
             "a copy was started beside its replica: {:?}",
@@ -243,16 +260,41 @@ impl World {
 
     /// The source's agent is told, where there is a line.
     fn fail_over(&mut self) {
-        if self.replica_runs {
+        // A site that the VM went home from, and that it is not protected to, has failed it over already.
+        if self.replica_runs || (self.home && !self.handed) {
             return;
         }
         self.generation = self.generation.next();
-        self.replica_runs = true;
+        (self.replica_runs, self.home, self.handed) = (true, false, false);
         if let Some(agent) = self.agent.as_mut().filter(|agent| agent.connected && self.line) {
             let refusal = Refusal::Fenced { current: self.generation };
-            let told = lifeboat::wire::message::SiteMessage::VmRefused { vm: VM, refusal };
+            let told = SiteMessage::VmRefused { vm: VM, refusal };
             drop(agent.sender.on_message(told));
         }
+    }
+
+    /// The replica stands, and the VM is started on this host, under a generation above all that were. Where that does not work
+    /// the replica goes on.
+    fn go_home(&mut self) {
+        if !self.power || self.guest != Guest::Off {
+            return;
+        }
+        let before = self.label.replace(self.generation.next().next());
+        if !self.hook_lets() {
+            (self.label, self.refused) = (before, true);
+            return;
+        }
+        (self.replica_runs, self.home, self.told) = (false, true, false);
+        (self.guest, self.suspended) = (Guest::Runs, false);
+        (self.saved_file, self.saved) = (false, false);
+        self.homes += 1;
+    }
+
+    /// The site lets the agent in again, whether it is there or not.
+    fn reprotect(&mut self) {
+        let Some(label) = self.label.filter(|_| self.home && !self.handed) else { return };
+        (self.generation, self.handed) = (label.next(), true);
+        self.connect();
     }
 
     fn word(agent: &Agent) -> SiteWord {
@@ -268,7 +310,7 @@ impl World {
         let lasts = self.policy.isolation.map(|lasts| lasts.as_secs());
         match (self.lease, lasts) {
             (LeaseFile::None, _) => Lease::Missing,
-            (LeaseFile::Fenced, _) => Lease::Fenced,
+            (LeaseFile::Fenced(_), _) => Lease::Fenced,
             (LeaseFile::Granted, None) => Lease::Fresh,
             (LeaseFile::Until(until), Some(lasts)) if until.saturating_sub(self.now) >= lasts / 2 => {
                 Lease::Fresh
@@ -287,6 +329,7 @@ impl World {
             site,
             silent_for: Duration::from_secs(silent),
             guest: self.guest,
+            label: self.label,
             record: &record,
             lease: self.lease(),
             start_refused: self.refused,
@@ -297,8 +340,8 @@ impl World {
             held: false,
         };
         // By what was said, and not by the verdict that is tried here.
-        let fenced = self.told || matches!(site, SiteWord::Fenced(_));
-        let unsure = verdict(site, &record) == Verdict::Unsure && site == SiteWord::Silent;
+        let fenced = (self.told || matches!(site, SiteWord::Fenced(_))) && !self.home;
+        let unsure = verdict(site, &record, self.label) == Verdict::Unsure && site == SiteWord::Silent;
         let isolated = unsure && self.policy.isolation.is_some_and(|after| silent >= after.as_secs());
         for step in decide(&facts, self.policy) {
             if may_die && self.rng.random_bool(0.15) {
@@ -320,7 +363,7 @@ impl World {
     fn perform(&mut self, step: Step) {
         let now = UnixMs(self.now);
         match step {
-            Step::RefuseStarts(_) => self.lease = LeaseFile::Fenced,
+            Step::RefuseStarts(current) => self.lease = LeaseFile::Fenced(current),
             Step::NoteFenced(current) => {
                 self.fenced += 1;
                 self.told = true;
@@ -376,6 +419,8 @@ impl World {
         self.power_on();
         self.start_agent();
         self.heal();
+        self.settle();
+        self.reprotect();
         self.settle();
         if self.replica_runs && self.policy.pause_fenced {
             assert!(self.guest != Guest::Runs, "it runs beside its replica: {:?}", self.log);

@@ -88,21 +88,24 @@ fn after_a_failover_nothing_of_the_old_source_is_committed() {
 }
 
 /// Goal: never two running copies that both believe that the VM is theirs (docs/safety.md, I-7). Method: more than a
-/// thousand times the line or the power of a host goes and comes back, with the VM failed over at any moment, or not;
+/// thousand times the line or the power of a host goes and comes back, with the VM failed over and home again at any moment, or not;
 /// after each event, and at every look of the agent's, what must hold is held against what is; in the end the
 /// guest runs exactly where it should.
 #[test]
 fn a_thousand_times_cut_off_and_back_no_two_copies_believe_that_the_vm_is_theirs() {
     let (first, worlds) = (setting("LIFEBOAT_SIM_SEED", 1), setting("LIFEBOAT_SIM_WORLDS", WORLDS) * 5);
-    let (mut returns, mut fenced) = (0, 0);
+    let (mut returns, mut fenced, mut homes) = (0, 0, 0);
     for seed in first..first + worlds {
         let mut world = copies::run(seed, 40);
         world.comes_to_rest();
-        (returns, fenced) = (returns + world.returns, fenced + world.fenced);
+        (returns, fenced, homes) = (returns + world.returns, fenced + world.fenced, homes + world.homes);
         if seed % 4 == 0 {
             world.is_allowed_and_runs();
         }
     }
-    println!("{worlds} worlds: {returns} returns, {fenced} copies fenced");
-    assert!(worlds < WORLDS * 5 || (returns >= 1_000 && fenced >= 500), "{returns} {fenced}");
+    println!("{worlds} worlds: {returns} returns, {fenced} copies fenced, {homes} came home");
+    assert!(
+        worlds < WORLDS * 5 || (returns >= 1_000 && fenced >= 500 && homes >= 50),
+        "{returns} {fenced} {homes}"
+    );
 }

@@ -5,7 +5,10 @@ use crate::{
     fence::{decide::Lease, lease::Leases},
     protect::holds::{Hold, Holds},
 };
-use lifeboat::id::{CutId, PointId, VmId};
+use lifeboat::{
+    id::{CutId, PointId, VmId},
+    units::Generation,
+};
 use std::{
     io::Write,
     process::{Command, Stdio},
@@ -38,6 +41,11 @@ impl World {
 
     /// Whether libvirt may go on.
     fn lets(&self, operation: &str) -> bool {
+        self.lets_of(operation, "")
+    }
+
+    /// The same of a domain with such metadata, as libvirt prints it.
+    fn lets_of(&self, operation: &str, metadata: &str) -> bool {
         let mut child = Command::new(self.hook.file())
             .args(["web", operation, "begin", "-"])
             .stdin(Stdio::piped())
@@ -45,7 +53,9 @@ impl World {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let xml = format!("<domain type='kvm'>\n  <name>web</name>\n  <uuid>{VM}</uuid>\n</domain>\n");
+        let xml = format!(
+            "<domain type='kvm'>\n  <name>web</name>\n  <uuid>{VM}</uuid>\n{metadata}  <memory unit='KiB'>1</memory>\n</domain>\n"
+        );
         // It may end without having read it.
         let _ = child.stdin.take().unwrap().write_all(xml.as_bytes());
         let out = child.wait_with_output().unwrap();
@@ -76,7 +86,7 @@ fn the_hook_refuses_to_start_a_protected_vm_without_a_lease_and_refuses_nothing_
     assert!(pass(&world, &starts));
     world.leases.grant(VM, Some(Duration::ZERO)).unwrap();
     assert!(none_pass(&world), "its time is over");
-    world.leases.refuse(VM).unwrap();
+    world.leases.refuse(VM, Generation(2)).unwrap();
     assert!(none_pass(&world) && !world.lets("migrate") && pass(&world, &LIVES), "it was fenced");
     assert_eq!(world.leases.look(VM, None), Lease::Fenced);
     world.leases.unprotect(VM).unwrap();
@@ -97,6 +107,30 @@ fn the_hook_refuses_to_start_a_held_vm_whatever_its_lease_says() {
     assert!(LIVES.iter().all(|operation| world.lets(operation)));
     world.holds.remove(VM).unwrap();
     assert!(world.lets("start"));
+}
+
+/// Goal: a replica that a later failover put here starts without anybody's word, and no other copy does.
+#[test]
+fn a_fenced_vm_is_started_only_as_the_replica_of_a_later_failover() {
+    let world = World::new();
+    world.leases.protect(VM, "web").unwrap();
+    let label = |no: &str| {
+        let name = "xmlns:lifeboat=\"urn:lifeboat:replica:1\"";
+        format!("  <metadata>\n    <lifeboat:replica {name} generation=\"{no}\"/>\n  </metadata>\n")
+    };
+    let starts = |metadata: &str| ["restore", "prepare", "start"].map(|start| world.lets_of(start, metadata));
+    assert_eq!(starts(&label("4")), [false; 3], "nobody knows what came after it");
+    world.leases.refuse(VM, Generation(2)).unwrap();
+    for (no, lets) in [("4", true), ("3", true), ("2", false), ("1", false), ("", false), ("x", false)] {
+        assert_eq!(starts(&label(no)), [lets; 3], "{no}");
+    }
+    let described = "  <description>&lt;lifeboat:replica generation=\"4\"/&gt;</description>\n";
+    assert_eq!(starts(described), [false; 3]);
+    world.leases.refuse(VM, Generation(10)).unwrap();
+    assert_eq!((starts(&label("9")), starts(&label("11"))), ([false; 3], [true; 3]), "they are numbers");
+    // Of an earlier release.
+    fs::write(world.run.join("leases").join(VM.to_string()), "fenced\n").unwrap();
+    assert_eq!(starts(&label("4")), [false; 3]);
 }
 
 /// Goal: a guest may come in while its agent is down, and nothing else slips in after it.

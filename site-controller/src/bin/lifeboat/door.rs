@@ -6,7 +6,11 @@ use lifeboat::{
     local_api::{Access, Client},
     transport::{https::Trust, pki::Fingerprint},
 };
-use std::{fs::File, io::Read, path::PathBuf};
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 #[derive(Args)]
 pub struct Door {
@@ -31,13 +35,7 @@ impl Door {
     pub fn client(self) -> anyhow::Result<Client> {
         let Some(url) = self.api else { return Ok(Client::new(&self.socket, DAEMON)) };
         let token = match &self.token_file {
-            Some(file) => {
-                let mut text = String::new();
-                let read =
-                    File::open(file).and_then(|open| open.take(TOKEN_FILE_MAX).read_to_string(&mut text));
-                read.with_context(|| format!("reading the token from {}", file.display()))?;
-                text
-            }
+            Some(file) => token_in(file)?,
             None => std::env::var("LIFEBOAT_TOKEN")
                 .context("give --token-file FILE: over the network nobody is asked without a token")?,
         };
@@ -50,5 +48,13 @@ impl Door {
     }
 }
 
-const DAEMON: &str = "lifeboat-site-controller";
+/// The token that a file holds.
+pub fn token_in(file: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let read = File::open(file).and_then(|open| open.take(TOKEN_FILE_MAX).read_to_string(&mut text));
+    read.with_context(|| format!("reading the token from {}", file.display()))?;
+    Ok(text)
+}
+
+pub const DAEMON: &str = "lifeboat-site-controller";
 const TOKEN_FILE_MAX: u64 = 4096;

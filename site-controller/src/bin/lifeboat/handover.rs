@@ -3,6 +3,7 @@
 use crate::ask::{Ended, Site, confirm, path_segment};
 use anyhow::Context;
 use clap::Args;
+use lifeboat::local_api::Client;
 use lifeboat_site_controller::{
     console::{handovers, watch::Display},
     handover::{AcceptLine, AcceptReport, Acceptance, Claim},
@@ -55,14 +56,15 @@ impl Accept {
         if request.claim.is_none() && !yes {
             confirm(&handovers::unclaimed(&request), "the VM's name", &vm)?;
         }
-        let report = accept(site, &request).await?;
+        let report = accept(&site.client, site.json, &request).await?;
         site.print(&report, handovers::accepted)
     }
 }
 
-async fn accept(site: &Site, request: &Acceptance) -> anyhow::Result<AcceptReport> {
-    let mut display = Display::new(site.json);
-    let mut lines = site.client.post_stream::<_, AcceptLine>("/v1/handovers", request).await?;
+/// Has a controller take the hand-over, and shows how far it is.
+pub async fn accept(client: &Client, json: bool, request: &Acceptance) -> anyhow::Result<AcceptReport> {
+    let mut display = Display::new(json);
+    let mut lines = client.post_stream::<_, AcceptLine>("/v1/handovers", request).await?;
     while let Some(line) = lines.next().await? {
         match line {
             AcceptLine::Step { step } => display.step(&step),

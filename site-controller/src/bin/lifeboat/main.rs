@@ -6,11 +6,14 @@ mod audit;
 mod check;
 mod door;
 mod drill;
+mod failback;
 mod failover;
 mod group;
 mod handover;
+mod peer;
 mod points;
 mod release;
+mod reprotect;
 mod seed;
 mod status;
 mod token;
@@ -66,6 +69,8 @@ enum Command {
     Undo(undo::Undo),
     Drill(drill::Drill),
     Drills(drill::Drills),
+    Reprotect(reprotect::Reprotect),
+    Failback(failback::Failback),
     Prune(points::Prune),
     Release(release::Release),
     Seed(seed::Seed),
@@ -103,6 +108,8 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Undo(undo) => undo.run(&site).await,
         Command::Drill(drill) => drill.run(&site).await,
         Command::Drills(drills) => drills.run(&site).await,
+        Command::Reprotect(reprotect) => reprotect.run(&site).await,
+        Command::Failback(failback) => failback.run(&site).await,
         Command::Prune(prune) => prune.run(&site).await,
         Command::Release(release) => release.run(&site).await,
         Command::Seed(seed) => seed.run(&site).await,

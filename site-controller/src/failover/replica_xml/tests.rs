@@ -56,6 +56,20 @@ fn identity_and_device_addresses_stay_while_paths_become_the_sites() {
 }
 
 #[test]
+fn a_replica_bears_the_generation_of_its_own_failover_and_what_else_is_made_from_a_point_bears_none() {
+    let disks = BTreeMap::from([("vda".to_owned(), PathBuf::from("/replicas/web/vda.raw"))]);
+    let mut xml = rewritten().xml;
+    for generation in [2, 4] {
+        assert_eq!(label::of(&xml), None);
+        let replica = labelled(&xml, Generation(generation)).unwrap();
+        assert_eq!(label::of(&replica), Some(Generation(generation)), "{replica}");
+        assert!(replica.contains("http://libvirt.org/schemas/domain/qemu/1.0"), "{replica}");
+        // A point of it, at the other site.
+        xml = rewrite(&replica, &disks).unwrap().xml;
+    }
+}
+
+#[test]
 fn what_the_site_must_have_is_listed() {
     let needs = rewritten().needs;
     assert_eq!(needs.files, [PathBuf::from("/boot/vmlinuz")]);

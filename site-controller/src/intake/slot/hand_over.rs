@@ -7,7 +7,7 @@ use crate::store::StoreError;
 use lifeboat::{
     format::owner::Owner, session::receiver::Held, units::Generation, wire::message::SiteMessage,
 };
-use std::{collections::BTreeSet, sync::PoisonError};
+use std::sync::PoisonError;
 
 impl Slot {
     /// What to answer an agent that was handed the VM and has not adopted its generation yet.
@@ -41,12 +41,6 @@ impl Reservation {
         let mut inner = self.slot().at_rest().await;
         let owner = Owner::HandedTo { agent: agent.to_owned(), generation };
         self.slot().set_owner(&mut inner, owner).await
-    }
-
-    /// Agents that watch the VM now.
-    pub fn watchers(&self) -> BTreeSet<String> {
-        let present = self.slot().present.lock().unwrap_or_else(PoisonError::into_inner);
-        present.values().map(|present| present.agent.clone()).collect()
     }
 
     /// Ends the reservation, and has the agent go on that the VM was handed to, if it is connected.

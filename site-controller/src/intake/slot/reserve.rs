@@ -1,11 +1,15 @@
 //! Reserving a VM's history: the site itself is to write it, or to give it to another agent, and no agent may meanwhile.
 //! Promises: granted only while no point is under way and the owner does not say that it has the guest running, unless that
-//! one is fenced; ends with the value. Called by `seed` and `handover`.
+//! one is fenced, or is to have it; ends with the value. Called by `seed` and `handover`.
 
 use super::{RUNS, Slot, Slots, ownership::Word};
 use crate::store::StoreError;
 use lifeboat::{format::owner::Owner, id::VmId};
-use std::sync::{Arc, PoisonError};
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
 
 /// Nobody's points of the VM are taken while it lives.
 #[derive(Debug)]
@@ -26,25 +30,48 @@ impl Drop for Reservation {
 impl Slots {
     /// `why` is what agents are told meanwhile.
     pub async fn reserve(&self, vm: VmId, why: &str) -> Result<Reservation, String> {
-        self.reserve_from(vm, why, false).await
+        let held = self.reserve_from(vm, why, |_| false).await?;
+        if held.slot().at_rest().await.open.is_empty() {
+            Ok(held)
+        } else {
+            Err("a point of this VM is being received".into())
+        }
     }
 
-    /// The same of a VM that was failed over here and given to nobody since: its owner is fenced, and where the VM went home to
-    /// its host, it has it running.
-    pub async fn reserve_fenced(&self, vm: VmId, why: &str) -> Result<Reservation, String> {
-        self.reserve_from(vm, why, true).await
+    /// The same for a hand-over to an agent, which is the owner already, or will be: that it has the guest running is no reason
+    /// against it. Nor is it if the owner is `fenced`: where the VM went home to its host, it has it running. Points that are
+    /// under way are let end.
+    pub async fn reserve_for(
+        &self,
+        vm: VmId,
+        why: &str,
+        agent: Option<&str>,
+        fenced: bool,
+    ) -> Result<Reservation, String> {
+        let held = self.reserve_from(vm, why, |owner| fenced || Some(owner) == agent).await?;
+        let end = tokio::time::Instant::now() + POINTS_END_WITHIN;
+        while !held.slot().at_rest().await.open.is_empty() {
+            if tokio::time::Instant::now() > end {
+                return Err("a point of this VM is being received".into());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(held)
     }
 
-    async fn reserve_from(&self, vm: VmId, why: &str, fenced: bool) -> Result<Reservation, String> {
+    /// `may`: whether this owner may have it running.
+    async fn reserve_from(
+        &self,
+        vm: VmId,
+        why: &str,
+        may: impl Fn(&str) -> bool,
+    ) -> Result<Reservation, String> {
         let slot = self.slot(vm);
         let mut inner = slot.at_rest().await;
         let owner = slot.owner(&mut inner).await.map_err(|error| error.to_string())?;
-        let has_it = |owner: &Owner| !fenced && slot.word_of(owner.agent()) == Word::Said(RUNS);
-        if let Some(owner) = owner.filter(has_it) {
-            return Err(format!("agent {} protects this VM and has it running", owner.agent()));
-        }
-        if !inner.open.is_empty() {
-            return Err("a point of this VM is being received".into());
+        let owner = owner.as_ref().map(Owner::agent);
+        if let Some(owner) = owner.filter(|owner| !may(owner) && slot.word_of(owner) == Word::Said(RUNS)) {
+            return Err(format!("agent {owner} protects this VM and has it running"));
         }
         let mut reserved = slot.reserved.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(other) = reserved.as_deref() {
@@ -64,7 +91,22 @@ impl Slots {
         let mut inner = slot.at_rest().await;
         slot.owner(&mut inner).await
     }
+
+    /// Agents that watch the VM now.
+    pub fn watchers(&self, vm: VmId) -> BTreeSet<String> {
+        let slot = self.slot(vm);
+        let present = slot.present.lock().unwrap_or_else(PoisonError::into_inner);
+        present.values().map(|present| present.agent.clone()).collect()
+    }
+
+    /// Whether this agent says that it has the VM running.
+    pub fn runs_at(&self, vm: VmId, agent: &str) -> bool {
+        self.slot(vm).word_of(agent) == Word::Said(RUNS)
+    }
 }
+
+const POINTS_END_WITHIN: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(50);
 
 impl Slot {
     /// Why no agent's points are taken, if so.

@@ -251,7 +251,7 @@ async fn an_agent_that_was_fenced_goes_on_once_the_vm_was_handed_to_it_and_nobod
         |said: &SiteMessage| matches!(said, SiteMessage::VmRefused { refusal: Refusal::Fenced { .. }, .. });
     assert!(is_fenced(&watch(&mut one, Some(Generation::FIRST)).await));
     let held = world.slots.reserve(VM, "being handed over").await.unwrap();
-    assert_eq!(held.watchers().into_iter().collect::<Vec<_>>(), ["a"]);
+    assert_eq!(world.slots.watchers(VM).into_iter().collect::<Vec<_>>(), ["a"]);
     assert!(world.slots.reserve(VM, "again").await.is_err(), "one at a time");
     held.hand_to("a", fenced.next()).await.unwrap();
     // Named, but not under the generation that holds.
