@@ -225,7 +225,9 @@ fn is_behind(row: &VmRow) -> Option<String> {
 fn is_busy(error: &anyhow::Error) -> bool {
     let Some(ClientError::Api { error, .. }) = error.downcast_ref() else { return false };
     // One that was interrupted is called off first, and may then be begun again.
-    error.code == "busy" || (error.code == "called-off" && error.message.contains("it was interrupted"))
+    let interrupted = |words: &str| words.contains("it was interrupted");
+    let said = interrupted(&error.what) || error.why.as_deref().is_some_and(interrupted);
+    error.code == "busy" || (error.code == "called-off" && said)
 }
 
 fn planned(plan: &Plan) -> String {

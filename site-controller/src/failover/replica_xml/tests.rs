@@ -65,7 +65,7 @@ fn a_replica_bears_the_generation_of_its_own_failover_and_what_else_is_made_from
         assert_eq!(label::of(&replica), Some(Generation(generation)), "{replica}");
         assert!(replica.contains("http://libvirt.org/schemas/domain/qemu/1.0"), "{replica}");
         // A point of it, at the other site.
-        xml = rewrite(&replica, &disks).unwrap().xml;
+        xml = rewrite(&replica, &disks, Place::Its(&BTreeMap::new())).unwrap().xml;
     }
 }
 
