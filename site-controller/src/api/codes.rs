@@ -8,6 +8,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("bad-name", "what was given can be no name"),
     ("bad-request", "what was sent could not be read"),
     ("bad-time", "what was given is no time"),
+    ("busy", "somebody else is at it just now; ask again"),
     ("called-off", "a planned failover was called off; the sources go on"),
     ("conflict", "it makes sense, but not as things stand"),
     ("disks", "the disks that were named can't be taken in"),

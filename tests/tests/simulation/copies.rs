@@ -116,7 +116,7 @@ impl World {
     }
 
     pub fn event(&mut self) {
-        let event = self.rng.random_range(0..100);
+        let event = self.rng.random_range(0..103);
         self.log.push(format!("{}: {event}", self.now));
         match event {
             0..20 => self.pass(),
@@ -138,8 +138,8 @@ impl World {
             }
             94..96 if self.guest != Guest::Off => self.guest = Guest::Off,
             96..98 => self.fail_over(),
-            98 if self.replica_runs => self.go_home(),
-            98 => self.reprotect(),
+            98..102 if self.replica_runs => self.go_home(),
+            98..102 => self.reprotect(),
             _ => self.connect(),
         }
         self.check();
@@ -339,8 +339,9 @@ impl World {
                 && record.fenced.as_ref().is_some_and(|fenced| fenced.saved.is_none()),
             held: false,
         };
-        // By what was said, and not by the verdict that is tried here.
-        let fenced = (self.told || matches!(site, SiteWord::Fenced(_))) && !self.home;
+        // By what was said since it came here, and not by the verdict that is tried here.
+        let said = matches!(site, SiteWord::Fenced(current) if Some(current) > self.label);
+        let fenced = (self.told || said) && !self.home;
         let unsure = verdict(site, &record, self.label) == Verdict::Unsure && site == SiteWord::Silent;
         let isolated = unsure && self.policy.isolation.is_some_and(|after| silent >= after.as_secs());
         for step in decide(&facts, self.policy) {
