@@ -11,6 +11,8 @@ use std::{
     time::Duration,
 };
 
+/// Where controllers that listen to operators do so.
+const API_PORT: u16 = 7444;
 const START: Duration = Duration::from_secs(30);
 /// On a machine that is as fast as most.
 const MAX_PAUSE_S: u32 = 5;
@@ -45,6 +47,29 @@ impl Controller {
         let mut controller = Self::install(site)?;
         controller.start()?;
         Ok(controller)
+    }
+
+    /// The same, and operators may ask it over the network as well.
+    pub fn listening(site: &Site) -> Result<Self> {
+        let mut controller = Self::install(site)?;
+        controller.configure(&format!("[api]\nlisten = \"{}:{API_PORT}\"\n", site.address()))?;
+        controller.start()?;
+        Ok(controller)
+    }
+
+    /// Tells the operators of this site of `other`, with a token for it; what a command is given to name it.
+    pub fn peer(&self, other: &Self) -> Result<Vec<String>> {
+        let dir = self.site.dir("peers")?;
+        let (token, file) = (dir.join("token"), dir.join("peers.toml"));
+        fs::write(&token, other.cli(&["token", "create", "peer", "--role", "operator"])?.success()?)?;
+        let (name, address) = (other.site.name(), other.site.address());
+        let (token, ca) = (token.display(), other.data_dir().join("identity/ca.pem"));
+        let text = format!(
+            "[[peer]]\nname = \"{name}\"\nurl = \"https://{address}:{API_PORT}\"\ntoken_file = \"{token}\"\nca = \"{}\"\n",
+            ca.display()
+        );
+        fs::write(&file, text)?;
+        Ok(["--to", name, "--peers", &file.to_string_lossy()].map(str::to_owned).to_vec())
     }
 
     /// Adds to its configuration; holds from the next start.

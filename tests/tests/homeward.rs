@@ -11,7 +11,6 @@ use std::{env, fs, io::Read, time::Duration};
 
 const BOOT: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(240);
-const PORT: u16 = 7444;
 
 /// One end: a site with its own controller, and a host whose agent protects to the other end's.
 struct End {
@@ -34,7 +33,7 @@ impl World {
     fn new(name: &str, guests: &[GuestSpec], settings: &str) -> Result<Self> {
         let rig = Rig::new(name)?;
         let (a, b, link) = rig.pair()?;
-        let (at_a, at_b) = (controller(&a)?, controller(&b)?);
+        let (at_a, at_b) = (Controller::listening(&a)?, Controller::listening(&b)?);
         let settings = format!("[defaults]\nmax_pause = \"20s\"\n{settings}");
         for spec in guests {
             for (at, disk) in spec.disks.iter().enumerate() {
@@ -54,36 +53,11 @@ impl World {
             Ok(agent)
         };
         let (of_a, of_b) = (agent(&a, &at_b)?, agent(&b, &at_a)?);
-        let (to_a, to_b) = (peer_of(&a, &at_a, &b)?, peer_of(&b, &at_b, &a)?);
+        let (to_a, to_b) = (at_b.peer(&at_a)?, at_a.peer(&at_b)?);
         let home = End { site: a, controller: at_a, agent: of_a, to: to_a };
         let away = End { site: b, controller: at_b, agent: of_b, to: to_b };
         Ok(Self { home, away, link, _rig: rig })
     }
-}
-
-/// One that is asked over the network as well.
-fn controller(site: &Site) -> Result<Controller> {
-    let mut controller = Controller::install(site)?;
-    controller.configure(&format!("[api]\nlisten = \"{}:{PORT}\"\n", site.address()))?;
-    controller.start()?;
-    Ok(controller)
-}
-
-/// Tells `other` of a site, with a token for it.
-fn peer_of(site: &Site, controller: &Controller, other: &Site) -> Result<Vec<String>> {
-    let dir = other.dir("peers")?;
-    let (token, file) = (dir.join("token"), dir.join("peers.toml"));
-    fs::write(&token, controller.cli(&["token", "create", "peer", "--role", "operator"])?.success()?)?;
-    let ca = controller.data_dir().join("identity/ca.pem");
-    let text = format!(
-        "[[peer]]\nname = \"{}\"\nurl = \"https://{}:{PORT}\"\ntoken_file = \"{}\"\nca = \"{}\"\n",
-        site.name(),
-        site.address(),
-        token.display(),
-        ca.display()
-    );
-    fs::write(&file, text)?;
-    Ok(["--to", site.name(), "--peers", &file.to_string_lossy()].map(str::to_owned).to_vec())
 }
 
 impl End {

@@ -197,7 +197,10 @@ impl Journey<'_> {
                 Ok(other) => bail!("the other site's controller answered {other:?}"),
                 // Its controller was restarted, and has done it by itself, or is at it.
                 Err(_) if matches!(self.stands().await, Ok(Stands::Home)) => return Ok(None),
-                Err(error) if is_busy(&error) && Instant::now() < until => tokio::time::sleep(LOOK).await,
+                Err(error) if is_busy(&error) && Instant::now() < until => {
+                    tokio::time::sleep(LOOK).await;
+                    self.wait(until).await?;
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -211,6 +214,9 @@ impl Journey<'_> {
 
 /// What the site still lacks of a VM.
 fn is_behind(row: &VmRow) -> Option<String> {
+    if !row.agent.as_ref().is_some_and(|agent| agent.connected) {
+        return Some(format!("the agent of {} is not connected to it", row.name));
+    }
     let current = row.latest.as_ref().filter(|point| !point.seed && point.generation == row.generation);
     if current.is_none() {
         return Some(format!("the first point of {} is on its way", row.name));

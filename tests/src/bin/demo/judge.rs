@@ -118,8 +118,8 @@ pub fn group(story: &[Act]) -> Check {
     let harmed: Vec<&str> = story.iter().filter(|act| !act.is_unharmed()).map(|act| act.kind).collect();
     let kinds: Vec<&str> = story.iter().map(|act| act.kind).collect();
     Check {
-        what: "a group of two was drilled and moved as planned, unharmed",
-        holds: harmed.is_empty() && kinds == ["drill", "planned", "emergency"],
+        what: "a group of two was drilled, moved, brought home and saved, unharmed",
+        holds: harmed.is_empty() && kinds == ["drill", "planned", "failback", "emergency"],
         found: if harmed.is_empty() { kinds.join(", ") } else { format!("harmed: {}", harmed.join(", ")) },
     }
 }
@@ -202,13 +202,13 @@ mod tests {
     fn a_group_is_unharmed_only_if_every_act_was_played_and_harmed_nobody() {
         let act =
             |kind| Act { kind, rto_s: 1.0, rpo_s: 0.0, same_boot_id: true, memory_errors: 0, disk_errors: 0 };
-        let all = ["drill", "planned", "emergency"].map(act);
+        let all = ["drill", "planned", "failback", "emergency"].map(act);
         assert!(group(&all).holds);
-        assert!(!group(&all[..2]).holds);
+        assert!(!group(&all[..3]).holds);
         let mut booted = all.clone();
         booted[1].same_boot_id = false;
         let mut ill = all;
-        ill[2].disk_errors = 1;
+        ill[3].disk_errors = 1;
         assert!(group(&booted).found.contains("planned") && group(&ill).found.contains("emergency"));
     }
 }

@@ -1,20 +1,20 @@
-//! The second act: a group of two is drilled, and goes to the other site as planned. Each time the guests themselves say
-//! whether they were harmed. Called by `play`.
+//! The second act: a group of two is drilled, goes to the other site as planned, comes home, and is saved when its site is
+//! lost. Each time the guests themselves say whether they were harmed. Called by `play`.
 
 use crate::story::Act;
 use anyhow::{Context, Result};
 use rig::{
-    Console, DiskFormat, Rig, Site,
+    Console, DiskFormat, GuestSpec, Rig, Site,
     product::{Agent, Controller, small},
 };
 use serde_json::Value;
-use std::{path::Path, sync::Arc, time::Duration};
+use std::{fs, path::Path, sync::Arc, time::Duration};
 
 /// Plays it; `say` is told what happens.
 pub fn play(rig: &Arc<Rig>, say: &mut dyn FnMut(String)) -> Result<Vec<Act>> {
     let mut life = Life::begin(rig)?;
     say(format!("a group of two, `{GROUP}`, is at work at C and protected to D"));
-    let acts = [Life::drill, Life::planned];
+    let acts = [Life::drill, Life::planned, Life::failback, Life::emergency];
     let mut story = Vec::new();
     for act in acts {
         let done = act(&mut life)?;
@@ -24,11 +24,18 @@ pub fn play(rig: &Arc<Rig>, say: &mut dyn FnMut(String)) -> Result<Vec<Act>> {
     Ok(story)
 }
 
-/// The site that it is protected to, and who must live so long.
-struct Life {
+/// A site with its controller, and its host's agent, which protects to the other end.
+struct End {
     site: Site,
     controller: Controller,
     _agent: Agent,
+    /// How a command names the other end.
+    other: Vec<String>,
+}
+
+struct Life {
+    c: End,
+    d: End,
     boots: Vec<String>,
 }
 
@@ -36,9 +43,14 @@ impl Life {
     fn begin(rig: &Arc<Rig>) -> Result<Self> {
         let (c, d) = (rig.site("C")?, rig.site("D")?);
         rig.link(&c, &d, rig::Shape::default())?;
-        let controller = Controller::running(&d)?;
-        let mut agent = Agent::install(&c, &controller, "[defaults]\nmax_pause = \"5s\"")?;
-        agent.start()?;
+        let (at_c, at_d) = (Controller::listening(&c)?, Controller::listening(&d)?);
+        let agent = |site: &Site, to: &Controller| -> Result<Agent> {
+            let mut agent = Agent::install(site, to, "[defaults]\nmax_pause = \"5s\"")?;
+            agent.install_hook()?;
+            agent.start()?;
+            Ok(agent)
+        };
+        let (of_c, of_d) = (agent(&c, &at_d)?, agent(&d, &at_c)?);
         let mut boots = Vec::new();
         for name in MEMBERS {
             let guest = c.define_and_start(&small(name).disk(DiskFormat::Qcow2, 32))?;
@@ -46,15 +58,18 @@ impl Life {
         }
         rig::eventually(PATIENCE, "the group to be made", || {
             let command = ["group", "create", GROUP, "--vm", MEMBERS[0], "--vm", MEMBERS[1], "--rpo", "2s"];
-            Ok(controller.cli(&command)?.status.success().then_some(()))
+            Ok(at_d.cli(&command)?.status.success().then_some(()))
         })?;
-        controller.wait_more_group_points(GROUP, 3, PATIENCE)?;
-        Ok(Self { site: d, controller, _agent: agent, boots })
+        at_d.wait_more_group_points(GROUP, 3, PATIENCE)?;
+        let (to_d, to_c) = (at_c.peer(&at_d)?, at_d.peer(&at_c)?);
+        let c = End { site: c, controller: at_c, _agent: of_c, other: to_d };
+        let d = End { site: d, controller: at_d, _agent: of_d, other: to_c };
+        Ok(Self { c, d, boots })
     }
 
     /// Beside the sources, which go on.
     fn drill(&mut self) -> Result<Act> {
-        let drill = self.controller.json(&["drill", GROUP, "--keep"])?;
+        let drill = self.d.controller.json(&["drill", GROUP, "--keep"])?;
         let dir = Path::new(drill["dir"].as_str().context("the drill's folder")?);
         let of = |name: &&str| {
             let members = drill["members"].as_array().into_iter().flatten();
@@ -63,13 +78,31 @@ impl Life {
         };
         let consoles: Vec<Console> = MEMBERS.iter().filter_map(of).collect();
         let act = self.act("drill", &drill, &consoles)?;
-        self.controller.json(&["drill", GROUP, "--end"])?;
+        self.d.controller.json(&["drill", GROUP, "--end"])?;
         Ok(act)
     }
 
     fn planned(&mut self) -> Result<Act> {
-        let report = self.controller.json(&["failover", GROUP, "--planned", "--yes"])?;
-        self.act("planned", &report, &self.consoles()?)
+        let report = self.d.controller.json(&["failover", GROUP, "--planned", "--yes"])?;
+        self.act("planned", &report, &self.d.consoles()?)
+    }
+
+    /// Only what changed since travels.
+    fn failback(&mut self) -> Result<Act> {
+        self.d.leads("reprotect")?;
+        self.c.controller.wait_more_group_points(GROUP, 1, PATIENCE)?;
+        self.c.forget_consoles()?;
+        let report = self.d.leads("failback")?;
+        self.act("failback", &report["failover"], &self.c.consoles()?)
+    }
+
+    fn emergency(&mut self) -> Result<Act> {
+        self.c.leads("reprotect")?;
+        self.d.controller.wait_more_group_points(GROUP, 1, PATIENCE)?;
+        self.d.forget_consoles()?;
+        self.c.site.power_cut();
+        let report = self.d.controller.json(&["failover", GROUP, "--emergency", "--yes"])?;
+        self.act("emergency", &report, &self.d.consoles()?)
     }
 
     /// What the guests say after it, once each has checked all its memory and disks.
@@ -94,9 +127,25 @@ impl Life {
         }
         Ok(act)
     }
+}
+
+impl End {
+    /// A command about the group, which runs here, and the other end.
+    fn leads(&self, what: &str) -> Result<Value> {
+        let other: Vec<&str> = self.other.iter().map(String::as_str).collect();
+        self.controller.json(&[&[what, GROUP], other.as_slice(), &["--yes"]].concat())
+    }
 
     fn consoles(&self) -> Result<Vec<Console>> {
         MEMBERS.iter().map(|name| Ok(Console::at(self.site.guest(name)?.console().path()))).collect()
+    }
+
+    /// What the guests said here when they last ran here.
+    fn forget_consoles(&self) -> Result<()> {
+        for name in MEMBERS {
+            fs::remove_file(self.site.host_path(GuestSpec::console_path(name))?)?;
+        }
+        Ok(())
     }
 }
 

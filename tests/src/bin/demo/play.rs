@@ -149,7 +149,6 @@ impl Scene {
         };
         let failover = judge::failover(&points, &lost, &found, &site_log)?;
         let mut checks = judge::checks(&points, &failover, &lost, &found);
-        let story: Vec<Act> = story.into_iter().chain([Act::of(&failover)]).collect();
         checks.push(judge::group(&story));
         let words = |seen: &[Sighting]| seen.iter().map(|seen| seen.line.clone()).collect::<Vec<_>>();
         let before = lost.last_words.len().saturating_sub(LINES);

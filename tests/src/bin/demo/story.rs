@@ -12,7 +12,7 @@ pub struct Story {
     pub checks: Vec<Check>,
     pub points: Vec<Point>,
     pub failover: Failover,
-    /// What operators do: the second act, with a group, and the failover of the first.
+    /// What operators do: the second act, with a group.
     pub story: Vec<Act>,
     pub events: Vec<Event>,
     pub console: Consoles,
@@ -37,12 +37,6 @@ pub struct Act {
 }
 
 impl Act {
-    /// The first act's.
-    pub fn of(failover: &Failover) -> Self {
-        let Failover { rto_s, rpo_s, same_boot_id, memory_errors, disk_errors, .. } = *failover;
-        Self { kind: "emergency", rto_s, rpo_s, same_boot_id, memory_errors, disk_errors }
-    }
-
     pub fn is_unharmed(&self) -> bool {
         self.same_boot_id && self.memory_errors + self.disk_errors == 0
     }
