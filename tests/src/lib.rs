@@ -30,7 +30,7 @@ pub use link::{Carried, Link, Shape};
 pub use log::LogLine;
 pub use long_line::LongLine;
 pub use paths::{Assets, binary, target_dir};
-pub use proc::{Cmd, Output, Proc};
+pub use proc::{Cmd, Output, Proc, is_frozen};
 pub use rig::Rig;
 pub use site::Site;
 pub use spec::{DiskFormat, DiskSpec, GuestSpec};

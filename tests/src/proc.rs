@@ -266,4 +266,11 @@ impl Drop for Proc {
     }
 }
 
+/// Whether a process is stopped (SIGSTOP), by whoever did it, itself as well.
+pub fn is_frozen(pid: Pid) -> Result<bool> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))
+        .with_context(|| format!("process {pid} has ended"))?;
+    Ok(stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')))
+}
+
 const SOON: Duration = Duration::from_secs(10);

@@ -1,7 +1,7 @@
 //! The product in a rig: a site controller at one site, an agent at another, driven as binaries, as an operator would.
 //! Used by the end-to-end tests and the demo. Everything read here is what the commands print as JSON.
 
-use crate::{Cmd, Guest, GuestSpec, Output, Proc, Site, binary, eventually, patience, tail};
+use crate::{Cmd, Guest, GuestSpec, Output, Proc, Site, binary, eventually, is_frozen, patience, tail};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::{
@@ -339,11 +339,9 @@ impl Agent {
     /// Waits until the agent has frozen itself (`LIFEBOAT_STOP_AT`).
     pub fn wait_frozen(&mut self, within: Duration) -> Result<()> {
         let process = self.process()?;
-        let (stat, log) = (format!("/proc/{}/stat", process.pid_in_host()?), process.log_path().to_owned());
+        let (pid, log) = (process.pid_in_host()?, process.log_path().to_owned());
         eventually(within, "the agent to be frozen", || {
-            let stat = fs::read_to_string(&stat);
-            let stat = stat.with_context(|| format!("the agent has ended:\n{}", tail(&log, 20)))?;
-            Ok(stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T')).then_some(()))
+            Ok(is_frozen(pid).with_context(|| tail(&log, 20))?.then_some(()))
         })
     }
 
