@@ -1,11 +1,12 @@
 //! `make bench`: what a point costs, from the cut to the restore, beside what the machine could do at best.
 //! Prints a table for people and writes `<target>/bench/report.json`. Asserts nothing: a number is for reading.
-//! `cargo bench --bench bench -- store` (or pipeline, journal, transport, guest, pauses, rpo, seed, work) measures that
+//! `cargo bench --bench bench -- store` (or pipeline, journal, transport, guest, pauses, rpo, seed, work, failover) measures that
 //! part alone. Reading order: [`scene`] puts the products around a real guest, for [`pauses`], [`rpo`], [`seed`] and
-//! [`work`], as [`guest`] does for itself; the others measure one part each, in this process.
+//! [`work`], as [`guest`] and [`failover`] do for themselves; the others measure one part each, in this process.
 
 mod corpus;
 mod database;
+mod failover;
 mod guest;
 mod journal;
 mod measure;
@@ -79,6 +80,10 @@ fn main() -> Result<()> {
     if wanted("work") {
         work::measure(&mut rows)?;
         say(began, "guests at work are measured");
+    }
+    if wanted("failover") {
+        failover::measure(&mut rows)?;
+        say(began, "failovers are measured");
     }
 
     let report = folder.join("report.json");

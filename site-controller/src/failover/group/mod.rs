@@ -449,9 +449,7 @@ impl Groups {
 
     fn warn(&self, record: &mut GroupRecord, watcher: &Watcher, warning: String) {
         watcher.step(format!("WARNING: {warning}"));
-        if !record.warnings.contains(&warning) {
-            record.warnings.push(warning);
-        }
+        record.warn(warning);
     }
 
     fn enter(&self, record: &mut GroupRecord, phase: Phase) -> Result<(), GroupError> {

@@ -120,6 +120,13 @@ impl GroupRecord {
         }
     }
 
+    /// Of something that is gone over; once.
+    pub fn warn(&mut self, warning: String) {
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
+    }
+
     /// Nothing is left to be done.
     pub fn is_over(&self) -> bool {
         let source_held = self.cut.is_some() && !self.parts.iter().all(|part| part.hold_ended);

@@ -1,16 +1,34 @@
 //! Starting the members of a group in the order of its runbook, and waiting until each is up.
-//! Promises: a member starts only after those it waits for; one that can't be started holds back only those. A wait that
-//! runs out is a warning, and the next ones start: on the worst day a service that answers late is better than none.
+//! Promises: a member starts only after those it waits for, and beside those it does not; one that can't be started holds
+//! back only those that wait for it. A wait that runs out is a warning, and the next ones start: on the worst day a service
+//! that answers late is better than none.
 
-use super::{GroupError, Groups, record::GroupRecord, world::Replicas};
+use super::{
+    GroupError, Groups,
+    record::{GroupRecord, Part},
+    world::Replicas,
+};
 use crate::{
     failover::{progress::Watcher, runbook::FailoverError},
     group::spec::WaitFor,
 };
+use futures_util::{StreamExt, stream};
 use lifeboat::id::VmId;
 use std::{collections::BTreeSet, time::Duration};
 
 const LOOK: Duration = Duration::from_millis(250);
+/// Members that are started side by side: each is a QEMU that reads its memory.
+const SIDE_BY_SIDE: usize = 4;
+
+/// What came of the start of one.
+struct Started {
+    name: String,
+    /// Of waits that ran out.
+    warnings: Vec<String>,
+    error: Option<String>,
+    /// Nobody knows whether it runs.
+    unknown: bool,
+}
 
 impl Groups {
     /// Starts all; the inner error says which do not run, and why.
@@ -22,38 +40,54 @@ impl Groups {
         let spec = record.group.spec.clone();
         let rows = spec.starts().map_err(|error| GroupError::Script(error.to_string()))?;
         let (mut failed, mut held) = (Vec::new(), BTreeSet::new());
-        for name in rows.iter().flatten() {
-            let Some(part) = record.parts.iter().find(|part| part.name == *name).cloned() else { continue };
-            let after = spec.runbook.vm.get(name).map(|steps| steps.after.clone()).unwrap_or_default();
-            if let Some(before) = after.iter().find(|before| held.contains(*before)) {
-                failed.push(format!("{name}: waits for {before}"));
-                held.insert(name.clone());
-                continue;
-            }
-            let watcher = watcher.of(name);
-            match self.replicas.start(part.vm, &watcher).await {
-                Ok(_) => self.wait(record, &part, &watcher).await,
-                Err(error) => {
-                    failed.push(format!("{name}: {error}"));
-                    held.insert(name.clone());
-                    // Where nobody knows whether it runs, nothing else is done that can't be taken back.
-                    if !matches!(self.replicas.is_active(part.vm).await, Ok(false)) {
-                        return Ok(Err(failed));
-                    }
+        for row in rows {
+            let mut starts = Vec::new();
+            for name in row {
+                let Some(part) = record.parts.iter().find(|part| part.name == name).cloned() else {
+                    continue;
+                };
+                let after = spec.runbook.vm.get(&name).map(|steps| steps.after.clone()).unwrap_or_default();
+                if let Some(before) = after.iter().find(|before| held.contains(*before)) {
+                    failed.push(format!("{name}: waits for {before}"));
+                    held.insert(name);
+                    continue;
                 }
+                starts.push(self.start_one(record, part, watcher.of(&name)));
+            }
+            let started: Vec<_> = stream::iter(starts).buffer_unordered(SIDE_BY_SIDE).collect().await;
+            let unknown = started.iter().any(|start| start.unknown);
+            for Started { name, warnings, error, .. } in started {
+                warnings.into_iter().for_each(|warning| record.warn(warning));
+                if let Some(error) = error {
+                    failed.push(format!("{name}: {error}"));
+                    held.insert(name);
+                }
+            }
+            // Nothing else is done that can't be taken back.
+            if unknown {
+                break;
             }
         }
         Ok(if failed.is_empty() { Ok(()) } else { Err(failed) })
     }
 
-    async fn wait(&self, record: &mut GroupRecord, part: &super::record::Part, watcher: &Watcher) {
-        let Ok((waits, at_most)) = record.group.spec.waits(&part.name) else { return };
+    async fn start_one(&self, record: &GroupRecord, part: Part, watcher: Watcher) -> Started {
+        let mut started =
+            Started { name: part.name.clone(), warnings: Vec::new(), error: None, unknown: false };
+        if let Err(error) = self.replicas.start(part.vm, &watcher).await {
+            started.error = Some(error.to_string());
+            started.unknown = !matches!(self.replicas.is_active(part.vm).await, Ok(false));
+            return started;
+        }
+        let Ok((waits, at_most)) = record.group.spec.waits(&part.name) else { return started };
         for wait in waits {
             watcher.step(format!("waiting: {wait:?}"));
             if let Err(why) = wait_for(&*self.replicas, part.vm, &wait, at_most).await {
-                self.warn(record, watcher, format!("{}: {why}", part.name));
+                watcher.step(format!("WARNING: {why}"));
+                started.warnings.push(format!("{}: {why}", part.name));
             }
         }
+        started
     }
 }
 

@@ -39,6 +39,8 @@ struct Tables {
     /// How often each was.
     rewound: BTreeMap<VmId, u32>,
     start_fails: BTreeSet<VmId>,
+    /// A start goes on once as many are under way.
+    meet: Option<Arc<tokio::sync::Barrier>>,
     prepare_fails: BTreeSet<VmId>,
     /// Replicas that there is room for.
     room_for: Option<usize>,
@@ -118,6 +120,10 @@ impl Replicas for World {
         }))
     }
     async fn start(&self, vm: VmId, _: &Watcher) -> Result<FailoverReport, FailoverError> {
+        let meet = self.call(|tables| tables.meet.clone().filter(|_| !tables.has_run.contains(&vm)));
+        if let Some(meet) = meet {
+            meet.wait().await;
+        }
         self.call(|tables| {
             assert!(tables.restored.contains(&vm));
             if tables.start_fails.contains(&vm) {
@@ -366,6 +372,21 @@ async fn a_source_that_is_not_reached_stands_until_it_is_and_is_told_then() {
     world.0.lock().unwrap().unreached = false;
     groups.take_up(shop().id, &Watcher::nobody()).await.unwrap();
     assert!(one_site(&world));
+}
+
+#[tokio::test]
+async fn members_that_wait_for_nobody_start_side_by_side() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), world());
+    let mut group = shop();
+    group.spec.runbook.vm.clear();
+    world.0.lock().unwrap().sources.values_mut().for_each(|source| *source = Source::Off);
+    world.0.lock().unwrap().meet = Some(Arc::new(tokio::sync::Barrier::new(3)));
+    let groups = controller(&world, dir.path());
+    let whole = point(&group, CUT);
+    let watcher = Watcher::nobody();
+    let failover = groups.emergency(group, &whole, false, &watcher);
+    let report = tokio::time::timeout(Duration::from_secs(10), failover).await;
+    assert_eq!(report.expect("one waits for another").unwrap().members.len(), 3);
 }
 
 #[tokio::test]
