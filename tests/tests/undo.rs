@@ -2,10 +2,15 @@
 
 use anyhow::{Context, Result, ensure};
 use rig::{
-    DiskFormat, Rig,
+    DiskFormat, Rig, Site,
     product::{Agent, Controller, id, killed_at, replica_unharmed, small},
 };
-use std::{fs, time::Duration};
+use serde_json::Value;
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 const BOOT: Duration = Duration::from_secs(90);
 const SOON: Duration = Duration::from_secs(120);
@@ -62,5 +67,47 @@ fn a_failover_is_taken_to_an_older_point_and_what_the_replica_did_is_kept_aside(
     let file = |list: &str| list.split_whitespace().find(|word| word.ends_with(".raw")).map(str::to_owned);
     let (before, now) = (file(&disks).context("its disk")?, file(&now).context("its disk")?);
     ensure!(before != now && b.host_path(&before)?.exists(), "{before} is not kept beside {now}");
+    only_what_nobody_needs_is_removed(&b, &controller, &now, &before)
+}
+
+/// Of folders that a replica runs from, that an undo keeps, that an overlay stands on, and that nobody knows of.
+fn only_what_nobody_needs_is_removed(
+    b: &Site,
+    controller: &Controller,
+    now: &str,
+    before: &str,
+) -> Result<()> {
+    let folder = |file: &str| Path::new(file).parent().map(Path::to_owned).context("a disk lies in a folder");
+    let (running, kept) = (folder(now)?, folder(before)?);
+    let (base, left) = (running.with_file_name("77-1"), running.with_file_name("77-2"));
+    for made in [&base, &left] {
+        b.run(["mkdir", &made.to_string_lossy()])?;
+        b.run(["truncate", "-s", "1M", &made.join("vda.raw").to_string_lossy()])?;
+    }
+    // qemu-img's own way to name a base.
+    let overlay = b.dir("overlay")?.join("top.qcow2").to_string_lossy().into_owned();
+    let below = base.join("vda.raw").to_string_lossy().into_owned();
+    b.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", &below, &overlay])?;
+    let xml = format!(
+        "<domain type='qemu'><name>clone</name><memory>65536</memory><os><type>hvm</type></os><devices><disk type='file'>\
+         <driver name='qemu' type='qcow2'/><source file='{overlay}'/><target dev='vda'/></disk></devices></domain>"
+    );
+    let definition = b.dir("overlay")?.join("clone.xml");
+    fs::write(&definition, xml)?;
+    b.virsh(["define", &definition.to_string_lossy()])?;
+
+    let removed = controller.json(&["replicas", "--prune", "--yes"])?;
+    let dirs = |list: &Value| -> Vec<PathBuf> {
+        let rows = list["replicas"].as_array().into_iter().flatten();
+        rows.filter_map(|row| row["dir"].as_str().map(PathBuf::from)).collect()
+    };
+    ensure!(dirs(&removed) == [left.clone()] && !b.host_path(&left)?.exists(), "{removed}");
+    let list = controller.json(&["replicas"])?;
+    let by = |dir: &Path| {
+        let rows = list["replicas"].as_array().into_iter().flatten();
+        rows.clone().find(|row| row["dir"] == *dir.to_string_lossy()).map(|row| row["needed"]["by"].clone())
+    };
+    let needed = [&running, &kept, &base].map(|dir| by(dir).unwrap_or_default());
+    ensure!(needed == ["domain", "undo", "domain"], "{list}");
     Ok(())
 }

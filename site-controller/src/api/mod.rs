@@ -15,6 +15,7 @@ mod handovers;
 pub mod openapi;
 mod points;
 mod readiness;
+mod replicas;
 pub mod role;
 pub mod routes;
 mod seeds;

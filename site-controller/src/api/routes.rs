@@ -6,7 +6,7 @@ use super::{
     gate::{self, Gate, Rule},
     group_failovers, groups, handovers,
     openapi::{self, Shape},
-    points, readiness,
+    points, readiness, replicas,
     role::Role::{self, Admin, Operator, Viewer},
     seeds,
     site::Site,
@@ -14,8 +14,8 @@ use super::{
     types::{
         AuditList, AuditQuery, DrillRequest, FailoverPreview, FailoverRequest, GroupFailoverPreview,
         GroupFailoverRequest, GroupPointList, GroupRequest, GroupRow, InventoryList, PointList, PrunePreview,
-        PruneReport, Released, SeedLine, SeedRequest, SiteStatus, TokenCreated, TokenRequest, TokenRow,
-        UndoPreview, UndoRequest, VerifyLine, VerifyRequest,
+        PruneReport, Released, ReplicaList, SeedLine, SeedRequest, SiteStatus, TokenCreated, TokenRequest,
+        TokenRow, UndoPreview, UndoRequest, VerifyLine, VerifyRequest,
     },
     undos, verify,
 };
@@ -107,6 +107,10 @@ fn acting() -> Vec<Route> {
         post("/v1/undos", Operator, undos::undo)
             .takes::<UndoRequest>()
             .streams::<Progress>("Takes a completed failover to another point, within its window"),
+        get("/v1/replicas", Viewer, replicas::list)
+            .gives::<ReplicaList>("The folders of replicas, and who needs each"),
+        post("/v1/replicas/prune", Operator, replicas::prune)
+            .gives::<ReplicaList>("Removes the folders of replicas that nobody needs; those that it removed"),
         get("/v1/drills", Viewer, drills::list).gives::<Vec<DrillRecord>>("The failovers for trial"),
         post("/v1/drills", Operator, drills::drill)
             .takes::<DrillRequest>()

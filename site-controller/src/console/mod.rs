@@ -5,6 +5,7 @@ pub mod drills;
 pub mod groups;
 pub mod handovers;
 pub mod readiness;
+pub mod replicas;
 pub mod seeds;
 pub mod tables;
 pub mod tokens;

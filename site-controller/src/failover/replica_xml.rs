@@ -4,9 +4,11 @@
 //! makes bears no label of a failover unless it is given one.
 //! Pure. Called by `runbook`, which also checks what [`Rewritten::needs`] lists.
 
+mod files;
 mod isolated;
 mod networks;
 
+pub use files::files;
 pub use isolated::Isolated;
 
 use super::huge_pages::{self, HugePages};

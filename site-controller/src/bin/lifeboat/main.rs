@@ -13,6 +13,7 @@ mod handover;
 mod peer;
 mod points;
 mod release;
+mod replicas;
 mod reprotect;
 mod seed;
 mod status;
@@ -72,6 +73,7 @@ enum Command {
     Reprotect(reprotect::Reprotect),
     Failback(failback::Failback),
     Prune(points::Prune),
+    Replicas(replicas::Replicas),
     Release(release::Release),
     Seed(seed::Seed),
     Claim(handover::ClaimIt),
@@ -111,6 +113,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Reprotect(reprotect) => reprotect.run(&site).await,
         Command::Failback(failback) => failback.run(&site).await,
         Command::Prune(prune) => prune.run(&site).await,
+        Command::Replicas(replicas) => replicas.run(&site).await,
         Command::Release(release) => release.run(&site).await,
         Command::Seed(seed) => seed.run(&site).await,
         Command::Claim(claim) => claim.run(&site).await,

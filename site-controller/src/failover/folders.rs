@@ -1,0 +1,287 @@
+//! The folders that failovers made for their replicas: who needs each, and removing those that nobody does.
+//! Promises: a folder is removed only if nothing that libvirt has defined here names a file in it, or has a disk that is
+//! based on one, and if no failover or undo may come back to it. Whatever can't be told is taken for needed. Called by `api`.
+
+use super::{
+    journal::Record,
+    replica_xml,
+    runbook::{FailoverError, Runbook},
+    steps::blocking,
+};
+use lifeboat::{
+    hypervisor::libvirt::{Hypervisor, HypervisorError, XmlView},
+    id::VmId,
+    units::UnixMs,
+};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::{
+    collections::BTreeMap,
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::{FileExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+/// Who needs a folder.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case", tag = "by")]
+pub enum Needed {
+    /// What libvirt has defined here, running or not. Of one that is off they are what a hand-over starts from.
+    Domain {
+        name: String,
+        running: bool,
+    },
+    /// A failover that is under way, or was not taken back.
+    Failover,
+    /// An undo set it aside; it is removed by itself then.
+    Undo {
+        until: UnixMs,
+    },
+    Nobody,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Folder {
+    pub vm: VmId,
+    pub dir: PathBuf,
+    /// What it takes of the disk.
+    pub bytes: u64,
+    pub needed: Needed,
+}
+
+/// A file that a domain names or stands on, and the domain.
+struct Used {
+    file: PathBuf,
+    domain: String,
+    running: bool,
+}
+
+impl Runbook {
+    pub async fn folders(&self) -> Result<Vec<Folder>, FailoverError> {
+        let (hypervisor, root) = (self.hypervisor.clone(), self.replica_dir.clone());
+        let mut records = BTreeMap::new();
+        for vm in self.journal.vms()? {
+            records.extend(self.journal.load(vm)?.map(|record| (vm, record)));
+        }
+        let attempts: BTreeMap<VmId, PathBuf> =
+            records.iter().map(|(vm, record)| (*vm, self.attempt_dir(record))).collect();
+        blocking(move || {
+            let used = used(&hypervisor)?;
+            let mut found = Vec::new();
+            for (vm, dir) in
+                listed(&root).map_err(|source| FailoverError::File { path: root.clone(), source })?
+            {
+                let needed = by(&dir, &used, records.get(&vm), attempts.get(&vm));
+                found.push(Folder { vm, bytes: size(&dir), dir, needed });
+            }
+            Ok(found)
+        })
+        .await
+    }
+
+    /// Removes what nobody needs; gives what it removed.
+    pub async fn remove_unneeded(&self) -> Result<Vec<Folder>, FailoverError> {
+        let mut gone = Vec::new();
+        for folder in self.folders().await?.into_iter().filter(|folder| folder.needed == Needed::Nobody) {
+            // From here on no failover of the VM begins. One that is under way may not have said yet what it needs.
+            let Ok(_claim) = self.claim(folder.vm) else { continue };
+            let now = self.folders().await?;
+            if !now.iter().any(|now| now.dir == folder.dir && now.needed == Needed::Nobody) {
+                continue;
+            }
+            let dir = folder.dir.clone();
+            blocking(move || match fs::remove_dir_all(&dir) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    Err(FailoverError::File { path: dir, source })
+                }
+                _ => Ok(()),
+            })
+            .await?;
+            tracing::info!(vm = %folder.vm, dir = %folder.dir.display(), "a replica's folder that nobody needs is removed");
+            gone.push(folder);
+        }
+        Ok(gone)
+    }
+}
+
+fn by(dir: &Path, used: &[Used], record: Option<&Record>, attempt: Option<&PathBuf>) -> Needed {
+    let canonical = dir.canonicalize();
+    let real = canonical.as_deref().unwrap_or(dir);
+    if let Some(used) = used.iter().find(|used| used.file.starts_with(real) || used.file.starts_with(dir)) {
+        return Needed::Domain { name: used.domain.clone(), running: used.running };
+    }
+    if let Some(aside) = record.and_then(|record| record.aside.iter().find(|aside| aside.dir == dir)) {
+        return Needed::Undo { until: aside.until };
+    }
+    if attempt.is_some_and(|attempt| attempt == dir) { Needed::Failover } else { Needed::Nobody }
+}
+
+/// Every file that a domain names, and what those are based on.
+fn used(hypervisor: &Hypervisor) -> Result<Vec<Used>, FailoverError> {
+    let mut used = Vec::new();
+    for domain in hypervisor.domains()? {
+        let seen = || -> Result<_, HypervisorError> {
+            let running = domain.state()?.is_active();
+            let active = if running { Some(domain.xml(XmlView::Active)?) } else { None };
+            // A transient domain has no other.
+            let inactive = domain.xml(XmlView::Inactive);
+            Ok((domain.name().to_owned(), running, active, inactive))
+        };
+        let (name, running, active, inactive) = match seen() {
+            Err(HypervisorError::NotFound { .. }) => continue,
+            found => found?,
+        };
+        let inactive = if active.is_some() { inactive.ok() } else { Some(inactive?) };
+        for xml in active.into_iter().chain(inactive) {
+            for file in replica_xml::files(&xml)? {
+                let stack = with_bases(&file).map_err(|source| FailoverError::File { path: file, source })?;
+                used.extend(stack.into_iter().map(|file| Used { file, domain: name.clone(), running }));
+            }
+        }
+    }
+    Ok(used)
+}
+
+/// A file, and if it is a qcow2 overlay, those it is based on. What is not there, or is no image, is based on nothing.
+fn with_bases(file: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut stack = vec![file.to_owned()];
+    while let Some(base) = base_of(&stack[stack.len() - 1])? {
+        if stack.len() > BASES_MAX {
+            return Err(io::Error::other(format!("it stands on more than {BASES_MAX} images")));
+        }
+        stack.push(base);
+    }
+    let real = stack.iter().map(|file| file.canonicalize().unwrap_or_else(|_| file.clone()));
+    Ok(real.collect())
+}
+
+/// The backing file that a qcow2 header names (QEMU's docs/interop/qcow2.txt: big-endian, its place at byte 8, its length
+/// at byte 16).
+fn base_of(file: &Path) -> io::Result<Option<PathBuf>> {
+    // Not of a device that may be slow, nor of a socket.
+    if !fs::metadata(file).is_ok_and(|meta| meta.is_file()) {
+        return Ok(None);
+    }
+    let opened = File::open(file)?;
+    let mut head = [0; 20];
+    if (&opened).take(20).read(&mut head)? < 20 || head[..4] != *b"QFI\xfb" {
+        return Ok(None);
+    }
+    let [.., a, b, c, d, e, f, g, h, i, j, k, l] = head;
+    let (at, len) = (u64::from_be_bytes([a, b, c, d, e, f, g, h]), u32::from_be_bytes([i, j, k, l]));
+    if at == 0 {
+        return Ok(None);
+    }
+    if len > NAME_MAX {
+        return Err(io::Error::other("its header names a base of more bytes than a name may have"));
+    }
+    let mut name = vec![0; len as usize];
+    opened.read_exact_at(&mut name, at)?;
+    let name = String::from_utf8_lossy(&name).into_owned();
+    // `json:{"driver":"raw","file":{"filename":"/srv/a.raw"}}`: QEMU's long form.
+    let quoted = name.starts_with("json:").then(|| name.split('"').rfind(|word| word.starts_with('/')));
+    let base = quoted.flatten().unwrap_or_else(|| name.strip_prefix("file:").unwrap_or(&name)).to_owned();
+    Ok(Some(file.parent().unwrap_or(Path::new("/")).join(base)))
+}
+
+/// The folders that are named as failovers name theirs; whatever else lies there is somebody else's.
+fn listed(root: &Path) -> io::Result<Vec<(VmId, PathBuf)>> {
+    let mut found = Vec::new();
+    for of_vm in fs::read_dir(root)? {
+        let of_vm = of_vm?;
+        let Some(vm) = of_vm.file_name().to_str().and_then(|name| name.parse::<VmId>().ok()) else {
+            continue;
+        };
+        for attempt in fs::read_dir(of_vm.path())? {
+            let attempt = attempt?;
+            let name = attempt.file_name();
+            let numbers = name.to_str().and_then(|name| name.split_once('-'));
+            let is_ours =
+                numbers.is_some_and(|(one, two)| one.parse::<u64>().is_ok() && two.parse::<u32>().is_ok());
+            if is_ours && attempt.file_type()?.is_dir() {
+                found.push((vm, attempt.path()));
+            }
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// For people; what can't be read counts nothing.
+fn size(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
+}
+
+/// As QEMU has it.
+const BASES_MAX: usize = 200;
+const NAME_MAX: u32 = 1023;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::failover::journal::{Aside, tests::record};
+
+    fn overlay(file: &Path, base: &str) {
+        let mut bytes = b"QFI\xfb\0\0\0\x03".to_vec();
+        bytes.extend(104u64.to_be_bytes());
+        bytes.extend((base.len() as u32).to_be_bytes());
+        bytes.resize(104, 0);
+        bytes.extend(base.as_bytes());
+        fs::write(file, bytes).unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_needed_by_whoever_names_a_file_in_it_or_stands_on_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let vm = VmId::from_bytes([4; 16]);
+        let of = |name: &str| dir.path().join(vm.to_string()).join(name);
+        for name in ["2-1", "2-2", "3-1", "4-1", "x-1", "5"] {
+            fs::create_dir_all(of(name)).unwrap();
+            fs::write(of(name).join("vda.raw"), [1; 4096]).unwrap();
+        }
+        fs::create_dir_all(dir.path().join("drill-7/1-1")).unwrap();
+        let (top, middle) = (dir.path().join("top.qcow2"), of("2-1").join("mine.qcow2"));
+        overlay(&middle, "../2-2/vda.raw");
+        let long =
+            format!("json:{{\"driver\":\"qcow2\",\"file\":{{\"filename\":\"{}\"}}}}", middle.display());
+        overlay(&top, &long);
+        let xml =
+            format!("<domain><devices><disk><source file='{}'/></disk></devices></domain>", top.display());
+        let mut used = Vec::new();
+        for file in replica_xml::files(&xml).unwrap() {
+            let stack = with_bases(&file).unwrap().into_iter();
+            used.extend(stack.map(|file| Used { file, domain: "web".into(), running: true }));
+        }
+        let mut record = record();
+        record.aside.push(Aside { dir: of("3-1"), until: UnixMs(9) });
+        let found: Vec<_> = listed(dir.path()).unwrap().into_iter().map(|(_, dir)| dir).collect();
+        assert_eq!(found, ["2-1", "2-2", "3-1", "4-1"].map(of));
+        let web = Needed::Domain { name: "web".into(), running: true };
+        let needed = |attempt: &str| {
+            found.iter().map(|dir| by(dir, &used, Some(&record), Some(&of(attempt)))).collect::<Vec<_>>()
+        };
+        let undo = Needed::Undo { until: UnixMs(9) };
+        assert_eq!(needed("4-1"), [web.clone(), web.clone(), undo.clone(), Needed::Failover]);
+        assert_eq!(needed("5-1"), [web.clone(), web, undo, Needed::Nobody]);
+        assert_eq!(by(&of("3-1"), &[], None, None), Needed::Nobody);
+        assert!(size(&of("4-1")) >= 4096);
+    }
+
+    #[test]
+    fn an_image_that_stands_on_itself_or_names_nonsense_is_an_error_and_no_image_stands_on_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("a.qcow2");
+        overlay(&file, "a.qcow2");
+        assert!(with_bases(&file).is_err());
+        overlay(&file, &"x".repeat(1024));
+        assert!(with_bases(&file).is_err());
+        for bytes in [&b"QFI\xfb\0\0\0\x03"[..], b"", &[0; 512]] {
+            fs::write(&file, bytes).unwrap();
+            assert_eq!(with_bases(&file).unwrap().len(), 1);
+        }
+        assert_eq!(with_bases(Path::new("/nowhere/at-all")).unwrap().len(), 1);
+        assert_eq!(with_bases(Path::new("/dev/null")).unwrap().len(), 1);
+    }
+}
