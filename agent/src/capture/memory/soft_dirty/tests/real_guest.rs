@@ -102,8 +102,11 @@ impl Machine {
     fn last_tick(&self) -> Option<(u64, String)> {
         let console = fs::read(self.dir.path().join("console")).ok()?;
         let console = String::from_utf8_lossy(&console).into_owned();
-        let line = console.lines().rfind(|line| line.starts_with("tick=") && line.contains(" end="))?;
-        Some((line.split_once(" end=")?.1.trim().parse().ok()?, line.to_owned()))
+        // The newest line may be in the middle of being written.
+        console.lines().rev().filter(|line| line.starts_with("tick=")).find_map(|line| {
+            let (_, tick) = line.split_once(" end=")?;
+            Some((tick.trim().parse().ok()?, line.to_owned()))
+        })
     }
 
     fn wait_for_tick(&self, wanted: u64) {
