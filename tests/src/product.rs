@@ -87,6 +87,25 @@ impl Controller {
         self.dir.join("replicas")
     }
 
+    /// The pack that was written last, of those that hold what an agent sent.
+    pub fn newest_pack(&self) -> Result<PathBuf> {
+        let mut folders = vec![self.data_dir()];
+        let mut newest = None;
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    if !path.ends_with("folds") {
+                        folders.push(path);
+                    }
+                } else if path.extension().is_some_and(|end| end == "pack") {
+                    newest = newest.max(Some((path.metadata()?.modified()?, path)));
+                }
+            }
+        }
+        Ok(newest.context("a pack")?.1)
+    }
+
     /// Where operators ask it, also those of the other site where a path leads there.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("run/api.sock")

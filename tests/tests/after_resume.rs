@@ -73,9 +73,41 @@ fn a_resumed_replica_has_a_new_generation_id_and_what_could_not_be_done_is_told(
     Ok(())
 }
 
-/// Goal: a replica whose state QEMU refuses is booted from the same point's disks, on disks of its own, and says so; with
-/// `--no-cold-boot` it is left at that. Method: the controller is killed with the memory image complete; a device in it
-/// gets a name that no QEMU knows.
+/// Goal: a refusal that passes costs no memory: the replica is resumed at the second try, also by a controller that died
+/// in between, and the report says what was refused. Method: a memory image that is spoiled once.
+#[test]
+fn a_resume_that_is_refused_for_a_passing_reason_is_tried_once_more() -> Result<()> {
+    let rig = Rig::new("tried-again")?;
+    let (a, b, _link) = rig.pair()?;
+    let mut controller = Controller::running(&b)?;
+    let spec = small("web").disk(DiskFormat::Raw, 16);
+    let guest = a.define_and_start(&spec)?;
+    let boot = guest.wait_for_tick(3, BOOT)?.boot;
+    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 2, SOON)?;
+    a.power_cut();
+    let folder = controller.replica_dir().join(spec.uuid.to_string());
+
+    spoil(&mut controller, &folder)?;
+    controller.stop()?;
+    controller.env = vec![("LIFEBOAT_KILL_AT".into(), "failover.tried-once".into())];
+    controller.start()?;
+    let killed = controller.cli(&["failover", "web", "--emergency", "--yes"])?;
+    ensure!(!killed.status.success(), "the controller was to be killed: {killed:?}");
+    controller.kill9()?;
+    controller.env = Vec::new();
+    controller.start()?;
+    let report = controller.failover("web", "latest")?;
+    assert_eq!((&report["resumed"], &report["cold_boot"]), (&true.into(), &Value::Null), "{report}");
+    let refused = report["refused"].as_array().context("what was refused")?;
+    assert!(refused.len() == 1 && refused[0].as_str().is_some_and(|why| why.contains("refused")), "{report}");
+    replica_unharmed(&b.guest("web")?, &boot, 0, SOON)?;
+    Ok(())
+}
+
+/// Goal: a replica whose state QEMU refuses twice is booted from the same point's disks, on disks of its own, and says so;
+/// with `--no-cold-boot` it is left at that. Method: the controller is killed with the memory image complete; a device in it
+/// gets a name that no QEMU knows; so in each attempt.
 #[test]
 fn a_replica_whose_state_is_refused_boots_from_the_disks_of_the_point_and_says_why() -> Result<()> {
     let rig = Rig::new("cold-boot")?;
@@ -90,14 +122,17 @@ fn a_replica_whose_state_is_refused_boots_from_the_disks_of_the_point_and_says_w
     let folder = controller.replica_dir().join(spec.uuid.to_string());
 
     spoil(&mut controller, &folder)?;
+    spoil(&mut controller, &folder)?;
     let left = controller.cli(&["failover", "web", "--emergency", "--yes", "--no-cold-boot"])?;
-    assert!(!left.status.success() && left.stderr.contains("refused"), "{left:?}");
+    assert!(!left.status.success() && left.stderr.contains("refused 2 times"), "{left:?}");
     assert!(b.virsh(["list", "--name"])?.trim().is_empty(), "nothing runs");
 
     spoil(&mut controller, &folder)?;
+    spoil(&mut controller, &folder)?;
     let report = controller.failover("web", "latest")?;
     assert_eq!((&report["resumed"], &report["already_done"]), (&false.into(), &false.into()), "{report}");
-    assert!(report["cold_boot"].as_str().is_some_and(|why| why.contains("refused")), "{report}");
+    assert!(report["cold_boot"].as_str().is_some_and(|why| why.contains("refused 2 times")), "{report}");
+    assert_eq!(report["refused"].as_array().map(Vec::len), Some(2), "{report}");
     assert_eq!(report["after_resume"].as_array().map(Vec::len), Some(0), "{report}");
     let replica = b.guest("web")?;
     let after =
@@ -117,6 +152,7 @@ fn spoil(controller: &mut Controller, folder: &Path) -> Result<()> {
     let killed = controller.cli(&["failover", "web", "--emergency", "--yes"])?;
     ensure!(!killed.status.success(), "the controller was to be killed: {killed:?}");
     controller.kill9()?;
+    controller.env = Vec::new();
     let image = attempts(folder)?.pop().context("an attempt")?.join("memory.save");
     let mut bytes = fs::read(&image)?;
     let name = b"\x05i8254";

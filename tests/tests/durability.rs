@@ -7,7 +7,7 @@ use rig::{
     DiskFormat, Rig, eventually,
     product::{Agent, Controller, id, killed_at, replica_unharmed, small},
 };
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, time::Duration};
 
 const BOOT: Duration = Duration::from_secs(90);
 const SOON: Duration = Duration::from_secs(120);
@@ -138,7 +138,7 @@ fn a_flipped_byte_is_found_and_refused_and_an_older_point_still_works() -> Resul
     let points = controller.points("web")?;
     let [.., older, newest] = points.as_slice() else { anyhow::bail!("few points: {points:?}") };
     assert_eq!(newest["seq"], 5, "{points:?}");
-    let pack = newest_pack(&controller.data_dir())?;
+    let pack = controller.newest_pack()?;
     let whole = fs::read(&pack)?;
     let name = pack.file_name().context("a name")?.to_string_lossy().into_owned();
     // Longer than a head, so that no two flips in a row are in heads unless frames are tiny.
@@ -170,23 +170,4 @@ fn died(controller: &mut Controller, place: &str) -> Result<()> {
     process.wait(SOON).with_context(|| format!("the controller should die at {place}"))?;
     ensure!(process.killed_by(Signal::SIGKILL), "at {place} it ended by itself");
     Ok(())
-}
-
-/// The pack that was written last, of those that hold what an agent sent.
-fn newest_pack(data: &std::path::Path) -> Result<PathBuf> {
-    let mut folders = vec![data.to_owned()];
-    let mut newest = None;
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(&folder)? {
-            let path = entry?.path();
-            if path.is_dir() {
-                if !path.ends_with("folds") {
-                    folders.push(path);
-                }
-            } else if path.extension().is_some_and(|end| end == "pack") {
-                newest = newest.max(Some((path.metadata()?.modified()?, path)));
-            }
-        }
-    }
-    Ok(newest.context("a pack")?.1)
 }

@@ -16,8 +16,9 @@ const BOOT: Duration = Duration::from_secs(90);
 const SOON: Duration = Duration::from_secs(120);
 
 /// Goal: within the window a failover is taken to an older point, whole as it was, wherever the controller dies; the disks of
-/// the replica that ran stay as they were. Method: a working guest; its counter tells which point it is. The controller is
-/// killed when the replica was stopped, and when the other point was named.
+/// the replica that ran stay as they were; a point that is damaged is refused, and the replica runs on. Method: a working
+/// guest; its counter tells which point it is. Half of the newest pack is overwritten. The controller is killed when the images
+/// were made, when the replica was stopped, and when the other point was named.
 #[test]
 fn a_failover_is_taken_to_an_older_point_and_what_the_replica_did_is_kept_aside() -> Result<()> {
     let rig = Rig::new("undo")?;
@@ -44,20 +45,42 @@ fn a_failover_is_taken_to_an_older_point_and_what_the_replica_did_is_kept_aside(
     ensure!(!unasked.status.success() && unasked.stderr.contains("SET ASIDE"), "{unasked:?}");
     replica.wait_for_state("running", SOON)?;
 
-    for step in ["undo.stopped", "undo.named"] {
+    let pack = controller.newest_pack()?;
+    let whole = fs::read(&pack)?;
+    let half = whole.len() / 2;
+    fs::write(&pack, [&whole[..half], &vec![0; whole.len() - half]].concat())?;
+    let damaged = controller.cli(&["undo", "web", "--point", "latest", "--yes"])?;
+    ensure!(
+        !damaged.status.success()
+            && damaged.stderr.contains("nothing was changed")
+            && damaged.stderr.contains("--point OTHER"),
+        "{damaged:?}"
+    );
+    replica.wait_for_state("running", SOON)?;
+    ensure!(b.virsh(["domblklist", "web"])? == disks, "it runs on what it ran on");
+    fs::write(&pack, whole)?;
+
+    for step in ["undo.staged", "undo.stopped", "undo.named"] {
         controller.stop()?;
         controller.env = killed_at(step);
         controller.start()?;
         let broken = controller.cli(&["undo", "web", "--point", &id(&older), "--yes"])?;
         ensure!(!broken.status.success(), "{step}: {broken:?}");
         controller.kill9()?;
-        ensure!(replica.state()? == "shut off", "{step}: {}", replica.state()?);
+        let stands = if step == "undo.staged" { "running" } else { "shut off" };
+        replica.wait_for_state(stands, SOON).with_context(|| step.to_owned())?;
         controller.env = Vec::new();
         controller.start()?;
     }
     fs::write(&console, "").context("forgetting what it said before")?;
     let report = controller.json(&["undo", "web", "--point", &id(&older), "--yes"])?;
     ensure!(report["point"] == older["point"] && report["resumed"] == true, "{report}");
+    let audited = controller.json(&["report", "web"])?;
+    let told = audited["subjects"][0]["failovers"].as_array().context("failovers")?;
+    let kinds: Vec<_> = told.iter().map(|of| (&of["what"], &of["outcome"], &of["resumed"])).collect();
+    let ran = |what| (what, &Value::from("ran"), &Value::from(true));
+    ensure!(kinds == [ran(&"emergency".into()), ran(&"undo".into())], "{audited:#}");
+    ensure!(told.iter().all(|of| of["rto_ms"].as_u64() > Some(0)), "{told:#?}");
     replica.wait(SOON, "the replica to report", |_| true)?;
     let first = replica.console().reports().remove(0);
     ensure!(first.tick <= then.tick + 2 && first.tick < newest.tick, "{first:?}, {then:?}, {newest:?}");

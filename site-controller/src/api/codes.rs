@@ -11,6 +11,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("busy", "somebody else is at it just now; ask again"),
     ("called-off", "a planned failover was called off; the sources go on"),
     ("conflict", "it makes sense, but not as things stand"),
+    ("damaged", "the point can't be restored; nothing was changed"),
     ("disks", "the disks that were named can't be taken in"),
     ("forbidden", "the caller's role does not allow it"),
     ("handover", "the VM can't be handed over as things stand"),

@@ -82,6 +82,8 @@ pub(super) fn failover_error(error: &FailoverError) -> ApiError {
         | FailoverError::TooLate { .. }
         | FailoverError::NotBegun
         | FailoverError::DoneBefore { .. } => ApiError::conflict("conflict", message),
+        FailoverError::PointDamaged { .. } => ApiError::conflict("damaged", message)
+            .with_hint("take another point: `lifeboat undo NAME --point OTHER`; `lifeboat verify` shows which ones are whole"),
         FailoverError::Preflight(_) => ApiError::conflict("preflight", message)
             .with_hint("nothing was changed; mend this and run the failover again"),
         FailoverError::Restore(_) | FailoverError::Image(ImageError::Restore(_)) => {

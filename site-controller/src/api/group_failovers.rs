@@ -2,6 +2,7 @@
 
 use super::{
     audit::Outcome,
+    failovers::failover_error,
     groups::{book_error, point_error},
     site::{Site, catalog_error, watched},
     types::{GroupFailoverPreview, GroupFailoverRequest},
@@ -11,6 +12,7 @@ use crate::{
     failover::{
         group::{GroupError, GroupReport, world::WholePoint},
         progress::{Progress, Watcher},
+        runbook::FailoverError,
     },
     group::{Group, coordinator::new_cut, points::GroupPoint},
 };
@@ -116,10 +118,13 @@ pub(super) fn group_error(error: &GroupError) -> ApiError {
         GroupError::NoPoint(_) => ApiError::not_found("no-point", message),
         GroupError::CalledOff { .. } => ApiError::conflict("called-off", message),
         GroupError::Busy => ApiError::conflict("busy", message),
-        GroupError::Committed | GroupError::Unfinished | GroupError::DoneBefore(_) => {
+        GroupError::Committed | GroupError::Unfinished(_) | GroupError::DoneBefore(_) => {
             ApiError::conflict("conflict", message)
         }
         GroupError::Cut(_) | GroupError::Script(_) => ApiError::conflict("not-possible", message),
+        GroupError::Vm(error) if matches!(**error, FailoverError::PointDamaged { .. }) => {
+            failover_error(error)
+        }
         GroupError::Vm(_) | GroupError::Journal(_) | GroupError::Incomplete { .. } => {
             ApiError::internal(message)
                 .with_hint("run the same command again: it goes on from the last step that was completed")

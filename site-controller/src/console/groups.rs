@@ -137,6 +137,9 @@ pub fn failover(report: &GroupReport) -> String {
         if let Some(why) = &member.cold_boot {
             let _ = writeln!(out, "    BOOTED COLD, its memory is lost: {why}");
         }
+        if let (None, Some(why)) = (&member.cold_boot, member.refused.last()) {
+            let _ = writeln!(out, "    resumed when tried once more; it had been refused: {why}");
+        }
         for step in &member.after_resume {
             let _ = writeln!(out, "    {step}");
         }

@@ -305,6 +305,9 @@ pub fn failover(report: &FailoverReport) -> String {
     if let Some(why) = &report.cold_boot {
         let _ = writeln!(out, "  BOOTED COLD, its memory is lost: {why}");
     }
+    if let (None, Some(why)) = (&report.cold_boot, report.refused.last()) {
+        let _ = writeln!(out, "  resumed when tried once more; it had been refused: {why}");
+    }
     for step in &report.after_resume {
         let _ = writeln!(out, "  {step}");
     }

@@ -39,6 +39,25 @@ pub struct Aside {
     pub until: UnixMs,
 }
 
+/// A replica that ran until an undo took the failover to another point.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Earlier {
+    pub point: PointId,
+    pub cut_at: UnixMs,
+    pub started_at: UnixMs,
+    pub running_at: UnixMs,
+    pub resumed: bool,
+    pub cold_boot: Option<String>,
+}
+
+/// Images of another point, complete in the folder of the next attempt while the replica runs on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Staged {
+    pub point: PointId,
+    /// They are removed then, if nobody has gone on from them.
+    pub until: UnixMs,
+}
+
 /// What its runbook says of how a replica goes on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default)]
@@ -89,6 +108,12 @@ pub struct Record {
     /// Disks of replicas that an undo has replaced.
     #[serde(default)]
     pub aside: Vec<Aside>,
+    /// What an undo is about to go on from.
+    #[serde(default)]
+    pub staged: Option<Staged>,
+    /// What ran before each undo, oldest first.
+    #[serde(default)]
+    pub earlier: Vec<Earlier>,
     /// `fence_command` has ended the source, where there is one, or was to be skipped.
     #[serde(default)]
     pub source_stopped: bool,
@@ -97,9 +122,12 @@ pub struct Record {
     /// Why the replica was booted from the point's disks although the point holds memory.
     #[serde(default)]
     pub cold_boot: Option<String>,
+    /// What was said each time that the resume was refused.
+    #[serde(default)]
+    pub refused: Vec<String>,
     #[serde(default)]
     pub manner: Manner,
-    /// The replica ran for a moment before its resume was given up: it may have been heard.
+    /// A replica ran, before its resume was given up or an undo: it may have been heard.
     #[serde(default)]
     pub has_run: bool,
     /// What was done for the resumed replica.
@@ -129,9 +157,12 @@ impl Record {
             disks_done: Vec::new(),
             restored: false,
             aside: Vec::new(),
+            staged: None,
+            earlier: Vec::new(),
             source_stopped: false,
             last_error: None,
             cold_boot: None,
+            refused: Vec::new(),
             manner: Manner::default(),
             has_run: false,
             after_resume: Vec::new(),
@@ -215,6 +246,28 @@ impl Journal {
         moved.map_err(|source| JournalError::Disk { path: from, source })
     }
 
+    /// The records of a VM's failovers that are over, oldest first. One that can't be read is left out, and said.
+    pub fn closed(&self, vm: VmId) -> Result<Vec<Record>, JournalError> {
+        let dir = self.dir.join(CLOSED);
+        let entries = match fs::read_dir(&dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(source) => return Err(JournalError::Disk { path: dir, source }),
+        };
+        let (mut found, own) = (Vec::new(), format!("{vm}-"));
+        for entry in entries.flatten().filter(|entry| entry.file_name().to_string_lossy().starts_with(&own)) {
+            let read = fs::read(entry.path()).and_then(|bytes| Ok(serde_json::from_slice::<Record>(&bytes)?));
+            match read {
+                Ok(record) => found.push(record),
+                Err(error) => {
+                    tracing::warn!(path = %entry.path().display(), %error, "a closed failover can't be read");
+                }
+            }
+        }
+        found.sort_by_key(|record| record.generation);
+        Ok(found)
+    }
+
     pub fn path(&self, vm: VmId) -> PathBuf {
         self.dir.join(format!("{vm}.json"))
     }
@@ -258,9 +311,12 @@ pub(crate) mod tests {
             disks_done: vec!["vda".into()],
             restored: false,
             aside: Vec::new(),
+            staged: None,
+            earlier: Vec::new(),
             source_stopped: false,
             last_error: None,
             cold_boot: None,
+            refused: Vec::new(),
             manner: Manner::default(),
             has_run: false,
             after_resume: Vec::new(),
@@ -280,6 +336,7 @@ pub(crate) mod tests {
         journal.close(vm).unwrap();
         assert_eq!(journal.load(vm).unwrap(), None);
         assert!(dir.path().join(format!("failovers/closed/{vm}-2.json")).exists(), "it is kept");
+        assert_eq!(journal.closed(vm).unwrap(), [record.clone()]);
         journal.close(vm).unwrap();
         fs::write(journal.path(vm), "{\"version\":").unwrap();
         assert!(journal.load(vm).unwrap_err().to_string().contains("move it away"));

@@ -48,6 +48,9 @@ pub struct FailoverReport {
     /// Why it was booted although the point holds memory.
     #[serde(default)]
     pub cold_boot: Option<String>,
+    /// What was said each time that the resume was refused; after the first it is tried once more.
+    #[serde(default)]
+    pub refused: Vec<String>,
     /// What was done for the resumed replica, and what was not.
     #[serde(default)]
     pub after_resume: Vec<Afterwards>,
@@ -71,6 +74,7 @@ impl FailoverReport {
             resumed: record.resumes,
             already_done,
             cold_boot: record.cold_boot.clone(),
+            refused: record.refused.clone(),
             after_resume: record.after_resume.clone(),
         }
     }

@@ -68,6 +68,17 @@ impl Replicas for Runbook {
         Ok(begins)
     }
 
+    async fn make_ready(
+        &self,
+        vm: VmId,
+        point: PointId,
+        window: Duration,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        let point = self.catalog.find(vm, &point.to_string()).await?;
+        Runbook::make_ready(self, &point, window, watcher).await
+    }
+
     async fn rewind(
         &self,
         vm: VmId,

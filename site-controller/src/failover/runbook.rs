@@ -90,10 +90,15 @@ pub enum FailoverError {
     DidNotRun { state: String },
     #[error("the replica {grief} right after its resume; see libvirt's log of it")]
     WentWrong { grief: &'static str },
+    #[error("the resume was refused {times} times, and no boot was to follow; the last time: {why}")]
+    StillRefused { times: usize, why: String },
     #[error("{0}")]
     Wait(String),
+    #[error("point {point} can't be restored, and nothing was changed: {why}")]
+    PointDamaged { point: PointId, why: String },
     #[error(
-        "the failover to point {begun} is not completed; run it again, and then take it to another point"
+        "the failover to point {begun} is not completed: `lifeboat failover --emergency` completes it; with `--point OTHER` it \
+         takes another, as long as no replica was started"
     )]
     Unfinished { begun: PointId },
     #[error("a failover can be taken to another point until its window is over; this one's was at {until}")]

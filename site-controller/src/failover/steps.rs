@@ -3,6 +3,7 @@
 //! failover may restore before it fences. Called by `runbook` for one VM, by `group` for several.
 
 use super::{
+    cold_boot::TRIES,
     images,
     journal::{Manner, Phase, Record},
     progress::Watcher,
@@ -49,7 +50,7 @@ impl Runbook {
         if !record.restored && record.phase < Phase::Restored {
             let reader = self.reader(record).await?;
             let begun = self.clock.now();
-            self.write_images(record, &reader, watcher).await?;
+            self.write_images(record, &reader, watcher, |record| Ok(self.journal.save(record)?)).await?;
             let ms = self.clock.now().0.saturating_sub(begun.0);
             tracing::info!(bytes = images::bytes_needed(&reader), ms, "disks and memory are restored");
             record.restored = true;
@@ -91,8 +92,13 @@ impl Runbook {
     pub(super) fn attempt_anew(&self, record: &mut Record) -> Result<(), FailoverError> {
         record.attempt += 1;
         record.phase = Phase::Fenced;
+        // An earlier command was left at these; this one has its own tries.
+        if record.resumes && record.refused.len() >= TRIES {
+            record.refused.clear();
+        }
         record.disks_done.clear();
         record.restored = false;
+        record.staged = None;
         Ok(self.journal.save(record)?)
     }
 
@@ -100,11 +106,13 @@ impl Runbook {
         Ok(self.domain_state(vm).await?.is_some_and(DomainState::is_active))
     }
 
-    async fn write_images(
+    /// `note` is called with each disk that is complete.
+    pub(super) async fn write_images(
         &self,
         record: &mut Record,
         reader: &Reader,
         watcher: &Watcher,
+        note: impl Fn(&Record) -> Result<(), FailoverError>,
     ) -> Result<(), FailoverError> {
         let dir = self.attempt_dir(record);
         std::fs::create_dir_all(&dir).map_err(|source| FailoverError::File { path: dir.clone(), source })?;
@@ -116,7 +124,7 @@ impl Runbook {
             watcher.step(format!("restoring disk {target}"));
             images::write_disk(reader, target, path, watcher).await?;
             record.disks_done.push(target.clone());
-            self.journal.save(record)?;
+            note(record)?;
             fault::point("failover.disk");
         }
         let meta = &reader.plan().manifest.meta;

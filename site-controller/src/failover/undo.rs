@@ -1,18 +1,26 @@
 //! Taking a completed failover to another point, within a window: the replica is set aside, and the VM goes on from there.
-//! Promises: the replica's disks are kept until the window is over, and never written over; what an undo that was
-//! interrupted has not done yet is done when the failover, or the undo, is asked for again. What the replica did since it was
-//! started is on those disks alone; its memory is given up. Called by `api` for one VM, by `group` for several.
+//! Promises: the replica runs until the other point's images are complete, each byte of them checked: a point that is damaged
+//! changes nothing. The replica's disks are kept until the window is over, and never written over; what an undo that was
+//! interrupted has not done yet is done when the failover, or the undo, is asked for again; or it is taken to one more point.
+//! What the replica did since it was started is on those disks alone; its memory is given up. Called by `api` for one VM, by
+//! `group` for several.
 
 use super::{
-    journal::{Aside, Phase, Record},
+    images::ImageError,
+    journal::{Aside, Earlier, Phase, Record, Staged},
     preflight::{self, PreflightError},
     progress::{FailoverReport, Watcher},
     runbook::{FailoverError, Runbook},
     steps::blocking,
 };
-use crate::store::PointSummary;
-use lifeboat::{fault, hypervisor::libvirt::HypervisorError, id::VmId, units::UnixMs};
-use std::{io, time::Duration};
+use crate::{restore::RestoreError, store::PointSummary};
+use lifeboat::{
+    fault,
+    hypervisor::libvirt::HypervisorError,
+    id::{PointId, VmId},
+    units::UnixMs,
+};
+use std::{io, path::Path, time::Duration};
 
 /// For how long a failover of a VM that is in no group can be taken to another point.
 pub const WINDOW: Duration = Duration::from_secs(3600);
@@ -21,6 +29,18 @@ pub const WINDOW: Duration = Duration::from_secs(3600);
 pub fn open_until(record: &Record, window: Duration) -> Option<UnixMs> {
     let ran = record.running_at.filter(|_| record.phase == Phase::Running)?;
     Some(ran.after(window))
+}
+
+/// Whether anything is to be done to take it to `point`. An undo that did not come to its end, because its replica does not
+/// start, say, is not bound to its point: what ran before it is aside already.
+fn is_to_do(record: &Record, point: PointId, window: Duration, now: UnixMs) -> Result<bool, FailoverError> {
+    match open_until(record, window) {
+        Some(until) if until < now => Err(FailoverError::TooLate { until }),
+        Some(_) => Ok(true),
+        None if record.point == point => Ok(false),
+        None if record.has_run => Ok(true),
+        None => Err(FailoverError::Unfinished { begun: record.point }),
+    }
 }
 
 impl Runbook {
@@ -54,25 +74,10 @@ impl Runbook {
         let _claim = self.claim(vm)?;
         let mut record = self.journal.load(vm)?.ok_or(FailoverError::NotBegun)?;
         let now = self.clock.now();
-        match open_until(&record, window) {
-            None if record.point == point.point => return Ok(()),
-            None => return Err(FailoverError::Unfinished { begun: record.point }),
-            Some(until) if until < now => return Err(FailoverError::TooLate { until }),
-            Some(_) => {}
+        if !is_to_do(&record, point.point, window, now)? {
+            return Ok(());
         }
-        watcher.step("checking this site");
-        let (needs, bytes) = self.needs_of(point, record.manner.clone()).await?;
-        let (hypervisor, name, dir) =
-            (self.hypervisor.clone(), record.vm_name.clone(), self.replica_dir.clone());
-        blocking(move || {
-            let (_, problems) = preflight::problems(&hypervisor, vm, &name, &needs)?;
-            let in_the_way = |problem: &PreflightError| !matches!(problem, PreflightError::AlreadyRunning);
-            if let Some(problem) = problems.into_iter().find(in_the_way) {
-                return Err(problem.into());
-            }
-            Ok(preflight::room(&dir, bytes)?)
-        })
-        .await?;
+        self.stage(&mut record, point, window, watcher).await?;
         watcher.step("stopping the replica");
         let hypervisor = self.hypervisor.clone();
         blocking(move || match hypervisor.domain_by_uuid(vm) {
@@ -83,43 +88,165 @@ impl Runbook {
         .await?;
         fault::point("undo.stopped");
         record.aside.push(Aside { dir: self.attempt_dir(&record), until: now.after(window) });
-        (record.point, record.seq, record.cut_at) = (point.point, point.seq, point.cut_at);
-        (record.resumes, record.has_run, record.cold_boot) = (point.has_memory, true, None);
-        record.after_resume.clear();
+        record = next_from(&record, point);
         (record.started_at, record.running_at) = (now, None);
-        // Another attempt; this saves it all.
-        self.attempt_anew(&mut record)?;
+        // What was staged is this attempt's.
+        record.restored = true;
+        self.journal.save(&record)?;
         fault::point("undo.named");
         Ok(())
+    }
+
+    /// Whether it can be taken to this point: the images are made, in the folder of the attempt to come. Nothing that anybody
+    /// would notice is changed.
+    pub async fn make_ready(
+        &self,
+        point: &PointSummary,
+        window: Duration,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        let _claim = self.claim(point.vm)?;
+        let mut record = self.journal.load(point.vm)?.ok_or(FailoverError::NotBegun)?;
+        if is_to_do(&record, point.point, window, self.clock.now())? {
+            self.stage(&mut record, point, window, watcher).await?;
+        }
+        Ok(())
+    }
+
+    async fn stage(
+        &self,
+        record: &mut Record,
+        point: &PointSummary,
+        window: Duration,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        let mut next = next_from(record, point);
+        let dir = self.attempt_dir(&next);
+        if record.staged.as_ref().is_some_and(|staged| staged.point == point.point) && dir.exists() {
+            return Ok(());
+        }
+        watcher.step("checking this site");
+        record.staged = None;
+        self.journal.save(record)?;
+        // Of an undo that was interrupted, or another point's: nothing has run on them.
+        remove_dir(&dir)?;
+        self.fits(point, record, watcher).await?;
+        let written = match self.reader(&next).await {
+            Ok(reader) => self.write_images(&mut next, &reader, watcher, |_| Ok(())).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = written {
+            remove_dir(&dir)?;
+            return Err(if_damaged(error, point.point));
+        }
+        fault::point("undo.staged");
+        record.staged = Some(Staged { point: point.point, until: self.clock.now().after(window) });
+        Ok(self.journal.save(record)?)
+    }
+
+    /// Whether this site has what the replica needs, besides what the one that runs has now.
+    async fn fits(
+        &self,
+        point: &PointSummary,
+        record: &Record,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        watcher.step("checking the point");
+        let needs = self.needs_of(point, record.manner.clone()).await;
+        let (needs, bytes) = needs.map_err(|error| if_damaged(error, point.point))?;
+        let (hypervisor, vm, name, dir) =
+            (self.hypervisor.clone(), record.vm, record.vm_name.clone(), self.replica_dir.clone());
+        blocking(move || {
+            let (_, problems) = preflight::problems(&hypervisor, vm, &name, &needs)?;
+            let in_the_way = |problem: &PreflightError| !matches!(problem, PreflightError::AlreadyRunning);
+            if let Some(problem) = problems.into_iter().find(in_the_way) {
+                return Err(problem.into());
+            }
+            Ok(preflight::room(&dir, bytes)?)
+        })
+        .await
     }
 
     /// Removes what was set aside and whose window is over. For a task of its own.
     pub async fn tidy_aside(&self) -> Result<(), FailoverError> {
         for vm in self.journal.vms()? {
-            if self.journal.load(vm)?.is_none_or(|record| record.aside.is_empty()) {
+            let left = |record: &Record| !record.aside.is_empty() || record.staged.is_some();
+            if !self.journal.load(vm)?.as_ref().is_some_and(left) {
                 continue;
             }
             // A failover that is under way is looked at the next time.
             let Ok(_claim) = self.claim(vm) else { continue };
             let Some(mut record) = self.journal.load(vm)? else { continue };
             let now = self.clock.now();
-            let (gone, kept): (Vec<_>, Vec<_>) = record.aside.drain(..).partition(|aside| aside.until < now);
+            let (mut gone, kept): (Vec<_>, Vec<_>) =
+                record.aside.drain(..).partition(|aside| aside.until < now);
+            if let Some(staged) = record.staged.take_if(|staged| staged.until < now) {
+                let dir = self.attempt_dir(&Record { attempt: record.attempt + 1, ..record.clone() });
+                gone.push(Aside { dir, until: staged.until });
+            }
             if gone.is_empty() {
                 continue;
             }
             for Aside { dir, .. } in gone {
                 tracing::info!(%vm, dir = %dir.display(), "what an undo had set aside is removed");
-                match std::fs::remove_dir_all(&dir) {
-                    Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                        return Err(FailoverError::File { path: dir, source });
-                    }
-                    _ => {}
-                }
+                remove_dir(&dir)?;
             }
             record.aside = kept;
             self.journal.save(&record)?;
         }
         Ok(())
+    }
+}
+
+/// The attempt after this one, from another point.
+fn next_from(record: &Record, point: &PointSummary) -> Record {
+    let ran = record.running_at.filter(|_| record.phase == Phase::Running);
+    let ran = ran.map(|running_at| Earlier {
+        point: record.point,
+        cut_at: record.cut_at,
+        started_at: record.started_at,
+        running_at,
+        resumed: record.resumes,
+        cold_boot: record.cold_boot.clone(),
+    });
+    Record {
+        earlier: record.earlier.iter().cloned().chain(ran).collect(),
+        point: point.point,
+        seq: point.seq,
+        cut_at: point.cut_at,
+        resumes: point.has_memory,
+        phase: Phase::Fenced,
+        attempt: record.attempt + 1,
+        disks_done: Vec::new(),
+        restored: false,
+        staged: None,
+        cold_boot: None,
+        refused: Vec::new(),
+        has_run: true,
+        after_resume: Vec::new(),
+        ..record.clone()
+    }
+}
+
+fn if_damaged(error: FailoverError, point: PointId) -> FailoverError {
+    match &error {
+        FailoverError::Restore(restore) | FailoverError::Image(ImageError::Restore(restore)) => match restore
+        {
+            RestoreError::Broken { .. } | RestoreError::Damaged { .. } | RestoreError::NoImage(_) => {
+                FailoverError::PointDamaged { point, why: restore.to_string() }
+            }
+            RestoreError::TooLarge { .. } | RestoreError::Store(_) | RestoreError::File { .. } => error,
+        },
+        _ => error,
+    }
+}
+
+fn remove_dir(dir: &Path) -> Result<(), FailoverError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FailoverError::File { path: dir.into(), source })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -137,5 +264,38 @@ mod tests {
         record.phase = Phase::Running;
         record.running_at = Some(UnixMs(1000));
         assert_eq!(open_until(&record, Duration::from_secs(2)), Some(UnixMs(3000)));
+    }
+
+    #[test]
+    fn an_undo_that_did_not_come_to_its_end_is_not_bound_to_its_point_and_a_first_failover_is_told_what_to_do()
+     {
+        let (own, other) = (record().point, PointId::from_bytes([9; 16]));
+        let of = |record: &Record, point| is_to_do(record, point, WINDOW, UnixMs(5));
+        let first = record();
+        assert!(!of(&first, own).unwrap(), "it goes on");
+        let refused = of(&first, other).unwrap_err().to_string();
+        assert!(
+            refused.contains("lifeboat failover --emergency") && refused.contains("--point"),
+            "{refused}"
+        );
+        let undone = Record { has_run: true, phase: Phase::Starting, ..record() };
+        assert!(of(&undone, other).unwrap() && !of(&undone, own).unwrap());
+        let ran = Record { phase: Phase::Running, running_at: Some(UnixMs(4)), ..record() };
+        assert!(of(&ran, own).unwrap() && of(&ran, other).unwrap());
+        assert!(matches!(
+            is_to_do(&ran, other, Duration::ZERO, UnixMs(5)),
+            Err(FailoverError::TooLate { until: UnixMs(4) })
+        ));
+    }
+
+    #[test]
+    fn a_point_that_is_damaged_is_told_from_a_disk_that_fails_here() {
+        let point = PointId::from_bytes([9; 16]);
+        let of = crate::store::PointRef { point, seq: lifeboat::units::Seq(3) };
+        let damaged = if_damaged(RestoreError::Broken { point: of, what: "a hole".into() }.into(), point);
+        assert!(matches!(&damaged, FailoverError::PointDamaged { why, .. } if why.contains("a hole")));
+        let source = io::Error::from(io::ErrorKind::StorageFull);
+        let full = RestoreError::File { path: "/x".into(), step: "writing", source };
+        assert!(matches!(if_damaged(full.into(), point), FailoverError::Restore(RestoreError::File { .. })));
     }
 }

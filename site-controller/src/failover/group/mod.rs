@@ -67,8 +67,10 @@ pub enum GroupError {
         "a planned failover of this group is committed and not finished; run it again with --planned, or wait"
     )]
     Committed,
-    #[error("the failover of this group is not completed; run it again, and then take it to another point")]
-    Unfinished,
+    #[error(
+        "the failover of group `{0}` is not completed; `lifeboat failover {0}` completes it, and then `lifeboat undo {0}` works"
+    )]
+    Unfinished(String),
     #[error("this group was failed over to this site already, at {0}")]
     DoneBefore(UnixMs),
 }
@@ -141,15 +143,19 @@ impl Groups {
             }
             Some(record) if record.phase == Phase::Committed => record,
             before => {
-                let mut record = GroupRecord::new(Kind::Emergency, group, self.clock.now());
+                let now = self.clock.now();
+                let mut record = GroupRecord::after(before.as_ref(), Kind::Emergency, group, now);
                 // Whoever still stands for a planned one that was called off is told in the end that it is off for good.
-                record.cut = before.filter(|before| !before.is_over()).and_then(|before| before.cut);
+                record.cut = before.as_ref().filter(|before| !before.is_over()).and_then(|before| before.cut);
                 record.skip_fence_command = skip_command;
                 self.name(&mut record, point)?;
                 if let Err(refused) = self.prepare(&record, watcher).await {
                     // Nothing was begun: whatever is tried next is tried afresh.
                     if record.cut.is_none() {
-                        self.journal.remove_group(record.group.id)?;
+                        match before.filter(GroupRecord::is_over) {
+                            Some(before) => self.journal.save_group(&before)?,
+                            None => self.journal.remove_group(record.group.id)?,
+                        }
                     }
                     return Err(refused);
                 }
@@ -178,7 +184,7 @@ impl Groups {
             Some(mut record) if !record.is_over() => {
                 return Err(self.call_off(&mut record, "it was interrupted".into()).await?);
             }
-            _ => GroupRecord::new(Kind::Planned, group, self.clock.now()),
+            before => GroupRecord::after(before.as_ref(), Kind::Planned, group, self.clock.now()),
         };
         record.cut = Some(cut);
         self.journal.save_group(&record)?;

@@ -61,6 +61,19 @@ pub struct Part {
     pub hold_ended: bool,
 }
 
+/// How an earlier failover of the group, or what an undo has replaced, ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Earlier {
+    pub kind: Kind,
+    pub undone: bool,
+    pub cut_at: Option<UnixMs>,
+    pub started_at: UnixMs,
+    /// `None`: it was called off, or not completed.
+    pub running_at: Option<UnixMs>,
+    pub warnings: Vec<String>,
+    pub last_error: Option<String>,
+}
+
 /// One failover of one group.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupRecord {
@@ -79,6 +92,9 @@ pub struct GroupRecord {
     /// Replicas that ran are to be taken to the point that is named: seconds for which they are kept aside.
     #[serde(default)]
     pub rewinds: Option<u64>,
+    /// It is an undo: the replicas ran before, and what did is aside.
+    #[serde(default)]
+    pub undone: bool,
     /// The sources are known to be off: the site's `fence_command` is not run.
     #[serde(default)]
     pub skip_fence_command: bool,
@@ -88,6 +104,9 @@ pub struct GroupRecord {
     pub warnings: Vec<String>,
     /// Why it was called off, or does not go on.
     pub last_error: Option<String>,
+    /// Oldest first.
+    #[serde(default)]
+    pub earlier: Vec<Earlier>,
 }
 
 impl GroupRecord {
@@ -111,11 +130,13 @@ impl GroupRecord {
             before_done: false,
             after_done: false,
             rewinds: None,
+            undone: false,
             skip_fence_command: false,
             started_at: now,
             running_at: None,
             warnings: Vec::new(),
             last_error: None,
+            earlier: Vec::new(),
             group,
         }
     }
@@ -127,12 +148,36 @@ impl GroupRecord {
         }
     }
 
+    /// A new one, which remembers the one before it.
+    pub fn after(before: Option<&Self>, kind: Kind, group: Group, now: UnixMs) -> Self {
+        Self { earlier: before.map(Self::history).unwrap_or_default(), ..Self::new(kind, group, now) }
+    }
+
+    /// What is remembered of it, and of those before it, by the next one.
+    pub fn history(&self) -> Vec<Earlier> {
+        let own = Earlier {
+            kind: self.kind,
+            undone: self.undone,
+            cut_at: self.cut_at,
+            started_at: self.started_at,
+            running_at: self.running_at,
+            warnings: self.warnings.clone(),
+            last_error: self.last_error.clone(),
+        };
+        let mut all: Vec<_> = self.earlier.iter().cloned().chain([own]).collect();
+        all.drain(..all.len().saturating_sub(EARLIER_MAX));
+        all
+    }
+
     /// Nothing is left to be done.
     pub fn is_over(&self) -> bool {
         let source_held = self.cut.is_some() && !self.parts.iter().all(|part| part.hold_ended);
         matches!(self.phase, Phase::CalledOff | Phase::Done) && !source_held
     }
 }
+
+/// More are not remembered.
+const EARLIER_MAX: usize = 100;
 
 impl Journal {
     pub fn load_group(&self, id: GroupId) -> Result<Option<GroupRecord>, JournalError> {

@@ -15,6 +15,8 @@ use lifeboat::{
 };
 use std::collections::BTreeMap;
 
+mod undo;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
     Runs,
@@ -42,6 +44,8 @@ struct Tables {
     /// A start goes on once as many are under way.
     meet: Option<Arc<tokio::sync::Barrier>>,
     prepare_fails: BTreeSet<VmId>,
+    /// Members whose point can't be read.
+    is_damaged: BTreeSet<VmId>,
     /// Replicas that there is room for.
     room_for: Option<usize>,
     cut_fails: bool,
@@ -93,6 +97,13 @@ impl Replicas for World {
                 return Err(FailoverError::Wait("it can't work".into()));
             }
             Ok(tables.prepared.insert(vm))
+        })
+    }
+    async fn make_ready(&self, vm: VmId, _: PointId, _: Duration, _: &Watcher) -> Result<(), FailoverError> {
+        self.call(|tables| {
+            let point = PointId::from_bytes([7; 16]);
+            let damaged = FailoverError::PointDamaged { point, why: "a hole".into() };
+            if tables.is_damaged.contains(&vm) { Err(damaged) } else { Ok(()) }
         })
     }
     async fn rewind(&self, vm: VmId, _: PointId, _: Duration, _: &Watcher) -> Result<(), FailoverError> {
@@ -149,6 +160,7 @@ impl Replicas for World {
                 resumed: true,
                 already_done: false,
                 cold_boot: None,
+                refused: Vec::new(),
                 after_resume: Vec::new(),
             })
         })
@@ -435,46 +447,4 @@ async fn an_emergency_that_can_t_be_done_for_one_member_is_begun_for_none_and_st
     world.0.lock().unwrap().room_for = None;
     groups.planned(shop(), CUT, &Watcher::nobody()).await.unwrap();
     assert!(one_site(&world));
-}
-
-#[tokio::test]
-async fn an_undo_takes_every_member_to_the_other_point_once_wherever_the_controller_dies() {
-    let window = Duration::from_secs(60);
-    let older = || WholePoint { cut: CutId::from_bytes([8; 16]), cut_at: UnixMs(1), ..point(&shop(), CUT) };
-    let mut calls = 100;
-    for at in 1.. {
-        if at > calls {
-            break;
-        }
-        let dir = tempfile::tempdir().unwrap();
-        let world = world();
-        let groups = controller(&world, dir.path());
-        groups.planned(shop(), CUT, &Watcher::nobody()).await.unwrap();
-        let before = {
-            let mut tables = world.0.lock().unwrap();
-            tables.dies_at = Some((tables.calls + at, at % 2 == 0));
-            tables.calls
-        };
-        let task =
-            tokio::spawn(async move { groups.undo(shop().id, &older(), window, &Watcher::nobody()).await });
-        let first = task.await;
-        if first.is_ok() {
-            calls = world.0.lock().unwrap_or_else(PoisonError::into_inner).calls - before;
-        }
-        world.0.lock().unwrap_or_else(PoisonError::into_inner).dies_at = None;
-        // Typed again, or taken up by the next start: whatever comes first.
-        let groups = controller(&world, dir.path());
-        let _ = groups.take_up(shop().id, &Watcher::nobody()).await;
-        let _ = groups.undo(shop().id, &older(), window, &Watcher::nobody()).await;
-        assert!(one_site(&world), "died at call {at}");
-        let record = groups.journal.load_group(shop().id).unwrap().unwrap();
-        assert_eq!(
-            (record.cut_at, record.rewinds, record.is_over()),
-            (Some(UnixMs(1)), None, true),
-            "call {at}"
-        );
-        let tables = world.0.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(tables.rewound.values().all(|times| *times >= 1) && tables.rewound.len() == 3, "call {at}");
-    }
-    assert!(calls > 8, "{calls}");
 }

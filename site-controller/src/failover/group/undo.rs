@@ -1,5 +1,6 @@
 //! Taking a group's completed failover to another point of the group.
-//! Promises: all members go to it, or the failover stays unfinished until they have: what is to be done is in the record
+//! Promises: no replica is stopped before the images of all members are complete, so that a point that is damaged changes
+//! nothing. Then all members go to it, or the failover stays unfinished until they have: what is to be done is in the record
 //! before the first replica is stopped. Called by `api`.
 
 use super::{
@@ -27,14 +28,17 @@ impl Groups {
             // It was interrupted.
             return self.forward(&mut record, watcher).await;
         }
-        if !matches!(record.phase, Phase::Running | Phase::Done) {
-            return Err(GroupError::Unfinished);
-        }
         let now = self.clock.now();
-        let ran = record.running_at.unwrap_or_default();
-        let until = ran.after(window);
-        if until < now {
-            return Err(FailoverError::TooLate { until }.into());
+        let other_of_undo = record.phase == Phase::Committed && record.undone;
+        if !other_of_undo {
+            if !matches!(record.phase, Phase::Running | Phase::Done) {
+                return Err(GroupError::Unfinished(record.group.spec.name));
+            }
+            let ran = record.running_at.unwrap_or_default();
+            let until = ran.after(window);
+            if until < now {
+                return Err(FailoverError::TooLate { until }.into());
+            }
         }
         for part in &mut record.parts {
             let found = point.members.iter().find(|(vm, _)| *vm == part.vm);
@@ -42,10 +46,19 @@ impl Groups {
         }
         let points: Vec<_> = record.parts.iter().filter_map(|part| Some((part.vm, part.point?))).collect();
         self.replicas.room_for(&points).await?;
+        for part in &record.parts {
+            if let Some(point) = part.point {
+                self.replicas.make_ready(part.vm, point, window, &watcher.of(&part.name)).await?;
+            }
+        }
+        fault::point("undo.ready");
+        if !other_of_undo {
+            record.earlier = record.history();
+        }
         (record.cut_at, record.kind) = (Some(point.cut_at), Kind::Emergency);
         (record.started_at, record.running_at) = (now, None);
         (record.before_done, record.after_done) = (false, false);
-        record.rewinds = Some(window.as_secs());
+        (record.rewinds, record.undone) = (Some(window.as_secs()), true);
         self.enter(&mut record, Phase::Committed)?;
         fault::point("undo.committed");
         self.forward(&mut record, watcher).await

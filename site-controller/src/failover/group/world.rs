@@ -41,6 +41,14 @@ pub trait Replicas: Send + Sync {
         manner: Manner,
         watcher: &Watcher,
     ) -> Result<bool, FailoverError>;
+    /// Makes the images of another point beside the replica that runs. Nothing that anybody would notice is changed.
+    async fn make_ready(
+        &self,
+        vm: VmId,
+        point: PointId,
+        window: Duration,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError>;
     /// Stops a replica that ran, sets it aside, and names another point; nothing where that was done before.
     async fn rewind(
         &self,
