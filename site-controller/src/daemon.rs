@@ -121,6 +121,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let readiness = Arc::new(Watch::new(Judge {
         runbook: runbook.clone(),
         coordinator: coordinator.clone(),
+        driller: driller.clone(),
         reserve: config.reserve.0,
         certificate_expires,
     }));

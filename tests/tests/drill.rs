@@ -6,7 +6,7 @@ use rig::{
     Console, DiskFormat, Rig, Site, eventually,
     product::{Agent, Controller, killed_at, small},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -119,6 +119,7 @@ fn a_drill_shows_that_a_group_would_go_on_and_changes_nothing() -> Result<()> {
     ensure!(screen.len() > 100, "the picture has {} bytes", screen.len());
     let shown = controller.json(&["group", "show", "shop"])?;
     ensure!(shown["last_drill"]["id"] == kept["id"] && shown["last_drill"]["passed"] == true, "{shown:#}");
+    reported(&controller, &b, &text(&kept["id"]))?;
 
     apply(&controller, a.folder(), &format!("{SHOP}[group.drill]\nevery = \"10s\"\n"))?;
     eventually(SOON, "a drill that began by itself", || {
@@ -126,6 +127,31 @@ fn a_drill_shows_that_a_group_would_go_on_and_changes_nothing() -> Result<()> {
         let all = all.as_array().context("drills")?;
         Ok(all.iter().any(|drill| drill["scheduled"] == true && drill["passed"] == true).then_some(()))
     })
+}
+
+/// The auditor's report of the group, as it is printed and as it is written, has what was seen.
+fn reported(controller: &Controller, site: &Site, drill: &str) -> Result<()> {
+    let out = site.folder().join("audit");
+    let asked = ["report", "shop", "--since", "1h", "--out", &out.display().to_string()];
+    let report = controller.json(&asked)?;
+    let subjects = report["subjects"].as_array().context("subjects")?;
+    ensure!(subjects.len() == 3 && subjects[0]["is_group"] == true, "{report:#}");
+    for subject in subjects {
+        let number = |path: &str| subject.pointer(path).and_then(Value::as_f64).context(path.to_owned());
+        ensure!(number("/target_ms")? == 1000.0 && number("/points/memory")? >= 4.0, "{subject:#}");
+        ensure!(number("/rpo/known_ms")? > 0.0 && number("/rpo/p50_ms")? > 0.0, "{subject:#}");
+        ensure!(number("/rpo/p50_ms")? <= number("/rpo/longest_ms")?, "{subject:#}");
+        ensure!((0.0..=100.0).contains(&number("/rpo/within_percent")?), "{subject:#}");
+        ensure!(subject["drills"][0]["id"] == drill && subject["failovers"] == json!([]), "{subject:#}");
+    }
+    let last_drill = |finding: &Value| finding["code"] == "drill" && finding["weight"] == "note";
+    let findings = subjects[0]["readiness"]["findings"].as_array().context("findings")?;
+    ensure!(findings.iter().any(last_drill), "{findings:#?}");
+    let written: Value = serde_json::from_str(&fs::read_to_string(out.join("lifeboat-report.json"))?)?;
+    ensure!(written == report);
+    let page = fs::read_to_string(out.join("lifeboat-report.html"))?;
+    ensure!(page.contains(drill) && page.ends_with("</html>\n") && !page.contains("<script"), "{page}");
+    Ok(())
 }
 
 /// Goal: a drill whose controller dies leaves nothing, wherever that was, and the next one passes. Method: it is killed at

@@ -84,7 +84,7 @@ const SITE: &[&[&str]] = &[
     &["group"],
     &["failover"],
     &["retention", "seed", "readiness", "drill"],
-    &["handover"],
+    &["handover", "report"],
     &["api"],
     &["console"],
     &["daemon"],

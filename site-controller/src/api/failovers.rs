@@ -5,11 +5,14 @@ use super::{
     site::{Site, catalog_error, watched},
     types::{FailoverPreview, FailoverRequest},
 };
-use crate::failover::{
-    images::ImageError,
-    journal::{Manner, Phase},
-    progress::Progress,
-    runbook::{FailoverError, LATEST, Request},
+use crate::{
+    catalog::CatalogError,
+    failover::{
+        images::ImageError,
+        journal::{Manner, Phase},
+        progress::Progress,
+        runbook::{FailoverError, LATEST, Request},
+    },
 };
 use axum::{Extension, Json, extract::State, response::Response};
 use lifeboat::{
@@ -74,6 +77,7 @@ async fn with_runbook(site: &Site, request: FailoverRequest) -> Request {
 pub(super) fn failover_error(error: &FailoverError) -> ApiError {
     let message = Words::of(error);
     match error {
+        FailoverError::Catalog(CatalogError::Damaged { .. }) => ApiError::conflict("damaged", message),
         FailoverError::Catalog(_) => ApiError::not_found("not-found", message),
         FailoverError::Busy
         | FailoverError::AnotherPoint { .. }

@@ -16,6 +16,7 @@ pub mod openapi;
 mod points;
 mod readiness;
 mod replicas;
+mod reports;
 pub mod role;
 pub mod routes;
 mod seeds;

@@ -6,7 +6,7 @@ use super::{
     gate::{self, Gate, Rule},
     group_failovers, groups, handovers,
     openapi::{self, Shape},
-    points, readiness, replicas,
+    points, readiness, replicas, reports,
     role::Role::{self, Admin, Operator, Viewer},
     seeds,
     site::Site,
@@ -14,8 +14,8 @@ use super::{
     types::{
         AuditList, AuditQuery, DrillRequest, FailoverPreview, FailoverRequest, GroupFailoverPreview,
         GroupFailoverRequest, GroupPointList, GroupRequest, GroupRow, InventoryList, PointList, PrunePreview,
-        PruneReport, Released, ReplicaList, SeedLine, SeedRequest, SiteStatus, TokenCreated, TokenRequest,
-        TokenRow, UndoPreview, UndoRequest, VerifyLine, VerifyRequest,
+        PruneReport, Released, ReplicaList, ReportQuery, SeedLine, SeedRequest, SiteStatus, TokenCreated,
+        TokenRequest, TokenRow, UndoPreview, UndoRequest, VerifyLine, VerifyRequest,
     },
     undos, verify,
 };
@@ -25,6 +25,7 @@ use crate::{
     group::Group,
     handover::{AcceptLine, Acceptance, Claim},
     readiness::Readiness,
+    report::Report,
 };
 use axum::{Router, handler::Handler, http::StatusCode, routing::MethodRouter};
 use lifeboat::local_api::ApiError;
@@ -51,6 +52,9 @@ fn looking() -> Vec<Route> {
             .gives::<Vec<Readiness>>("Whether failovers would work, of all groups and VMs"),
         get("/v1/readiness/{name}", Viewer, readiness::one)
             .gives::<Readiness>("Whether a failover of a group or VM would work"),
+        get("/v1/report", Viewer, reports::report)
+            .asks::<ReportQuery>()
+            .gives::<Report>("What an auditor asks: points, RPO attained, drills, failovers, readiness"),
         get("/v1/inventory", Viewer, groups::inventory).gives::<InventoryList>("The VMs of connected hosts"),
         get("/v1/vms/{vm}/points", Viewer, points::points).gives::<PointList>("The recovery points of a VM"),
         get("/v1/vms/{vm}/prune", Viewer, points::prune_preview)

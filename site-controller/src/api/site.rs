@@ -48,6 +48,7 @@ pub struct Site {
 pub(super) fn catalog_error(error: CatalogError) -> ApiError {
     match error {
         CatalogError::Store(error) => store_error(error),
+        damaged @ CatalogError::Damaged { .. } => ApiError::conflict("damaged", damaged.to_string()),
         other => ApiError::not_found("not-found", other.to_string()),
     }
 }

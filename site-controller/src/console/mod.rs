@@ -6,6 +6,7 @@ pub mod groups;
 pub mod handovers;
 pub mod readiness;
 pub mod replicas;
+pub mod report;
 pub mod seeds;
 pub mod tables;
 pub mod tokens;

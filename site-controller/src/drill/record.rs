@@ -183,6 +183,11 @@ impl DrillBook {
         self.known().values().rfind(|record| record.group == group).cloned()
     }
 
+    /// Those of a group, or of a VM by itself, oldest first.
+    pub fn of(&self, group: GroupId) -> Vec<DrillRecord> {
+        self.known().values().filter(|record| record.group == group).cloned().collect()
+    }
+
     /// Where a drill's evidence lies.
     pub fn folder(&self, id: &str) -> PathBuf {
         self.dir.join(id)

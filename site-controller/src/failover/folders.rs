@@ -34,7 +34,7 @@ pub enum Needed {
     },
     /// A failover that is under way, or was not taken back.
     Failover,
-    /// An undo set it aside; it is removed by itself then.
+    /// An undo set it aside, or has made it to go on from; it is removed by itself then.
     Undo {
         until: UnixMs,
     },
@@ -62,7 +62,10 @@ impl Runbook {
         let (hypervisor, root) = (self.hypervisor.clone(), self.replica_dir.clone());
         let mut records = BTreeMap::new();
         for vm in self.journal.vms()? {
-            records.extend(self.journal.load(vm)?.map(|record| (vm, record)));
+            records.extend(self.journal.load(vm)?.map(|mut record| {
+                record.aside.extend(self.staged_aside(&record));
+                (vm, record)
+            }));
         }
         let attempts: BTreeMap<VmId, PathBuf> =
             records.iter().map(|(vm, record)| (*vm, self.attempt_dir(record))).collect();

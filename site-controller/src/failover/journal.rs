@@ -336,7 +336,7 @@ pub(crate) mod tests {
         journal.close(vm).unwrap();
         assert_eq!(journal.load(vm).unwrap(), None);
         assert!(dir.path().join(format!("failovers/closed/{vm}-2.json")).exists(), "it is kept");
-        assert_eq!(journal.closed(vm).unwrap(), [record.clone()]);
+        assert_eq!(journal.closed(vm).unwrap(), std::slice::from_ref(&record));
         journal.close(vm).unwrap();
         fs::write(journal.path(vm), "{\"version\":").unwrap();
         assert!(journal.load(vm).unwrap_err().to_string().contains("move it away"));

@@ -167,6 +167,13 @@ impl Runbook {
         .await
     }
 
+    /// The images that an undo made and nobody has gone on from yet.
+    pub(super) fn staged_aside(&self, record: &Record) -> Option<Aside> {
+        let until = record.staged.as_ref()?.until;
+        let dir = self.attempt_dir(&Record { attempt: record.attempt + 1, ..record.clone() });
+        Some(Aside { dir, until })
+    }
+
     /// Removes what was set aside and whose window is over. For a task of its own.
     pub async fn tidy_aside(&self) -> Result<(), FailoverError> {
         for vm in self.journal.vms()? {
@@ -180,9 +187,9 @@ impl Runbook {
             let now = self.clock.now();
             let (mut gone, kept): (Vec<_>, Vec<_>) =
                 record.aside.drain(..).partition(|aside| aside.until < now);
-            if let Some(staged) = record.staged.take_if(|staged| staged.until < now) {
-                let dir = self.attempt_dir(&Record { attempt: record.attempt + 1, ..record.clone() });
-                gone.push(Aside { dir, until: staged.until });
+            if let Some(staged) = self.staged_aside(&record).filter(|aside| aside.until < now) {
+                record.staged = None;
+                gone.push(staged);
             }
             if gone.is_empty() {
                 continue;

@@ -1,9 +1,14 @@
 //! Looks at all that a failover of a group, or of a VM, depends on. Asks the store, libvirt and the agents' reports;
 //! changes nothing. Called by `watch`, and by `api` through it.
 
-use super::{FAILED_OVER, Finding, Readiness, UNDER_WAY, Verdict, Weight, rules};
+use super::{
+    FAILED_OVER, Finding, Readiness, UNDER_WAY, Verdict, Weight,
+    drills::{self, Tried},
+    rules,
+};
 use crate::{
     catalog::{CatalogError, PointSummary},
+    drill::Driller,
     failover::{
         journal::{Manner, Phase},
         preflight,
@@ -12,13 +17,19 @@ use crate::{
     },
     group::{Group, coordinator::Coordinator},
 };
-use lifeboat::{error::chain, id::VmId, units::UnixMs, wire::message::VmState};
+use lifeboat::{
+    error::chain,
+    id::{GroupId, VmId},
+    units::UnixMs,
+    wire::message::VmState,
+};
 use std::{sync::Arc, time::Duration};
 
 /// What it asks.
 pub struct Judge {
     pub runbook: Arc<Runbook>,
     pub coordinator: Arc<Coordinator>,
+    pub driller: Arc<Driller>,
     /// Free bytes below which the store takes no points.
     pub reserve: u64,
     pub certificate_expires: UnixMs,
@@ -98,6 +109,8 @@ impl Judge {
             }
             Some(at) => findings.extend(rules::rpo(None, self.age(at), group.spec.rpo())),
         }
+        let every = group.spec.drill.every.as_deref().filter(|_| !group.paused);
+        findings.push(self.drilled(group.id, &group.spec.name, every, group.changed_at));
         self.conclude(&group.spec.name, true, members, cut_at, findings).await
     }
 
@@ -117,9 +130,17 @@ impl Judge {
             let target = Duration::from_millis(report.interval_ms.saturating_mul(2).saturating_add(1000));
             findings.extend(rules::rpo(Some(&name), self.age(point.cut_at), target));
         }
+        let as_group = Group::alone(vm, &name, self.runbook.clock.now());
+        findings.push(self.drilled(as_group.id, &name, None, as_group.created_at));
         let cut_at = point.as_ref().map(|point| point.cut_at);
         let member = Member { vm, name: name.clone(), point, manner: Manner::default() };
         self.conclude(&name, false, vec![member], cut_at, findings).await
+    }
+
+    /// What its drills have shown.
+    fn drilled(&self, group: GroupId, name: &str, every: Option<&str>, since: UnixMs) -> Finding {
+        let drills = self.driller.book.of(group);
+        drills::finding(name, &Tried { drills: &drills, every, since, now: self.runbook.clock.now() })
     }
 
     /// What is the same for a group and a VM.

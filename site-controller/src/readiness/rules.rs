@@ -78,7 +78,7 @@ pub fn store(free: u64, reserve: u64) -> Option<Finding> {
         .then(|| Finding::new(Weight::Degrades, "store-full", None, what))
 }
 
-fn seconds(span: Duration) -> String {
+pub(super) fn seconds(span: Duration) -> String {
     match span.as_secs() {
         0..=9 => format!("{:.1} s", span.as_secs_f64()),
         secs @ 10..=599 => format!("{secs} s"),

@@ -14,6 +14,7 @@ mod peer;
 mod points;
 mod release;
 mod replicas;
+mod report;
 mod reprotect;
 mod seed;
 mod status;
@@ -39,6 +40,7 @@ EXAMPLES
   lifeboat failover web --emergency
   lifeboat failover web --emergency --point '5m ago' --yes
   lifeboat drill shop
+  lifeboat report shop --since 30d --out /var/tmp/audit
   lifeboat verify web --json
   lifeboat prune web --dry-run
   lifeboat --api https://dr.example.com:7444 --token-file ~/.lifeboat-token status
@@ -70,6 +72,7 @@ enum Command {
     Undo(undo::Undo),
     Drill(drill::Drill),
     Drills(drill::Drills),
+    Report(report::Report),
     Reprotect(reprotect::Reprotect),
     Failback(failback::Failback),
     Prune(points::Prune),
@@ -110,6 +113,7 @@ async fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         Command::Undo(undo) => undo.run(&site).await,
         Command::Drill(drill) => drill.run(&site).await,
         Command::Drills(drills) => drills.run(&site).await,
+        Command::Report(report) => report.run(&site).await,
         Command::Reprotect(reprotect) => reprotect.run(&site).await,
         Command::Failback(failback) => failback.run(&site).await,
         Command::Prune(prune) => prune.run(&site).await,
