@@ -14,7 +14,7 @@ PACKAGES=(
 )
 # What our own packages depend on.
 DEPENDS=(libvirt0 qemu-utils)
-MODULES=(virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk)
+MODULES=(virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk virtio_console)
 # The database of a guest, and what it needs.
 DATABASE=(sqlite3 libsqlite3-0 libreadline8 libtinfo6 zlib1g libc6)
 # What libvirt-daemon-system would use; that package itself would start a libvirtd on the host, which nobody
@@ -36,6 +36,7 @@ main() {
     command -v cargo-deb >/dev/null || { say 'installing cargo-deb'; cargo install --locked cargo-deb; }
     fetch_kernel
     build_guest
+    build_agent_guest
     build_database_guest
     make_debian_root
     fetch_analyze_migration
@@ -95,7 +96,9 @@ add_qemu_user() {
 }
 
 fetch_kernel() {
-    [ ! -e "$RIG/vmlinuz" ] || return 0
+    local module missing=
+    for module in "${MODULES[@]}"; do [ -e "$RIG/modules/$module.ko" ] || missing=1; done
+    [ ! -e "$RIG/vmlinuz" ] || [ -n "$missing" ] || return 0
     local work; work="$(mktemp -d -p "$RIG")"
     fresh_lists || refresh_lists
     (
@@ -115,13 +118,13 @@ fetch_kernel() {
             esac
         done
     )
-    rm -rf "$RIG/modules" "$RIG/initrd"
+    rm -rf "$RIG/modules" "$RIG"/*initrd
     mv "$work/modules" "$RIG/modules"
     mv "$work"/root/boot/vmlinuz-* "$RIG/vmlinuz"
     rm -rf "$work"
 }
 
-# One static binary and six modules are the whole guest.
+# One static binary and some modules are the whole guest.
 build_guest() {
     local stamp work
     stamp="$(cat tests/guest/init.rs tests/setup.sh <(rustc --version) | sha256sum)"
@@ -131,11 +134,43 @@ build_guest() {
     mkdir -p "$work"/root/{dev,proc,sys,modules}
     rustc --edition 2024 -C target-feature=+crt-static -C opt-level=2 -C panic=abort -C strip=symbols \
         -o "$work/root/init" tests/guest/init.rs
+    cp "$work/root/init" "$RIG/guest-init"
     cp "$RIG"/modules/*.ko "$work/root/modules/"
-    (cd "$work/root" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null -o -H newc | gzip -1 >../initrd)
-    mv "$work/initrd" "$RIG/initrd"
-    echo "$stamp" >"$RIG/initrd.stamp"
-    rm -rf "$work"
+    pack "$work" initrd "$stamp"
+}
+
+# Makes $1/root what guests of kind $2 start from.
+pack() {
+    (cd "$1/root" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null -o -H newc | gzip -1 >"../$2")
+    mv "$1/$2" "$RIG/$2"
+    echo "$3" >"$RIG/$2.stamp"
+    rm -rf "$1"
+}
+
+# The same with this machine's qemu-guest-agent, the libraries that it needs, and a shell for what it is told to run.
+build_agent_guest() {
+    local stamp work library
+    stamp="$(cat "$RIG/initrd.stamp" /usr/sbin/qemu-ga | sha256sum)"
+    [ ! -e "$RIG/agent-initrd" ] || [ "$(cat "$RIG/agent-initrd.stamp" 2>/dev/null)" != "$stamp" ] || return 0
+    say 'building the test guest with a guest agent'
+    work="$(mktemp -d -p "$RIG")"
+    (
+        cd "$work"
+        download busybox-static
+        dpkg-deb -x busybox-static_*.deb from
+        mkdir -p root/{bin,sbin,usr/sbin,dev,proc,sys,run,data,modules}
+        cp from/bin/busybox root/bin/
+        cp /usr/sbin/qemu-ga root/usr/sbin/
+        for library in $(ldd /usr/sbin/qemu-ga | grep -o '/[^ ]*'); do
+            mkdir -p "root$(dirname "$library")"
+            cp -L "$library" "root$library"
+        done
+        ln -s ../bin/busybox root/sbin/hwclock
+        for applet in sh date kill pidof sleep; do ln -s busybox "root/bin/$applet"; done
+    )
+    cp "$RIG/guest-init" "$work/root/init"
+    cp "$RIG"/modules/*.ko "$work/root/modules/"
+    pack "$work" agent-initrd "$stamp"
 }
 
 # The Debian mirror that this machine takes release $1 from.
@@ -164,10 +199,7 @@ build_database_guest() {
     for applet in sh mount insmod usleep head cat; do ln -s busybox "$work/root/bin/$applet"; done
     cp "$RIG"/modules/*.ko "$work/root/modules/"
     install -m 755 tests/guest/database.sh "$work/root/init"
-    (cd "$work/root" && find . -print0 | LC_ALL=C sort -z | cpio --quiet --null -o -H newc | gzip -1 >../initrd)
-    mv "$work/initrd" "$RIG/database-initrd"
-    echo "$stamp" >"$RIG/database-initrd.stamp"
-    rm -rf "$work"
+    pack "$work" database-initrd "$stamp"
 }
 
 # An empty Debian to install our packages into, with what they depend on downloaded but not installed.

@@ -6,26 +6,34 @@
 //!
 //! Kernel parameters: `lb.tick_ms`, `lb.pattern_mib`, `lb.dirty_kib` (per tick), `lb.disk_writes` (4 KiB
 //! blocks per tick and disk), `lb.idle=1` (change nothing, go on checking), `lb.fill_mib` (memory filled
-//! once and left alone).
+//! once and left alone), `lb.agent=1` (start the guest agent that is there), `lb.files=vdb` (no blocks on that disk, but
+//! an ext4 file system, and lines written to a file that nobody syncs).
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
-use std::ffi::{CStr, c_char, c_int, c_long, c_ulong, c_void};
+use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{sleep, spawn};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 fn main() {
     prepare_machine();
     let settings = Settings::read();
     let mut console = Console::open();
+    if settings.agent {
+        start_agent(&mut console);
+    }
     let boot = random();
     let mut memory = Memory::new(settings.pattern_mib, boot);
     let filler = Memory::new(settings.fill_mib, boot ^ 1);
-    let mut disks: Vec<Disk> =
-        disk_names().iter().enumerate().filter_map(|(at, name)| Disk::open(name, at, boot)).collect();
+    let names = disk_names();
+    let witnessed = names.iter().filter(|name| settings.files != **name).enumerate();
+    let mut disks: Vec<Disk> = witnessed.filter_map(|(at, name)| Disk::open(name, at, boot)).collect();
+    let found = write_lines(&settings, &mut console);
     console.say(&format!(
         "hello boot={boot:016x} disks={} pattern_mib={}",
         disks.len(),
@@ -41,7 +49,7 @@ fn main() {
         disks.iter_mut().for_each(|disk| disk.check(SLOTS_CHECKED_PER_TICK, &mut console));
         console.say(&format!(
             "tick={tick} boot={boot:016x} up={} mem_errors={} disk_errors={} disks={} dirtied={} writes={} \
-             mem_sweeps={} disk_sweeps={} end={tick}",
+             mem_sweeps={} disk_sweeps={} found={found} lines={} clock={} end={tick}",
             began.elapsed().as_millis(),
             memory.errors,
             disks.iter().map(|disk| disk.errors).sum::<u64>(),
@@ -50,10 +58,73 @@ fn main() {
             disks.iter().map(|disk| disk.written).sum::<u64>(),
             memory.sweeps,
             disks.iter().map(|disk| disk.sweeps).min().unwrap_or(0),
+            LINES.load(Ordering::Relaxed),
+            SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis()),
         ));
         sleep(settings.tick);
     }
     drop(filler);
+}
+
+/// Number of the last line that was written.
+static LINES: AtomicU64 = AtomicU64::new(0);
+
+/// Says how many lines a boot before this one has left on the file system, and begins to write further ones. Nobody syncs
+/// them, and the kernel never does by itself: they are on the disk if the file system was frozen after them, and not
+/// otherwise. A file system that is frozen makes the writer wait, and nobody else.
+fn write_lines(settings: &Settings, console: &mut Console) -> u64 {
+    if settings.files.is_empty() {
+        return 0;
+    }
+    let _ = fs::write("/proc/sys/vm/dirty_writeback_centisecs", "0");
+    let disk = CString::new(format!("/dev/{}", settings.files)).unwrap_or_default();
+    // SAFETY: all strings are NUL-terminated.
+    let mounted = unsafe {
+        mount(disk.as_ptr(), c"/data".as_ptr(), c"ext4".as_ptr(), 0, c"commit=86400".as_ptr().cast())
+    };
+    let before = fs::read_to_string("/data/lines").unwrap_or_default();
+    let found = before.lines().last().and_then(|last| last.parse::<u64>().ok()).unwrap_or(0);
+    let whole = before.lines().map(str::parse::<u64>).eq((1..=found).map(Ok))
+        && before.ends_with('\n') == (found > 0);
+    let file = OpenOptions::new().append(true).create(true).open("/data/lines");
+    let (0, true, Ok(mut file)) = (mounted, whole, file) else {
+        console.complain(&format!("error=files mounted={mounted} whole={whole} found={found}"));
+        return found;
+    };
+    let tick = settings.tick;
+    spawn(move || {
+        for number in found + 1.. {
+            if file.write_all(format!("{number}\n").as_bytes()).is_ok() {
+                LINES.store(number, Ordering::Relaxed);
+            }
+            sleep(tick);
+        }
+    });
+    found
+}
+
+/// The guest agent, where there is a channel for it.
+fn start_agent(console: &mut Console) {
+    load_module("virtio_console");
+    let is_ours = |port: &String| {
+        let name = fs::read_to_string(format!("/sys/class/virtio-ports/{port}/name"));
+        name.is_ok_and(|name| name.trim() == "org.qemu.guest_agent.0")
+    };
+    let port = (0..200).find_map(|_| {
+        sleep(Duration::from_millis(20));
+        names_in("/sys/class/virtio-ports").into_iter().find(is_ours)
+    });
+    let Some(port) = port else { return console.complain("error=agent no channel") };
+    let agent = Command::new("/usr/sbin/qemu-ga")
+        .args(["-m", "virtio-serial", "-t", "/run", "-p", &format!("/dev/{port}")])
+        .env("PATH", "/bin:/sbin")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    if let Err(error) = agent {
+        console.complain(&format!("error=agent {error}"));
+    }
 }
 
 /// Pages that hold a function of (boot, page, generation), and the table of generations.
@@ -223,15 +294,18 @@ struct Settings {
     disk_writes: u64,
     fill_mib: u64,
     idle: bool,
+    agent: bool,
+    /// The disk with a file system; none: empty.
+    files: String,
 }
 
 impl Settings {
     fn read() -> Self {
         let line = fs::read_to_string("/proc/cmdline").unwrap_or_default();
-        let value = |key: &str, default: u64| {
-            let found = line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
-            found.and_then(|value| value.parse().ok()).unwrap_or(default)
-        };
+        let word =
+            |key: &str| line.split_whitespace().find_map(|word| word.strip_prefix(key)?.strip_prefix('='));
+        let value =
+            |key: &str, default: u64| word(key).and_then(|value| value.parse().ok()).unwrap_or(default);
         Self {
             tick: Duration::from_millis(value("lb.tick_ms", 100)),
             pattern_mib: value("lb.pattern_mib", 32),
@@ -239,6 +313,8 @@ impl Settings {
             disk_writes: value("lb.disk_writes", 4),
             fill_mib: value("lb.fill_mib", 0),
             idle: value("lb.idle", 0) != 0,
+            agent: value("lb.agent", 0) != 0,
+            files: word("lb.files").unwrap_or_default().to_owned(),
         }
     }
 }
@@ -280,10 +356,14 @@ fn prepare_machine() {
         "virtio_pci",
         "virtio_blk",
     ] {
-        if let Ok(file) = File::open(format!("/modules/{module}.ko")) {
-            // SAFETY: the descriptor is open for the call and the parameter string is NUL-terminated.
-            unsafe { syscall(FINIT_MODULE, file.as_raw_fd(), c"".as_ptr(), 0) };
-        }
+        load_module(module);
+    }
+}
+
+fn load_module(name: &str) {
+    if let Ok(file) = File::open(format!("/modules/{name}.ko")) {
+        // SAFETY: the descriptor is open for the call and the parameter string is NUL-terminated.
+        unsafe { syscall(FINIT_MODULE, file.as_raw_fd(), c"".as_ptr(), 0) };
     }
 }
 

@@ -28,6 +28,11 @@ pub struct Report {
     pub mem_sweeps: u64,
     /// How often every slot of the slowest disk has been checked.
     pub disk_sweeps: u64,
+    /// Lines that this boot found on its file system, and the number of the last one that it has written; 0 without one.
+    pub found: u64,
+    pub lines: u64,
+    /// Its clock, milliseconds since 1970.
+    pub clock_ms: u64,
 }
 
 impl Report {
@@ -53,6 +58,10 @@ impl Report {
             writes: number("writes")?,
             mem_sweeps: number("mem_sweeps")?,
             disk_sweeps: number("disk_sweeps")?,
+            // What a guest of an older make does not say, it does not have.
+            found: number("found").unwrap_or(0),
+            lines: number("lines").unwrap_or(0),
+            clock_ms: number("clock").unwrap_or(0),
         })
     }
 
@@ -90,6 +99,11 @@ impl Console {
         self.reports().pop()
     }
 
+    /// Whether the guest, or something in it, has said so.
+    pub fn has_said(&self, words: &str) -> bool {
+        String::from_utf8_lossy(&std::fs::read(&self.path).unwrap_or_default()).contains(words)
+    }
+
     /// What the guest complained about, in its words (`error=memory …`, `error=disk …`).
     pub fn complaints(&self) -> Vec<String> {
         let bytes = std::fs::read(&self.path).unwrap_or_default();
@@ -108,7 +122,7 @@ mod tests {
     use super::Report;
 
     const LINE: &str = "tick=7 boot=00ff up=612 mem_errors=0 disk_errors=2 disks=1 \
-        dirtied=448 writes=28 mem_sweeps=3 disk_sweeps=0 end=7";
+        dirtied=448 writes=28 mem_sweeps=3 disk_sweeps=0 found=0 lines=0 clock=17 end=7";
 
     #[test]
     fn a_whole_line_is_read() {

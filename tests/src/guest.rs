@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
 
 use crate::console::{Console, Report};
 use crate::site::Site;
@@ -30,6 +31,8 @@ impl Site {
 
     /// Makes the disks that are missing and defines the domain.
     pub fn define(&self, spec: &GuestSpec) -> Result<Guest> {
+        let agent = "/var/lib/libvirt/boot/agent-initrd";
+        ensure!(!spec.agent || self.host_path(agent)?.exists(), "no guest with an agent: run tests/setup.sh");
         for (at, disk) in spec.disks.iter().enumerate() {
             let path = spec.disk_path(at);
             if !self.host_path(&path)?.exists() {
@@ -42,6 +45,9 @@ impl Site {
                     &path,
                     &format!("{}M", disk.size_mib),
                 ])?;
+                if spec.files == Some(at) {
+                    self.run(["mke2fs", "-q", "-F", "-t", "ext4", &path])?;
+                }
             }
         }
         let draft = self.dir("domains")?.join(format!("{}.xml", spec.name));
@@ -157,6 +163,30 @@ impl Guest {
         self.virsh("qemu-monitor-command", &[command])
     }
 
+    /// One question to the guest's agent; its answer.
+    pub fn ask_agent(&self, question: &Value) -> Result<Value> {
+        let answer =
+            self.virsh("qemu-agent-command", &["--timeout", AGENT_PATIENCE_S, &question.to_string()])?;
+        let answer: Value =
+            serde_json::from_str(&answer).with_context(|| format!("the agent said {answer}"))?;
+        answer.get("return").cloned().with_context(|| format!("the agent refused: {answer}"))
+    }
+
+    /// Has the guest's shell run this, and does not wait for its end.
+    pub fn run_inside(&self, script: &str) -> Result<()> {
+        let arguments = json!({ "path": "/bin/sh", "arg": ["-c", script] });
+        self.ask_agent(&json!({ "execute": "guest-exec", "arguments": arguments })).map(drop)
+    }
+
+    /// Waits until the agent in it answers.
+    pub fn wait_for_agent(&self, within: Duration) -> Result<()> {
+        let ping = json!({ "execute": "guest-ping" });
+        eventually(within, &format!("the agent in {} to answer", self.name), || {
+            Ok(self.ask_agent(&ping).ok())
+        })?;
+        Ok(())
+    }
+
     /// QEMU's process id as the host counts.
     pub fn qemu_pid(&self) -> Result<i32> {
         let file = self.site.host_path(format!("/run/libvirt/qemu/{}.pid", self.name))?;
@@ -191,3 +221,5 @@ impl Guest {
         format!("guest {} at site {}\n{}", self.name, self.site.name(), tail(&log, 6))
     }
 }
+
+const AGENT_PATIENCE_S: &str = "20";

@@ -34,6 +34,8 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 pub struct Assets {
     pub kernel: PathBuf,
     pub initrd: PathBuf,
+    /// The same guest, with a guest agent; absent where `tests/setup.sh` was not run since there is one.
+    pub agent_initrd: Option<PathBuf>,
     /// QEMU's own migration stream reader; absent when Debian's source package could not be had.
     pub analyze_migration: Option<PathBuf>,
     pub folder: PathBuf,
@@ -48,8 +50,9 @@ impl Assets {
                 bail!("{} is missing: run tests/setup.sh (`make test` does)", file.display());
             }
         }
+        let agent_initrd = Some(folder.join("agent-initrd")).filter(|file| file.exists());
         let analyze_migration = Some(folder.join("analyze-migration.py")).filter(|file| file.exists());
-        Ok(Self { kernel, initrd, analyze_migration, folder })
+        Ok(Self { kernel, initrd, agent_initrd, analyze_migration, folder })
     }
 }
 

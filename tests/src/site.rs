@@ -67,7 +67,10 @@ impl Site {
         let id = uuid::Uuid::new_v4();
         put("etc/libvirtd.conf", &format!("host_uuid = \"{id}\"\n{LIBVIRTD_CONF}"))?;
         // Each site has its copy: libvirt hands the files it opens to QEMU's user.
-        for (asset, file) in [(&assets.kernel, "vmlinuz"), (&assets.initrd, "initrd")] {
+        let with_agent = assets.agent_initrd.iter().map(|asset| (asset, "agent-initrd"));
+        for (asset, file) in
+            [(&assets.kernel, "vmlinuz"), (&assets.initrd, "initrd")].into_iter().chain(with_agent)
+        {
             fs::copy(asset, folder.join("lib/boot").join(file))
                 .with_context(|| format!("copying {}", asset.display()))?;
         }

@@ -42,6 +42,10 @@ pub struct GuestSpec {
     pub disk_writes: u64,
     pub fill_mib: u64,
     pub idle: bool,
+    /// Whether a guest agent runs in it.
+    pub agent: bool,
+    /// Which of its disks has a file system, to which it writes lines that nobody syncs.
+    pub files: Option<usize>,
     /// Further elements of its XML.
     pub more: String,
     /// Further words of the kernel's command line.
@@ -62,6 +66,8 @@ impl GuestSpec {
             disk_writes: 4,
             fill_mib: 0,
             idle: false,
+            agent: false,
+            files: None,
             more: String::new(),
             arguments: String::new(),
         }
@@ -119,6 +125,19 @@ impl GuestSpec {
         self
     }
 
+    /// Debian's guest agent runs in it.
+    pub fn agent(mut self) -> Self {
+        self.agent = true;
+        self
+    }
+
+    /// One more disk, raw, with a file system to which it writes lines that nobody syncs: they are on that disk only if
+    /// the guest agent, which it has too, froze it.
+    pub fn files(mut self, mib: u64) -> Self {
+        self.files = Some(self.disks.len());
+        self.agent().disk(DiskFormat::Raw, mib)
+    }
+
     /// Further elements of its XML (`<memoryBacking>`, say).
     pub fn more(mut self, xml: &str) -> Self {
         self.more.push_str(xml);
@@ -151,6 +170,7 @@ impl GuestSpec {
     pub fn xml(&self, accel: Accel) -> String {
         let (name, uuid, memory, machine) = (&self.name, self.uuid, self.memory_mib, &self.machine);
         let (kind, console) = (accel.domain_type(), Self::console_path(name));
+        let (initrd, channel) = if self.agent { ("agent-initrd", CHANNEL) } else { ("initrd", "") };
         let (cpu, arguments) = (if accel == Accel::Kvm { CPU } else { "" }, self.arguments());
         let (mut disks, more) = (String::new(), &self.more);
         for (at, disk) in self.disks.iter().enumerate() {
@@ -171,7 +191,7 @@ impl GuestSpec {
   <os>
     <type arch='x86_64' machine='{machine}'>hvm</type>
     <kernel>/var/lib/libvirt/boot/vmlinuz</kernel>
-    <initrd>/var/lib/libvirt/boot/initrd</initrd>
+    <initrd>/var/lib/libvirt/boot/{initrd}</initrd>
     <cmdline>console=ttyS0 quiet panic=-1 {arguments}</cmdline>
   </os>
   <features><acpi/><apic/></features>
@@ -182,7 +202,7 @@ impl GuestSpec {
   <devices>
     <emulator>/usr/bin/qemu-system-x86_64</emulator>
     {disks}<serial type='file'><source path='{console}' append='on'/><target port='0'/></serial>
-    <memballoon model='none'/>
+    {channel}<memballoon model='none'/>
   </devices>
   {more}
 </domain>
@@ -192,13 +212,16 @@ impl GuestSpec {
 
     fn arguments(&self) -> String {
         format!(
-            "lb.tick_ms={} lb.pattern_mib={} lb.dirty_kib={} lb.disk_writes={} lb.fill_mib={} lb.idle={}{}",
+            "lb.tick_ms={} lb.pattern_mib={} lb.dirty_kib={} lb.disk_writes={} lb.fill_mib={} lb.idle={} lb.agent={} \
+             lb.files={}{}",
             self.tick_ms,
             self.pattern_mib,
             self.dirty_kib,
             self.disk_writes,
             self.fill_mib,
             u8::from(self.idle),
+            u8::from(self.agent),
+            self.files.map(target).unwrap_or_default(),
             self.arguments
         )
     }
@@ -206,6 +229,9 @@ impl GuestSpec {
 
 /// What the host has, but no virtual machines in it: where the host is one itself, that is where it ends.
 const CPU: &str = "<cpu mode='host-model'><feature policy='disable' name='svm'/></cpu>";
+
+const CHANNEL: &str = "<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+    ";
 
 /// `vda`, `vdb`, …
 fn target(at: usize) -> String {

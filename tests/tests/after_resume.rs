@@ -5,11 +5,11 @@ use rig::{
     DiskFormat, Rig, Site, eventually,
     product::{Agent, Controller, replica_unharmed, small},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::{
     fs,
     path::{Path, PathBuf},
-    time::Duration,
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 const BOOT: Duration = Duration::from_secs(90);
@@ -71,6 +71,49 @@ fn a_resumed_replica_has_a_new_generation_id_and_what_could_not_be_done_is_told(
     let again = controller.failover("web", "latest")?;
     assert_eq!(again["after_resume"], report["after_resume"], "it is remembered");
     Ok(())
+}
+
+/// Goal: what needs an agent in the guest is really done in it. Method: Debian's agent; the guest's clock is years behind
+/// when the point is cut, and the hook says on the console that it ran.
+#[test]
+fn a_resumed_replica_with_an_agent_has_the_right_time_and_its_hook_has_run() -> Result<()> {
+    let rig = Rig::new("agent-inside")?;
+    let (a, b, _link) = rig.pair()?;
+    let mut controller = Controller::install(&b)?;
+    controller.configure("guest_hook = [\"/bin/sh\", \"-c\", \"echo went-on >/dev/ttyS0\"]\n")?;
+    controller.start()?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 16).agent())?;
+    guest.wait_for_agent(BOOT)?;
+    let long_ago = json!({ "execute": "guest-set-time", "arguments": { "time": LONG_AGO_MS * 1_000_000 } });
+    guest.ask_agent(&long_ago)?;
+    let began = now_ms()?;
+    let boot = guest
+        .wait(SOON, "its clock to be wrong", |report| report.clock_ms < began / 2 + LONG_AGO_MS / 2)?
+        .boot;
+    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 2, SOON)?;
+    a.power_cut();
+    let began = now_ms()?;
+    let report = controller.failover("web", "latest")?;
+    assert_eq!(report["resumed"], true, "{report}");
+    for what in ["clock stepped", "guest hook"] {
+        let steps = report["after_resume"].as_array().into_iter().flatten();
+        let step =
+            steps.clone().find(|step| step["what"] == what).with_context(|| format!("{what} in {report}"))?;
+        assert_eq!(step["done"], true, "{step}");
+    }
+    let replica = b.guest("web")?;
+    let right = replica.wait(SOON, "its clock to be right", |report| report.clock_ms >= began)?;
+    assert!(right.clock_ms <= now_ms()?, "{right:?}");
+    assert!(replica.console().has_said("went-on"), "the hook said nothing");
+    replica_unharmed(&replica, &boot, 0, SOON)?;
+    Ok(())
+}
+
+const LONG_AGO_MS: u64 = 1_000_000_000_000;
+
+fn now_ms() -> Result<u64> {
+    Ok(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?)
 }
 
 /// Goal: a refusal that passes costs no memory: the replica is resumed at the second try, also by a controller that died

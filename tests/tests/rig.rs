@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rig::{DiskFormat, Guest, GuestSpec, Rig, Shape, Site, eventually};
+use serde_json::json;
 
 const BOOT: Duration = Duration::from_secs(90);
 const SOON: Duration = Duration::from_secs(60);
@@ -45,6 +46,34 @@ fn a_site_gets_its_power_back() -> Result<()> {
     guest.start()?;
     let after = guest.wait(BOOT, "the guest to boot anew", |report| report.boot != before.boot)?;
     assert!(after.unharmed(), "{after:?}");
+    Ok(())
+}
+
+/// Goal: the lines that a guest writes tell whether its file system was frozen: what nobody synced is not on the disk, what
+/// was written before a freeze is, and nobody writes while it lasts. Method: power cuts, and the agent itself.
+#[test]
+fn a_line_that_nobody_synced_is_on_the_disk_only_if_the_file_system_was_frozen() -> Result<()> {
+    let rig = Rig::new("frozen")?;
+    let site = rig.site("A")?;
+    let guest = site.define_and_start(&GuestSpec::new("vm1").disk(DiskFormat::Raw, 16).files(16))?;
+    let first = guest.wait(BOOT, "lines to be written", |report| report.lines >= 5)?;
+    guest.destroy()?;
+    guest.start()?;
+    let second = guest.wait(BOOT, "it to boot anew", |report| report.boot != first.boot)?;
+    assert_eq!((second.found, second.disks), (0, 1), "{second:?}");
+    guest.wait_for_agent(BOOT)?;
+    guest.wait(SOON, "lines to be written", |report| report.boot == second.boot && report.lines >= 5)?;
+    guest.ask_agent(&json!({ "execute": "guest-fsfreeze-freeze" }))?;
+    let frozen = guest.last().context("it reports")?;
+    let stands = |tick| guest.wait(SOON, "it to tick on", |report| report.tick > tick);
+    let stood = stands(frozen.tick + 2)?;
+    assert_eq!(stands(stood.tick + 5)?.lines, stood.lines, "it writes to a frozen file system");
+    assert_eq!(guest.ask_agent(&json!({ "execute": "guest-fsfreeze-thaw" }))?, 1);
+    guest.wait(SOON, "it to write on", |report| report.lines > stood.lines + 3)?;
+    guest.destroy()?;
+    guest.start()?;
+    let third = guest.wait(BOOT, "it to boot once more", |report| report.boot != second.boot)?;
+    assert!((frozen.lines..=stood.lines).contains(&third.found), "{third:?} after {stood:?}");
     Ok(())
 }
 
