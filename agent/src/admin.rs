@@ -165,6 +165,9 @@ pub fn show(status: &AgentStatus) -> String {
         if let Some(memory) = &vm.memory {
             out += &format!("  memory: {memory}\n");
         }
+        if let Some(kept) = &vm.consistency {
+            out += &format!("  consistency: {}\n", kept.words);
+        }
         if let Some(change) = vm.memory_engine.as_ref().and_then(|memory| memory.last_change.as_ref()) {
             let name = |engine: &Option<String>| engine.clone().unwrap_or_else(|| "disks only".into());
             let (at, from, to) = (change.at, name(&change.from), name(&change.to));

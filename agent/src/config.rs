@@ -1,11 +1,15 @@
 //! `agent.toml`: what the operator wrote, then what the daemon may rely on. [`AgentConfig::load`] is the only check.
 
-use crate::capture::memory::choose::{Kind, MemoryMode};
+use crate::capture::{
+    guest::GuestSettings,
+    memory::choose::{Kind, MemoryMode},
+};
 use lifeboat::{
     calendar::Window,
     config::{self, ConfigError, UnknownKey},
     transport::{Congestion, TransportSettings},
     units::{BitRate, ByteSize, Compression, Span},
+    wire::order::ConsistencyWish,
 };
 use serde::Deserialize;
 use std::{
@@ -73,6 +77,8 @@ struct RawProtection {
     max_pause: Option<Span>,
     memory: Option<RawMemory>,
     memory_engine: Option<String>,
+    consistency: Option<ConsistencyWish>,
+    freeze_limit: Option<Span>,
     staging: Option<ByteSize>,
     on_fenced: Option<RawKeep>,
     on_isolation: Option<RawKeep>,
@@ -102,6 +108,8 @@ struct RawVm {
     max_pause: Option<Span>,
     memory: Option<RawMemory>,
     memory_engine: Option<String>,
+    consistency: Option<ConsistencyWish>,
+    freeze_limit: Option<Span>,
     staging: Option<ByteSize>,
     on_fenced: Option<RawKeep>,
     on_isolation: Option<RawKeep>,
@@ -147,6 +155,10 @@ pub struct VmConfig {
     pub memory: MemoryMode,
     /// The memory engine to use; `None` for the best that fits.
     pub engine: Option<Kind>,
+    /// What points without memory are to be, where no group says.
+    pub consistency: ConsistencyWish,
+    /// File systems are frozen no longer.
+    pub freeze_limit: Duration,
     /// Changed memory held before it is spooled to disk.
     pub staging: ByteSize,
     /// The most that it takes of the link.
@@ -161,6 +173,7 @@ const INTERVALS: std::ops::RangeInclusive<Duration> =
     Duration::from_millis(200)..=Duration::from_secs(86_400);
 const PAUSES: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(60);
 
+const FREEZES: std::ops::RangeInclusive<Duration> = Duration::from_secs(2)..=Duration::from_secs(60);
 const ISOLATION: std::ops::RangeInclusive<Duration> = Duration::from_secs(5)..=Duration::from_secs(86_400);
 
 const BUFFERS: ByteSize = ByteSize(128 << 20);
@@ -282,6 +295,12 @@ fn vm_config(file: &Path, vm: RawVm, defaults: &RawProtection) -> Result<VmConfi
         RawMemory::On => MemoryMode::On,
         RawMemory::Off => MemoryMode::Off,
     };
+    let freeze_limit = span(vm.freeze_limit, defaults.freeze_limit, GuestSettings::FREEZE_LIMIT);
+    if !FREEZES.contains(&freeze_limit) {
+        let given = format!("{freeze_limit:?}");
+        return Err(config::invalid(file, "freeze_limit", given, "write a time between 2s and 60s: `5s`"));
+    }
+    let consistency = vm.consistency.or(defaults.consistency).unwrap_or_default();
     let engine = vm.memory_engine.as_ref().or(defaults.memory_engine.as_ref());
     let engine = engine.map_or(Ok(None), |name| memory_engine(file, name))?;
     let staging = vm.staging.or(defaults.staging).unwrap_or(ByteSize(256 << 20));
@@ -298,7 +317,19 @@ fn vm_config(file: &Path, vm: RawVm, defaults: &RawProtection) -> Result<VmConfi
     }
     let pauses = vm.on_isolation.or(defaults.on_isolation) == Some(RawKeep::Pause);
     let (isolation, limit, name) = (pauses.then_some(after), vm.limit, vm.name);
-    Ok(VmConfig { name, interval, max_pause, memory, engine, staging, limit, pause_fenced, isolation })
+    Ok(VmConfig {
+        name,
+        interval,
+        max_pause,
+        memory,
+        engine,
+        consistency,
+        freeze_limit,
+        staging,
+        limit,
+        pause_fenced,
+        isolation,
+    })
 }
 
 fn memory_engine(file: &Path, name: &str) -> Result<Option<Kind>, ConfigError> {

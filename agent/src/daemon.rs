@@ -185,8 +185,10 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
 pub fn release_paused(args: &WatchdogArgs, wait: bool) {
     for (vm, released) in watchdog::release_paused(&Markers::new(args.marker_dir.clone()), &args.uri, wait) {
         match released {
-            Ok(done) => tracing::warn!(%vm, ?done, "found a pause that an agent did not end"),
-            Err(error) => tracing::error!(%vm, %error, "a guest that an agent paused could not be resumed"),
+            Ok(done) => tracing::warn!(%vm, ?done, "found a guest that an agent had not let go"),
+            Err(error) => {
+                tracing::error!(%vm, %error, "a guest that an agent paused or froze could not be let go")
+            }
         }
     }
 }
@@ -267,6 +269,7 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
             .unwrap_or(usize::MAX),
         marker_dir: rooms.config.marker_dir(),
         pause_limit: vm.max_pause,
+        freeze_limit: vm.freeze_limit,
     };
     for (dir, mode) in [(&settings.scratch_dir, 0o711), (&settings.spool_dir, 0o700)] {
         if let Err(error) = make_dir(dir, mode) {
@@ -285,6 +288,7 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         settings: Settings {
             interval: vm.interval,
             max_pause: vm.max_pause,
+            consistency: vm.consistency,
             compression: rooms.config.compression,
             lanes: rooms.lanes.clone(),
             budget: rooms.budget.clone(),

@@ -1,8 +1,9 @@
-//! The watchdog: a process of its own that resumes a guest which the agent paused and did not resume in time.
+//! The watchdog: a process of its own that resumes a guest which the agent paused and did not resume in time, and thaws
+//! file systems of a guest that the agent froze and did not thaw in time.
 //! Promises: it outlives the agent's death (the socket's end tells it) and its freezing (the deadline does); it only ever
-//! resumes a guest that was announced as about to be paused, and never one that libvirt knows a reason to hold; it tries
+//! resumes a guest that was announced as about to be paused (or frozen), and never one that libvirt knows a reason to hold; it tries
 //! until libvirt has done it or the guest is gone, and looks again while a `stop` may still be on its way.
-//! Called by `capture::quiesce`; run by `lifeboat-agent watchdog`, which the agent starts itself.
+//! Called by `capture::quiesce` and `capture::freeze`; run by `lifeboat-agent watchdog`, which the agent starts itself.
 
 pub mod capabilities;
 mod client;
@@ -21,7 +22,10 @@ pub use markers::Markers;
 pub use release::{LibvirtRelease, Release, Released, release_paused, status as guest_status};
 pub use server::serve;
 
-use lifeboat::{hypervisor::libvirt::HypervisorError, hypervisor::monitor::MonitorError, id::VmId};
+use lifeboat::{
+    hypervisor::{guest_agent::AgentError, libvirt::HypervisorError, monitor::MonitorError},
+    id::VmId,
+};
 use nix::sys::{
     mman::{MlockAllFlags, mlockall},
     prctl,
@@ -48,23 +52,34 @@ pub enum WatchdogError {
     /// It answered, but not as agreed: another version of the agent, say.
     #[error("the watchdog gave an unexpected answer")]
     Unexpected,
-    /// It is still trying to resume this guest after an earlier pause.
-    #[error("the watchdog is still resuming {vm} after an earlier pause")]
+    /// It is still trying to resume, or to thaw, this guest after an earlier pause or freeze.
+    #[error("the watchdog is still letting {vm} go after an earlier cut")]
     StillReleasing { vm: VmId },
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
     #[error(transparent)]
     Monitor(#[from] MonitorError),
     #[error(transparent)]
+    GuestAgent(#[from] AgentError),
+    #[error(transparent)]
     GoneOut(#[from] gone_out::GoneOutError),
+}
+
+/// What a guest is to be let go from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum What {
+    Pause,
+    /// Its file systems are frozen, by the agent within it.
+    Freeze,
 }
 
 /// Agent → watchdog; each has one answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Request {
-    Arm { vm: VmId, deadline_ms: u64 },
-    Disarm { vm: VmId },
+    Arm { vm: VmId, what: What, deadline_ms: u64 },
+    Disarm { vm: VmId, what: What },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

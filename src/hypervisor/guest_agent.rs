@@ -1,7 +1,7 @@
 //! The guest's own agent (qemu-guest-agent): what is asked of it, and what may be made of its answers.
 //! Promises: every question has a limit of time and of size; whatever a guest answers is an answer or an error, never a
 //! panic. A guest may lie: nothing that must hold may rest on what is heard here.
-//! Blocking. Called by the site after a replica was resumed; asked through libvirt, or in tests through a plain socket.
+//! Blocking. Called by the site after a replica was resumed, by the agent around a cut; asked through libvirt, or in tests through a plain socket.
 
 use crate::units::UnixMs;
 use serde_json::{Value, json};
@@ -74,6 +74,21 @@ impl<C: AgentChannel> GuestAgent<C> {
             Some("thawed") => Ok(false),
             Some(_) | None => Err(AgentError::Unexpected { command }),
         }
+    }
+
+    /// Freezes all file systems that can be, which makes whoever writes to them wait; returns how many. Where `within` is
+    /// over, they may be frozen all the same, or will be.
+    pub fn freeze(&self, within: Duration) -> Result<u64, AgentError> {
+        self.count("guest-fsfreeze-freeze", within)
+    }
+
+    /// Thaws whatever is frozen; returns how many were.
+    pub fn thaw(&self) -> Result<u64, AgentError> {
+        self.count("guest-fsfreeze-thaw", ANSWER_WITHIN)
+    }
+
+    fn count(&self, command: &'static str, within: Duration) -> Result<u64, AgentError> {
+        self.call(command, json!({}), within)?.as_u64().ok_or(AgentError::Unexpected { command })
     }
 
     /// Runs a program in the guest, and waits for its end. One that takes longer is left running.

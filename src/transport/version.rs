@@ -10,8 +10,14 @@ pub struct ProtocolVersion(pub u16);
 impl ProtocolVersion {
     /// What this release speaks, newest first. Version 2 added frames of changed words and of references, version 3 points
     /// over one that is not durable yet, version 4 where a guest is, so that it can change hosts, version 5 what a
-    /// site orders (whom to protect, and cuts of several VMs) and what a point promises.
-    pub const SPOKEN: &'static [Self] = &[Self(5), Self(4), Self(3), Self(2), Self(1)];
+    /// site orders (whom to protect, and cuts of several VMs) and what a point promises, version 6 that file systems are
+    /// frozen for a cut of several VMs.
+    pub const SPOKEN: &'static [Self] = &[Self(6), Self(5), Self(4), Self(3), Self(2), Self(1)];
+
+    /// Whether the peer knows [`CutOrder::Freeze`](crate::wire::order::CutOrder::Freeze).
+    pub fn knows_freezes(self) -> bool {
+        self >= Self(6)
+    }
 
     /// Whether a site is told how consistent a point is, and which cut of a group it is one part of.
     pub fn tells_consistency(self) -> bool {

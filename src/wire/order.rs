@@ -4,7 +4,8 @@
 //! A cut of several VMs: the site says `Prepare` to each; agents begin a point, send what can be sent while the guest runs,
 //! and answer `Ready`. When all are ready the site says `Stop`; agents stop their guests, answer `Stopped`, and read memory,
 //! devices and marks while the others come. When all stand the site says `Go`; only then a guest goes on. So there is an
-//! instant at which all of them stood. A guest never waits longer than its `max_pause`: it then goes on, and its agent says
+//! instant at which all of them stood. Where file systems are to be frozen, the site says `Freeze` when all are ready, and
+//! `Stop` when all have answered `Frozen` (from version 6 on). A guest never waits longer than its `max_pause`: it then goes on, and its agent says
 //! `Out`.
 //!
 //! In a final cut nobody goes on at `Go`: the guest is held. When its point is durable the agent answers `Held`, and from
@@ -85,6 +86,8 @@ pub enum Part {
     Held { point: PointId },
     /// A hold is over: the guest goes on, or (`gone`) is shut off for good.
     HoldEnded { gone: bool },
+    /// Its file systems are frozen, if that is wished and can be done. From version 6 on.
+    Frozen,
 }
 
 /// What the site orders of a cut.
@@ -103,4 +106,7 @@ pub enum CutOrder {
     Resume { generation: Generation },
     /// Ends a hold: the replicas run. The guest is shut off, and does not start by itself again.
     ShutOff { generation: Generation },
+    /// All are ready: file systems are frozen now, where that is wished, until the guest goes on. `Stop` comes when all have
+    /// said `Frozen`. From version 6 on.
+    Freeze,
 }

@@ -22,6 +22,7 @@ mod site;
 mod spec;
 pub mod stillness;
 mod wait;
+mod watchdogs;
 
 pub use accel::Accel;
 pub use console::{Console, Report};

@@ -3,10 +3,7 @@
 //! witnesses. `LIFEBOAT_SOAK=N` goes through all steps N times.
 
 use anyhow::{Context, Result, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use rig::{
     DiskFormat, Guest, Rig,
     product::{Agent, Controller, killed_at, left_in_qemu, replica_unharmed, small},
@@ -115,11 +112,11 @@ fn without_its_watchdog(agent: &mut Agent, controller: &Controller, guest: &Gues
     agent.start()?;
     controller.wait_more_points("web", 1, SOON)?;
     for signal in [Signal::SIGKILL, Signal::SIGSTOP] {
-        let old = watchdogs(agent)?;
+        let old = agent.watchdogs()?;
         ensure!(old.len() == 1, "one watchdog: {old:?}");
         kill(old[0], signal)?;
         controller.wait_more_points("web", 2, SOON).with_context(|| format!("{signal} to the watchdog"))?;
-        ensure!(watchdogs(agent)?.iter().any(|pid| !old.contains(pid)), "another watchdog took its place");
+        ensure!(agent.watchdogs()?.iter().any(|pid| !old.contains(pid)), "another watchdog took its place");
         goes_on(guest)?;
         if signal == Signal::SIGSTOP {
             kill(old[0], Signal::SIGCONT)?;
@@ -129,7 +126,7 @@ fn without_its_watchdog(agent: &mut Agent, controller: &Controller, guest: &Gues
     agent.env = vec![("LIFEBOAT_STOP_AT".into(), "cut.stopped".into())];
     agent.start()?;
     agent.wait_frozen(SOON)?;
-    for pid in watchdogs(agent)? {
+    for pid in agent.watchdogs()? {
         kill(pid, Signal::SIGKILL)?;
     }
     agent.kill9()?;
@@ -148,22 +145,6 @@ fn without_its_watchdog(agent: &mut Agent, controller: &Controller, guest: &Gues
     ensure!(guest.state()? == "paused", "an operator's pause was ended");
     guest.resume()?;
     Ok(())
-}
-
-/// Processes that watch over this agent.
-fn watchdogs(agent: &mut Agent) -> Result<Vec<Pid>> {
-    let pid = agent.process()?.pid_in_host()?;
-    let mut found = Vec::new();
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let children = fs::read_to_string(task?.path().join("children")).unwrap_or_default();
-        for child in children.split_whitespace() {
-            let name = fs::read_to_string(format!("/proc/{child}/comm")).unwrap_or_default();
-            if name.trim() == "lifeboat-wdog" {
-                found.push(Pid::from_raw(child.parse()?));
-            }
-        }
-    }
-    Ok(found)
 }
 
 /// By QEMU's own record no pause was longer than its limit, but for what the machine itself kept everybody waiting. The

@@ -6,6 +6,7 @@
 mod barrier;
 mod blobs;
 mod cut;
+mod frozen;
 mod images;
 mod leave;
 mod look;
@@ -14,23 +15,25 @@ mod standing;
 use crate::{
     capture::{
         disk::{DiskTarget, Disks},
+        freeze::Freezer,
         memory::{
             choose::{Chooser, Kind, MemoryMode, MemoryStatus, Wishes},
             device_state::DeviceState,
         },
         quiesce::{Pauser, StandingGuard},
-        source::{CaptureError, Cut, Source},
+        source::{Attained, CaptureError, Cut, Source},
     },
-    watchdog::{Found, Markers, Watchdog, found_standing},
+    watchdog::{Found, Markers, Watchdog, What, found_standing},
 };
 use async_trait::async_trait;
 use cut::GuestCut;
+use frozen::Freezing;
 use lifeboat::{
     clock::Clock,
     fault,
     hypervisor::libvirt::{Domain, DomainEvent, Happened, Hypervisor, QemuProcess},
     id::{PointId, VmId},
-    wire::message::Place,
+    wire::{message::Place, order::ConsistencyWish},
 };
 use standing::Standing;
 use std::{
@@ -57,18 +60,22 @@ pub struct GuestSettings {
     pub marker_dir: PathBuf,
     /// No pause lasts longer.
     pub pause_limit: Duration,
+    /// Nor do file systems stay frozen for longer.
+    pub freeze_limit: Duration,
 }
 
 impl GuestSettings {
     /// Changed memory that is staged without touching a disk.
     pub const STAGING_BYTES: usize = 256 << 20;
     pub const PAUSE_LIMIT: Duration = Duration::from_secs(10);
+    pub const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 }
 
 /// See the module.
 pub struct GuestSource {
     standing: Standing,
     memory: Arc<std::sync::Mutex<MemoryStatus>>,
+    freezing: Freezing,
     state: Arc<Mutex<State>>,
 }
 
@@ -83,6 +90,8 @@ struct State {
     may_have_reset: bool,
     memory: Chooser,
     disks: Option<AttachedDisks>,
+    freezer: Freezer,
+    freezing: Freezing,
     /// Room that this QEMU process was shown.
     device_state: Option<(QemuProcess, DeviceState)>,
     /// A cut that was begun was neither sent nor put back.
@@ -118,6 +127,9 @@ impl GuestSource {
         };
         let markers = Markers::new(settings.marker_dir.clone());
         let guard = StandingGuard::new(markers.clone(), watchdog.clone());
+        let freezes = markers.of(What::Freeze);
+        let freezer = Freezer::new(settings.vm, freezes, watchdog.clone(), settings.freeze_limit);
+        let freezing = Freezing::default();
         let standing = Standing { hypervisor: hypervisor.clone(), vm: settings.vm, guard };
         let asked = hypervisor.clone();
         let when_over = Box::new(move |vm| {
@@ -131,6 +143,8 @@ impl GuestSource {
             may_have_reset: false,
             memory: Chooser::new(wishes, memory.clone()),
             disks: None,
+            freezer,
+            freezing: freezing.clone(),
             device_state: None,
             unfinished: false,
             arrived: None,
@@ -138,7 +152,7 @@ impl GuestSource {
             hypervisor,
             clock,
         };
-        Self { standing, memory, state: Arc::new(Mutex::new(state)) }
+        Self { standing, memory, freezing, state: Arc::new(Mutex::new(state)) }
     }
 
     /// What is asked of libvirt beside a cut that may be open.
@@ -184,6 +198,14 @@ impl Source for GuestSource {
 
     fn memory(&self) -> MemoryStatus {
         self.memory.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    fn wish(&mut self, consistency: ConsistencyWish) {
+        self.freezing.wish(consistency);
+    }
+
+    fn consistency(&self) -> Option<Attained> {
+        self.freezing.attained()
     }
 
     async fn leave(&mut self) -> Result<(), CaptureError> {

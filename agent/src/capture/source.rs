@@ -16,8 +16,9 @@ use lifeboat::{
     format::manifest::{Image, PointMeta},
     id::PointId,
     page::PageGroup,
-    wire::message::Place,
+    wire::{message::Place, order::ConsistencyWish},
 };
+use serde::{Deserialize, Serialize};
 use std::{path::Path, sync::Arc};
 
 /// One guest that points can be cut of.
@@ -36,6 +37,12 @@ pub trait Source: Send {
     }
     /// How memory is captured and why so; known after the first `begin`.
     fn memory(&self) -> MemoryStatus;
+    /// What points without memory are to be, from the next `begin` on.
+    fn wish(&mut self, _: ConsistencyWish) {}
+    /// What became of that wish; `None` where nothing is wished, or nothing was cut yet.
+    fn consistency(&self) -> Option<Attained> {
+        None
+    }
     /// Leaves nothing behind in the guest: protection has ended. No cut is open.
     async fn leave(&mut self) -> Result<(), CaptureError>;
     /// Whether the guest runs, rather than stands or is off.
@@ -52,6 +59,14 @@ pub trait Source: Send {
     async fn shut_off(&mut self) -> Result<(), CaptureError>;
 }
 
+/// Whether points are as consistent as wished.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attained {
+    pub attained: bool,
+    /// How, or why not.
+    pub words: String,
+}
+
 /// One point being cut. Dropping it puts back what can be put back without waiting; call `put_back` to be sure.
 #[async_trait]
 pub trait Cut: Send {
@@ -60,6 +75,11 @@ pub trait Cut: Send {
     fn images(&self) -> Vec<Image>;
     /// Changed pages while the guest runs, before the cut; they may change again. `None` when it is time to cut.
     async fn before(&mut self) -> Result<Option<PageGroup>, CaptureError>;
+    /// Freezes file systems where that is wished and can be done; `barrier` thaws them. Whatever comes of it, the cut goes on.
+    async fn freeze(&mut self) {}
+    /// What was written is on the disks: file systems are frozen and thawed at once, where that is wished and can be done.
+    /// For a guest that is about to stand for long, and can't be thawed then.
+    async fn flush(&mut self) {}
     /// The instant: pauses the guest, drains memory, saves devices, marks the disks, resumes; with a `meeting`, not before
     /// that is over. Returns what was cut.
     async fn barrier(&mut self, meeting: Option<Arc<Meeting>>) -> Result<PointMeta, CaptureError>;

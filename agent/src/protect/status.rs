@@ -1,7 +1,10 @@
 //! How each protected VM is doing, for whoever asks: `lifeboat-agent status`, and the site through reports.
 //! Promises: the RPO shown is the age of the newest point that the site has acknowledged, never of one under way.
 
-use crate::{capture::memory::choose::MemoryStatus, protect::pace::Verdict};
+use crate::{
+    capture::{memory::choose::MemoryStatus, source::Attained},
+    protect::pace::Verdict,
+};
 use lifeboat::{
     id::{PointId, VmId},
     units::{Seq, UnixMs},
@@ -28,6 +31,9 @@ pub struct VmStatus {
     /// The same in parts, with the last change of engine.
     #[serde(default)]
     pub memory_engine: Option<MemoryStatus>,
+    /// Whether points are app-consistent, where that is wished.
+    #[serde(default)]
+    pub consistency: Option<Attained>,
     pub interval_ms: u64,
     /// Why points come later than the interval says, if they do.
     pub pace: Option<Verdict>,
@@ -138,6 +144,7 @@ impl VmStatus {
             group: None,
             memory: None,
             memory_engine: None,
+            consistency: None,
             interval_ms,
             pace: None,
             zstd_level: 0,
@@ -156,10 +163,14 @@ impl VmStatus {
         self.memory_engine = Some(memory);
     }
 
-    /// Why it is in its state; or, where all is well but slow, why it is slow.
+    /// Why it is in its state; or, where all is well but slow, why it is slow; or why points are not what is wished.
     pub fn why(&self) -> Option<String> {
         let slow = || self.pace.as_ref().map(Verdict::to_string);
-        self.reason.clone().or_else(slow)
+        let lacking = || {
+            let lacking = self.consistency.as_ref().filter(|kept| !kept.attained);
+            lacking.map(|kept| kept.words.clone())
+        };
+        self.reason.clone().or_else(slow).or_else(lacking)
     }
 
     pub fn report(&self) -> VmReport {

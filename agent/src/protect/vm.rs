@@ -39,7 +39,10 @@ use lifeboat::{
     id::{CutId, PointId, VmId},
     session::sender::{Outcome, Sender},
     units::{Compression, Generation},
-    wire::{message::Refusal, order::CutOrder},
+    wire::{
+        message::Refusal,
+        order::{ConsistencyWish, CutOrder},
+    },
 };
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 use together::Taking;
@@ -56,6 +59,8 @@ pub struct Settings {
     pub interval: Duration,
     /// No pause lasts longer.
     pub max_pause: Duration,
+    /// What points without memory are to be, where no group says.
+    pub consistency: ConsistencyWish,
     pub compression: Compression,
     /// Groups compressed at once, and bytes on their way: shared by all VMs.
     pub lanes: Lanes,

@@ -1,7 +1,7 @@
 //! The agent's side: starts the watchdog, starts it again if it died, and asks it things.
 //! Promises: every question is answered or fails within a bound, so that a pause is never begun unguarded.
 
-use super::{Answer, MESSAGE_MAX, Request, WatchdogArgs, WatchdogError};
+use super::{Answer, MESSAGE_MAX, Request, WatchdogArgs, WatchdogError, What};
 use lifeboat::id::VmId;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, recv, send, setsockopt, socketpair, sockopt::ReceiveTimeout,
@@ -77,8 +77,17 @@ impl Watchdog {
     /// Announces a pause that will last no longer than `limit`. Only after this has returned may the guest be stopped.
     /// The watchdog acts when four fifths of `limit` are over: what is left is for libvirt and QEMU to answer in.
     pub fn arm(&self, vm: VmId, limit: Duration) -> Result<(), WatchdogError> {
+        self.guard(vm, What::Pause, limit)
+    }
+
+    /// The same for file systems that are to be frozen.
+    pub fn arm_freeze(&self, vm: VmId, limit: Duration) -> Result<(), WatchdogError> {
+        self.guard(vm, What::Freeze, limit)
+    }
+
+    fn guard(&self, vm: VmId, what: What, limit: Duration) -> Result<(), WatchdogError> {
         let deadline_ms = u64::try_from((limit * 4 / 5).as_millis()).unwrap_or(u64::MAX);
-        match self.ask(&Request::Arm { vm, deadline_ms }, true)? {
+        match self.ask(&Request::Arm { vm, what, deadline_ms }, true)? {
             Answer::Armed => Ok(()),
             Answer::StillReleasing => Err(WatchdogError::StillReleasing { vm }),
             Answer::Disarmed { .. } => Err(WatchdogError::Unexpected),
@@ -87,7 +96,24 @@ impl Watchdog {
 
     /// The guest runs again. An error means the same as `fired`: the pause was not guarded to its end.
     pub fn disarm(&self, vm: VmId) -> Result<Disarmed, WatchdogError> {
-        match self.ask(&Request::Disarm { vm }, false)? {
+        self.unguard(vm, What::Pause)
+    }
+
+    /// Its file systems are thawed.
+    pub fn disarm_freeze(&self, vm: VmId) -> Result<Disarmed, WatchdogError> {
+        self.unguard(vm, What::Freeze)
+    }
+
+    /// Its file systems may be frozen, and we can't thaw them: the watchdog does, for as long as that takes.
+    pub fn leave_thawing(&self, vm: VmId) -> Result<(), WatchdogError> {
+        match self.arm_freeze(vm, Duration::ZERO) {
+            Ok(()) | Err(WatchdogError::StillReleasing { .. }) => self.disarm_freeze(vm).map(|_| ()),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn unguard(&self, vm: VmId, what: What) -> Result<Disarmed, WatchdogError> {
+        match self.ask(&Request::Disarm { vm, what }, false)? {
             Answer::Disarmed { fired } => Ok(Disarmed { fired }),
             Answer::Armed | Answer::StillReleasing => Err(WatchdogError::Unexpected),
         }

@@ -1,6 +1,8 @@
-//! Marker files: one per guest that is being paused, for whoever comes after a crash of everything of ours.
-//! Promises: a marker is written before its guest is paused and removed only when the guest is known to run or be gone.
+//! Marker files: one per guest that is being paused, or whose file systems are being frozen, for whoever comes after a
+//! crash of everything of ours. Promises: a marker is written before its guest is paused or frozen, and removed only when
+//! the guest is known to run, to be thawed, or to be gone.
 
+use super::What;
 use lifeboat::id::VmId;
 use std::{
     fs, io,
@@ -11,18 +13,29 @@ use std::{
 #[derive(Clone, Debug)]
 pub struct Markers {
     dir: PathBuf,
+    what: What,
 }
 
 impl Markers {
+    /// Those of pauses.
     pub fn new(dir: PathBuf) -> Self {
-        Self { dir }
+        Self { dir, what: What::Pause }
+    }
+
+    /// Those in the same folder of what a guest is let go from.
+    pub fn of(&self, what: What) -> Self {
+        Self { dir: self.dir.clone(), what }
+    }
+
+    pub fn what(&self) -> What {
+        self.what
     }
 
     pub fn folder(&self) -> &Path {
         &self.dir
     }
 
-    /// Marks a pause that is about to begin. No two pauses have the same mark.
+    /// Marks a pause, or a freeze, that is about to begin. No two have the same mark.
     pub fn set(&self, vm: VmId) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
         fs::write(self.path(vm), format!("{} {}", std::process::id(), uuid::Uuid::new_v4()))
@@ -60,11 +73,19 @@ impl Markers {
             entries => entries?,
         };
         let names = entries.flatten().map(|entry| entry.file_name());
-        Ok(names.filter_map(|name| name.to_str()?.parse().ok()).collect())
+        let suffix = self.suffix();
+        Ok(names.filter_map(|name| name.to_str()?.strip_suffix(suffix)?.parse().ok()).collect())
     }
 
     fn path(&self, vm: VmId) -> PathBuf {
-        self.dir.join(vm.to_string())
+        self.dir.join(format!("{vm}{}", self.suffix()))
+    }
+
+    fn suffix(&self) -> &'static str {
+        match self.what {
+            What::Pause => "",
+            What::Freeze => ".frozen",
+        }
     }
 }
 
@@ -81,5 +102,18 @@ mod tests {
         assert_eq!(Markers::held_file(&markers.read(vm).unwrap()), Some(held));
         markers.set(vm).unwrap();
         assert_eq!(Markers::held_file(&markers.read(vm).unwrap()), None);
+    }
+
+    #[test]
+    fn a_freeze_is_told_from_a_pause() {
+        let dir = tempfile::tempdir().unwrap();
+        let (pauses, vm) = (Markers::new(dir.path().into()), VmId::from_bytes([1; 16]));
+        let freezes = pauses.of(What::Freeze);
+        freezes.set(vm).unwrap();
+        assert_eq!((pauses.list().unwrap(), freezes.list().unwrap()), (vec![], vec![vm]));
+        pauses.set(vm).unwrap();
+        assert_ne!(pauses.read(vm), freezes.read(vm));
+        freezes.clear(vm).unwrap();
+        assert_eq!((pauses.list().unwrap(), freezes.list().unwrap()), (vec![vm], vec![]));
     }
 }

@@ -1,7 +1,7 @@
-//! Letting a guest go: resumes it if, and only if, it stands paused.
+//! Letting a guest go: resumes it if, and only if, it stands paused; thaws its file systems if they are frozen.
 
 use super::{
-    Found, Markers, Noted, WatchdogError, found_standing, gone_out,
+    Found, Markers, Noted, WatchdogError, What, found_standing, gone_out,
     letting_go::{Pace, Task},
 };
 use lifeboat::{
@@ -26,12 +26,16 @@ pub enum Released {
     NotPaused,
     /// There is no such running guest.
     Gone,
+    /// It was saved, with its file systems frozen: they are thawed when it is back.
+    Saved,
 }
 
 /// Somebody who can let a guest go.
 pub trait Release: Send + Sync {
     /// `mark` is what its marker said.
     fn release(&self, vm: VmId, mark: Option<&str>) -> Result<Released, WatchdogError>;
+    /// Thaws its file systems; `NotPaused` if none is frozen.
+    fn thaw(&self, vm: VmId) -> Result<Released, WatchdogError>;
     /// Puts capabilities back that a dead agent changed; `false` if a migration still runs.
     fn put_back(&self, vm: VmId, noted: &Noted) -> Result<bool, WatchdogError>;
 }
@@ -104,6 +108,19 @@ impl Release for LibvirtRelease {
         Ok(Released::Resumed)
     }
 
+    fn thaw(&self, vm: VmId) -> Result<Released, WatchdogError> {
+        let Some(domain) = self.domain(vm)? else { return Ok(Released::Gone) };
+        if !domain.state()?.is_active() {
+            return Ok(if domain.was_saved()? { Released::Saved } else { Released::Gone });
+        }
+        let agent = domain.guest_agent();
+        if !agent.is_frozen()? {
+            return Ok(Released::NotPaused);
+        }
+        agent.thaw()?;
+        Ok(Released::Resumed)
+    }
+
     fn put_back(&self, vm: VmId, noted: &Noted) -> Result<bool, WatchdogError> {
         match self.running(vm)? {
             Some(domain) => noted.put_back(&domain.monitor()),
@@ -150,6 +167,13 @@ pub fn put_back_capabilities(releaser: &dyn Release, found: &Found, tries: u32, 
     }
 }
 
+fn left_over(markers: &Markers) -> Vec<VmId> {
+    markers.list().unwrap_or_else(|error| {
+        tracing::warn!(%error, "the folder of pause markers can't be read");
+        Vec::new()
+    })
+}
+
 /// QEMU's own word on whether the guest runs.
 pub fn status(monitor: &dyn Monitor) -> Result<String, MonitorError> {
     let answer = monitor.execute("query-status", json!({}))?;
@@ -160,10 +184,10 @@ pub fn status(monitor: &dyn Monitor) -> Result<String, MonitorError> {
         .ok_or_else(|| MonitorError::Unexpected { command: "query-status".into(), what: answer.to_string() })
 }
 
-/// Resumes every guest whose marker a dead agent left behind. Returns what was done for each; a marker stays where it
-/// did not work. For the agent's start, and for systemd's `ExecStopPost=`. With `wait` it returns only when nothing that
-/// the dead agent had sent can be on its way; otherwise a thread sees to that. Capabilities that a dead agent changed
-/// are put back as well.
+/// Resumes every guest whose marker a dead agent left behind, and thaws every one whose file systems it may have frozen.
+/// Returns what was done for each; a marker stays where it did not work. For the agent's start, and for systemd's
+/// `ExecStopPost=`. With `wait` it returns only when nothing that the dead agent had sent can be on its way; otherwise a
+/// thread sees to that. Capabilities that a dead agent changed are put back as well.
 pub fn release_paused(
     markers: &Markers,
     uri: &str,
@@ -173,28 +197,34 @@ pub fn release_paused(
     if !found.list().is_empty() {
         put_back_capabilities(&LibvirtRelease::new(uri.to_owned()), &found, 1, Duration::ZERO);
     }
-    let left = match markers.list() {
-        Ok(left) if left.is_empty() => return Vec::new(),
-        Ok(left) => left,
-        Err(error) => {
-            tracing::warn!(%error, "the folder of pause markers can't be read");
-            return Vec::new();
-        }
-    };
+    let (paused, frozen) = (left_over(markers), left_over(&markers.of(What::Freeze)));
+    if paused.is_empty() && frozen.is_empty() {
+        return Vec::new();
+    }
     let releaser = Arc::new(LibvirtRelease::new(uri.to_owned()));
     let pace = if wait { Pace::short() } else { Pace::usual() };
-    let task = |vm: VmId| {
-        let (releaser, markers, mark) = (releaser.clone(), markers.clone(), markers.read(vm));
-        Task { vm, releaser, markers, mark, pace }
+    let task = |vm: VmId, what: What| {
+        let markers = markers.of(what);
+        let mark = markers.read(vm);
+        Task::new(vm, releaser.clone(), markers, mark, pace)
     };
-    let release = |vm: VmId| {
-        let released = releaser.release(vm, markers.read(vm).as_deref())?;
-        markers.clear(vm).map_err(|source| WatchdogError::Io { step: "removing a marker", source })?;
-        Ok(released)
-    };
-    let tasks: Vec<Task> = left.iter().copied().map(task).collect();
-    let done: Vec<_> = left.into_iter().map(|vm| (vm, release(vm))).collect();
-    let lingering: Vec<_> = tasks.into_iter().map(|task| std::thread::spawn(move || task.linger())).collect();
+    let tasks: Vec<(VmId, Task)> = paused.into_iter().map(|vm| (vm, task(vm, What::Pause))).collect();
+    let mut done: Vec<_> = tasks.iter().map(|(vm, task)| (*vm, task.release_once())).collect();
+    // A guest's agent may take its time: on threads of their own, after the pauses, as none thaws that stands.
+    let frozen: Vec<(VmId, Task)> = frozen.into_iter().map(|vm| (vm, task(vm, What::Freeze))).collect();
+    if wait {
+        let thaw = |(vm, task): &(VmId, Task)| (*vm, task.release_once());
+        done.extend(std::thread::scope(|scope| {
+            let thawing: Vec<_> = frozen.iter().map(|frozen| scope.spawn(|| thaw(frozen))).collect();
+            thawing.into_iter().filter_map(|thread| thread.join().ok()).collect::<Vec<_>>()
+        }));
+    } else {
+        for (_, task) in frozen {
+            std::thread::spawn(move || task.see_to_it());
+        }
+    }
+    let lingering: Vec<_> =
+        tasks.into_iter().map(|(_, task)| std::thread::spawn(move || task.linger())).collect();
     if wait {
         // Each ends by itself; one that panicked has nothing more to say.
         lingering.into_iter().for_each(|thread| drop(thread.join()));

@@ -3,7 +3,7 @@
 //! guest that was announced is let go.
 
 use super::{
-    Answer, Found, MESSAGE_MAX, Markers, Release, Request, WatchdogError,
+    Answer, Found, MESSAGE_MAX, Markers, Release, Request, WatchdogError, What,
     letting_go::{End, Pace, Releasing, Task},
     release::put_back_capabilities,
 };
@@ -39,8 +39,8 @@ struct Guards {
     releaser: Arc<dyn Release>,
     markers: Markers,
     pace: Pace,
-    guards: HashMap<VmId, Guard>,
-    ending: HashMap<VmId, JoinHandle<()>>,
+    guards: HashMap<(VmId, What), Guard>,
+    ending: HashMap<(VmId, What), JoinHandle<()>>,
 }
 
 /// Serves one agent until its socket ends and no guest is left paused.
@@ -101,11 +101,11 @@ impl Guards {
     /// Begins to let go every guest whose deadline has passed; returns the next deadline.
     fn fire(&mut self, now: Instant) -> Option<Instant> {
         let due = |guard: &Guard| matches!(guard, Guard::Armed { deadline, .. } if *deadline <= now);
-        let late: Vec<VmId> = self.guards.iter().filter(|(_, guard)| due(guard)).map(|(vm, _)| *vm).collect();
-        for vm in late {
-            if let Some(Guard::Armed { mark, .. }) = self.guards.remove(&vm) {
-                let releasing = self.start(vm, mark);
-                self.guards.insert(vm, Guard::Releasing(releasing));
+        let late = self.guards.iter().filter(|(_, guard)| due(guard)).map(|(guarded, _)| *guarded);
+        for guarded in late.collect::<Vec<_>>() {
+            if let Some(Guard::Armed { mark, .. }) = self.guards.remove(&guarded) {
+                let releasing = self.start(guarded, mark);
+                self.guards.insert(guarded, Guard::Releasing(releasing));
             }
         }
         let deadlines = self.guards.values().filter_map(|guard| match guard {
@@ -115,29 +115,28 @@ impl Guards {
         deadlines.min()
     }
 
-    fn start(&self, vm: VmId, mark: Option<String>) -> Releasing {
-        let (releaser, markers) = (self.releaser.clone(), self.markers.clone());
-        Releasing::start(Task { vm, releaser, markers, mark, pace: self.pace })
+    fn start(&self, (vm, what): (VmId, What), mark: Option<String>) -> Releasing {
+        Releasing::start(Task::new(vm, self.releaser.clone(), self.markers.of(what), mark, self.pace))
     }
 
     fn answer(&mut self, request: Request) -> Answer {
         self.ending.retain(|_, thread| !thread.is_finished());
         match request {
-            Request::Arm { vm, .. }
-                if self.ending.contains_key(&vm)
-                    || matches!(self.guards.get(&vm), Some(Guard::Releasing(_))) =>
+            Request::Arm { vm, what, .. }
+                if self.ending.contains_key(&(vm, what))
+                    || matches!(self.guards.get(&(vm, what)), Some(Guard::Releasing(_))) =>
             {
                 Answer::StillReleasing
             }
-            Request::Arm { vm, deadline_ms } => {
+            Request::Arm { vm, what, deadline_ms } => {
                 let deadline = Instant::now() + Duration::from_millis(deadline_ms.min(DEADLINE_MAX_MS));
-                let mark = self.markers.read(vm);
-                self.guards.insert(vm, Guard::Armed { deadline, mark });
+                let mark = self.markers.of(what).read(vm);
+                self.guards.insert((vm, what), Guard::Armed { deadline, mark });
                 Answer::Armed
             }
-            Request::Disarm { vm } => match self.guards.remove(&vm) {
+            Request::Disarm { vm, what } => match self.guards.remove(&(vm, what)) {
                 Some(Guard::Releasing(releasing)) => {
-                    self.ending.insert(vm, releasing.end(End::Disarmed));
+                    self.ending.insert((vm, what), releasing.end(End::Disarmed));
                     Answer::Disarmed { fired: true }
                 }
                 Some(Guard::Armed { .. }) => Answer::Disarmed { fired: false },
@@ -150,8 +149,8 @@ impl Guards {
     /// The agent is gone: whatever it had paused is let go, all at once, for as long as that takes.
     fn let_all_go(mut self) {
         let guards: Vec<_> = self.guards.drain().collect();
-        let releasing = guards.into_iter().map(|(vm, guard)| match guard {
-            Guard::Armed { mark, .. } => self.start(vm, mark),
+        let releasing = guards.into_iter().map(|(guarded, guard)| match guard {
+            Guard::Armed { mark, .. } => self.start(guarded, mark),
             Guard::Releasing(releasing) => releasing,
         });
         let ending: Vec<_> = releasing.map(|releasing| releasing.end(End::Gone)).collect();

@@ -24,6 +24,10 @@ impl Release for FakeGuest {
         Ok(if self.paused.swap(false, Ordering::SeqCst) { Released::Resumed } else { Released::NotPaused })
     }
 
+    fn thaw(&self, _: VmId) -> Result<Released, WatchdogError> {
+        Ok(Released::NotPaused)
+    }
+
     fn put_back(&self, _: VmId, noted: &Noted) -> Result<bool, WatchdogError> {
         noted.forget().map(|()| true)
     }
@@ -166,6 +170,10 @@ fn a_stop_that_arrives_after_the_agents_death_is_undone_and_the_next_agents_paus
 fn guests_are_let_go_side_by_side() {
     struct OneHangs(std::sync::mpsc::Sender<VmId>, std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
     impl Release for OneHangs {
+        fn thaw(&self, _: VmId) -> Result<Released, WatchdogError> {
+            Ok(Released::NotPaused)
+        }
+
         fn put_back(&self, _: VmId, noted: &Noted) -> Result<bool, WatchdogError> {
             noted.forget().map(|()| true)
         }

@@ -2,7 +2,7 @@
 
 use super::{
     readiness::ready,
-    tables::{span, table},
+    tables::{kind_of, span, table},
 };
 use crate::{
     api::types::{GroupFailoverPreview, GroupPointList, GroupRow, GroupState, InventoryList},
@@ -86,11 +86,12 @@ pub fn points(list: &GroupPointList) -> String {
                 point.cut_at.to_string(),
                 format!("{:.1} ms", point.skew_us as f64 / 1e3),
                 format!("{:.1} ms", longest as f64 / 1e3),
+                point.consistency().map_or("-", kind_of).to_owned(),
                 members.join(", "),
             ]
         })
         .collect();
-    table(&["NO", "ID", "CUT AT", "SKEW", "LONGEST PAUSE", "POINTS OF MEMBERS"], &rows)
+    table(&["NO", "ID", "CUT AT", "SKEW", "LONGEST PAUSE", "KIND", "POINTS OF MEMBERS"], &rows)
 }
 
 pub fn deleted(group: &Group) -> String {

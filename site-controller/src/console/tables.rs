@@ -203,7 +203,7 @@ fn point_row(point: &PointSummary, kept: Option<&Kept>) -> Vec<String> {
 }
 
 /// What a point is, in a list.
-fn kind_of(consistency: Consistency) -> &'static str {
+pub(super) fn kind_of(consistency: Consistency) -> &'static str {
     match consistency {
         Consistency::Memory => "memory",
         Consistency::App => "disks, app",

@@ -13,7 +13,7 @@ use lifeboat::{
     clock::Clock,
     id::{CutId, GroupId, PointId, VmId},
     units::{Seq, UnixMs},
-    wire::order::{Assignment, CutKind},
+    wire::order::{Assignment, ConsistencyWish, CutKind},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -162,7 +162,7 @@ impl Coordinator {
         let ready_ms = u64::try_from(ready.as_millis()).unwrap_or(u64::MAX);
         let end = (group.spec.rpo() * 4).clamp(END_LEAST, END_MOST);
         let end_ms = u64::try_from(end.as_millis()).unwrap_or(u64::MAX);
-        let patience = Patience { ready_ms, stop_ms: STOP_MS, end_ms };
+        let patience = Patience { ready_ms, freeze_ms: FREEZE_MS, stop_ms: STOP_MS, end_ms };
         let cut = new_cut();
         match self.carry(group, cut, CutKind::Group, patience).await {
             Outcome::Partial { why } => self.note(group, Err(CutError::Partial(by_name(group, why)))),
@@ -182,7 +182,12 @@ impl Coordinator {
         let lead = self.lead(group.id);
         let _leads = lead.lock().await;
         let durables = self.intake.slots.made_durable();
-        let patience = Patience { ready_ms: FINAL_READY_MS, stop_ms: FINAL_STOP_MS, end_ms: FINAL_END_MS };
+        let patience = Patience {
+            ready_ms: FINAL_READY_MS,
+            freeze_ms: FREEZE_MS,
+            stop_ms: FINAL_STOP_MS,
+            end_ms: FINAL_END_MS,
+        };
         match self.carry(group, cut, CutKind::Final, patience).await {
             Outcome::Partial { why } => Err(CutError::Partial(by_name(group, why))),
             whole => self.record(group, cut, whole, durables).await,
@@ -193,7 +198,10 @@ impl Coordinator {
         let board = &self.intake.switchboard;
         let mut words = board.listen();
         let members = group.members.iter().map(|member| member.vm);
-        let (mut cut, mut orders) = Cut::begin(kind, members, patience, self.clock.now());
+        let freezes = group.spec.consistency == ConsistencyWish::App;
+        let freezing = members.clone().filter(|vm| freezes && board.may_freeze(*vm));
+        let (cut, mut orders) = Cut::begin(kind, members.clone(), patience, self.clock.now());
+        let mut cut = cut.freezing(freezing);
         loop {
             self.give(&mut cut, id, orders).await;
             if let Some(outcome) = cut.outcome() {
@@ -260,9 +268,13 @@ impl Coordinator {
         let members = group.members.iter().map(|member| {
             let (point, pause_us) = points.get(&member.vm).copied()?;
             let seq = seqs.get(&point).copied()?;
-            Some(PointOf { vm: member.vm, name: member.name.clone(), point, seq, pause_us })
+            let (vm, name) = (member.vm, member.name.clone());
+            Some(PointOf { vm, name, point, seq, pause_us, consistency: None })
         });
-        let members = members.collect::<Option<Vec<_>>>().ok_or(CutError::NotDurable)?;
+        let mut members = members.collect::<Option<Vec<_>>>().ok_or(CutError::NotDurable)?;
+        for member in &mut members {
+            member.consistency = self.points.consistency_of(member).await?;
+        }
         let version = GroupPoint::VERSION;
         let point = GroupPoint { version, cut, no: 0, cut_at: at, skew_us, members };
         let (all, id) = (self.points.clone(), group.id);
@@ -329,6 +341,8 @@ const READY_LEAST: Duration = Duration::from_secs(2);
 const READY_MOST: Duration = Duration::from_secs(30);
 /// A guest waits for the others for half of its `max_pause`, 1 s unless configured.
 const STOP_MS: u64 = 2_000;
+/// Longer than an agent lets file systems be frozen; one that asks a silent guest agent answers within it.
+const FREEZE_MS: u64 = 15_000;
 /// How long the next cut waits for a member's point to be sent.
 const END_LEAST: Duration = Duration::from_secs(10);
 const END_MOST: Duration = Duration::from_secs(60);

@@ -9,7 +9,7 @@ use lifeboat::{
     units::UnixMs,
     wire::order::{CutKind, CutOrder, Part},
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// An order, and to whom.
 pub type Order = (VmId, CutOrder);
@@ -19,15 +19,26 @@ pub type Order = (VmId, CutOrder);
 enum Member {
     Asked,
     Ready,
+    /// Ready, and its file systems are frozen, if that is possible.
+    Frozen,
     Stands,
-    Cut { point: PointId, together: bool, pause_us: u64 },
-    Held { point: PointId },
-    Out { why: String },
+    Cut {
+        point: PointId,
+        together: bool,
+        pause_us: u64,
+    },
+    Held {
+        point: PointId,
+    },
+    Out {
+        why: String,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Preparing,
+    Freezing,
     Stopping,
     /// Nobody is waited for at the barrier any more; `together`: all stood.
     Going {
@@ -49,6 +60,8 @@ pub enum Outcome {
 pub struct Cut {
     kind: CutKind,
     members: BTreeMap<VmId, Member>,
+    /// Those that are told to freeze before anybody stops.
+    freezing: BTreeSet<VmId>,
     phase: Phase,
     deadline_ms: u64,
     patience: Patience,
@@ -61,6 +74,7 @@ pub struct Cut {
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
     pub ready_ms: u64,
+    pub freeze_ms: u64,
     pub stop_ms: u64,
     pub end_ms: u64,
 }
@@ -79,6 +93,7 @@ impl Cut {
         let cut = Self {
             kind,
             members,
+            freezing: BTreeSet::new(),
             phase: Phase::Preparing,
             deadline_ms: now.0.saturating_add(patience.ready_ms),
             patience,
@@ -89,6 +104,12 @@ impl Cut {
         (cut, orders)
     }
 
+    /// Members whose file systems are frozen for it.
+    pub fn freezing(mut self, members: impl IntoIterator<Item = VmId>) -> Self {
+        self.freezing = members.into_iter().filter(|vm| self.members.contains_key(vm)).collect();
+        self
+    }
+
     /// What an agent said; `us` is the site's clock, for the skew.
     pub fn heard(&mut self, vm: VmId, part: Part, now: UnixMs, us: u64) -> Vec<Order> {
         let Some(member) = self.members.get_mut(&vm) else { return Vec::new() };
@@ -96,7 +117,8 @@ impl Cut {
             // What is over for us stays over.
             (_, Member::Out { .. }) => return Vec::new(),
             (Part::Ready, Member::Asked) => *member = Member::Ready,
-            (Part::Stopped { .. }, Member::Asked | Member::Ready) => {
+            (Part::Frozen, Member::Ready) if self.phase == Phase::Freezing => *member = Member::Frozen,
+            (Part::Stopped { .. }, Member::Asked | Member::Ready | Member::Frozen) => {
                 *member = Member::Stands;
                 let first = *self.first_stood_us.get_or_insert(us);
                 self.skew_us = us.saturating_sub(first);
@@ -107,7 +129,7 @@ impl Cut {
             (Part::Held { point }, _) => *member = Member::Held { point },
             (Part::Out { why }, _) => *member = Member::Out { why },
             (Part::HoldEnded { .. }, _) => *member = Member::Out { why: "it is held no more".into() },
-            (Part::Ready | Part::Stopped { .. }, _) => {}
+            (Part::Ready | Part::Frozen | Part::Stopped { .. }, _) => {}
         }
         self.go_on(now)
     }
@@ -130,6 +152,7 @@ impl Cut {
         let kind = self.kind;
         let late = match self.phase {
             Phase::Preparing => "it was not ready in time",
+            Phase::Freezing => "its file systems were not frozen in time",
             Phase::Stopping => "it did not stand in time",
             Phase::Going { .. } => "its point did not come in time",
         };
@@ -137,7 +160,8 @@ impl Cut {
         for (vm, member) in &mut self.members {
             let is_late = match self.phase {
                 Phase::Preparing => *member == Member::Asked,
-                Phase::Stopping => matches!(member, Member::Asked | Member::Ready),
+                Phase::Freezing => *member == Member::Ready && self.freezing.contains(vm),
+                Phase::Stopping => matches!(member, Member::Asked | Member::Ready | Member::Frozen),
                 Phase::Going { .. } => !member.is_over(kind),
             };
             if is_late {
@@ -174,7 +198,9 @@ impl Cut {
                 }
                 Member::Cut { .. } => "it did not stand until all did".to_owned(),
                 Member::Out { why } => why.clone(),
-                Member::Asked | Member::Ready | Member::Stands => "it was not waited for".to_owned(),
+                Member::Asked | Member::Ready | Member::Frozen | Member::Stands => {
+                    "it was not waited for".to_owned()
+                }
             };
             why.insert(*vm, apart);
         }
@@ -191,30 +217,45 @@ impl Cut {
             Phase::Going { together } if out && together && self.kind == CutKind::Final => self.give_up(now),
             Phase::Going { .. } => Vec::new(),
             // There can be no instant of all any more: the others need not wait.
-            Phase::Preparing | Phase::Stopping if out => self.give_up(now),
-            Phase::Preparing if !self.all(|member| matches!(member, Member::Asked | Member::Ready)) => {
-                self.give_up(now)
-            }
-            Phase::Preparing if self.all(|member| *member == Member::Ready) => {
-                self.phase = Phase::Stopping;
-                self.deadline_ms = now.0.saturating_add(self.patience.stop_ms);
-                self.at = now;
-                let mut orders = self.to_all(CutOrder::Stop { at: now });
+            Phase::Preparing | Phase::Freezing | Phase::Stopping if out => self.give_up(now),
+            Phase::Preparing | Phase::Freezing if !self.all(Member::is_before_the_stop) => self.give_up(now),
+            Phase::Preparing if self.all(|member| *member == Member::Ready) && !self.freezing.is_empty() => {
+                let mut orders: Vec<_> = self.freezing.iter().map(|vm| (*vm, CutOrder::Freeze)).collect();
                 if self.members.len() == 1 {
-                    // It meets nobody: no round trip while it stands.
-                    self.phase = Phase::Going { together: true };
-                    self.deadline_ms = now.0.saturating_add(self.patience.end_ms);
-                    orders.extend(self.to_all(CutOrder::Go { together: true }));
+                    orders.extend(self.stop(now));
+                } else {
+                    self.phase = Phase::Freezing;
+                    self.deadline_ms = now.0.saturating_add(self.patience.freeze_ms);
                 }
                 orders
             }
-            Phase::Stopping if self.all(|member| !matches!(member, Member::Asked | Member::Ready)) => {
+            Phase::Preparing if self.all(|member| *member == Member::Ready) => self.stop(now),
+            Phase::Freezing
+                if self.freezing.iter().all(|vm| self.members.get(vm) == Some(&Member::Frozen)) =>
+            {
+                self.stop(now)
+            }
+            Phase::Stopping if !self.members.values().any(Member::is_before_the_stop) => {
                 self.phase = Phase::Going { together: true };
                 self.deadline_ms = now.0.saturating_add(self.patience.end_ms);
                 self.to_all(CutOrder::Go { together: true })
             }
-            Phase::Preparing | Phase::Stopping => Vec::new(),
+            Phase::Preparing | Phase::Freezing | Phase::Stopping => Vec::new(),
         }
+    }
+
+    fn stop(&mut self, now: UnixMs) -> Vec<Order> {
+        self.phase = Phase::Stopping;
+        self.deadline_ms = now.0.saturating_add(self.patience.stop_ms);
+        self.at = now;
+        let mut orders = self.to_all(CutOrder::Stop { at: now });
+        if self.members.len() == 1 {
+            // It meets nobody: no round trip while it stands.
+            self.phase = Phase::Going { together: true };
+            self.deadline_ms = now.0.saturating_add(self.patience.end_ms);
+            orders.extend(self.to_all(CutOrder::Go { together: true }));
+        }
+        orders
     }
 
     /// The cut does not become whole.
@@ -245,8 +286,12 @@ impl Member {
         match self {
             Self::Held { .. } | Self::Out { .. } => true,
             Self::Cut { .. } => kind == CutKind::Group,
-            Self::Asked | Self::Ready | Self::Stands => false,
+            Self::Asked | Self::Ready | Self::Frozen | Self::Stands => false,
         }
+    }
+
+    fn is_before_the_stop(&self) -> bool {
+        matches!(self, Self::Asked | Self::Ready | Self::Frozen)
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
 };
 use lifeboat::{
     durable,
+    format::manifest::Consistency,
     id::{CutId, GroupId, PointId, VmId},
     units::{Seq, UnixMs},
 };
@@ -43,6 +44,22 @@ pub struct PointOf {
     pub point: PointId,
     pub seq: Seq,
     pub pause_us: u64,
+    /// What it is; unknown of points of a release before this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<Consistency>,
+}
+
+impl GroupPoint {
+    /// What it is at the least: as its weakest member. Unknown where that of one is.
+    pub fn consistency(&self) -> Option<Consistency> {
+        let rank = |consistency: &Consistency| match consistency {
+            Consistency::Crash => 0,
+            Consistency::App => 1,
+            Consistency::Memory => 2,
+        };
+        let all = self.members.iter().map(|member| member.consistency).collect::<Option<Vec<_>>>()?;
+        all.into_iter().min_by_key(rank)
+    }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +163,12 @@ impl GroupPoints {
             }
         }
         Ok((None, count))
+    }
+
+    /// What a member's point is.
+    pub async fn consistency_of(&self, of: &PointOf) -> Result<Option<Consistency>, GroupPointError> {
+        let found = self.store.find(of.vm, Ask::WholeBefore(Seq(of.seq.0.saturating_add(1)))).await?;
+        Ok(found.filter(|found| found.point == of.point).map(|found| found.consistency))
     }
 
     async fn is_whole(&self, point: &GroupPoint) -> Result<bool, GroupPointError> {

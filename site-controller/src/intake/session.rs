@@ -95,6 +95,9 @@ impl Intake {
         let release = env!("CARGO_PKG_VERSION").to_owned();
         send.send(&SiteMessage::Welcome { site: self.site.clone(), release, window: WINDOW }).await?;
 
+        if connection.version().knows_freezes() {
+            self.switchboard.knows_freezes(session);
+        }
         let (replies, queue) = mpsc::channel(REPLIES_QUEUED);
         let mut tasks = JoinSet::new();
         tasks.spawn(write_replies(send, queue, connection.version()));

@@ -11,7 +11,7 @@ use lifeboat::{
     },
 };
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 use tokio::sync::broadcast;
@@ -41,6 +41,8 @@ type Assigner = Box<dyn Fn(VmId) -> Option<Assignment> + Send + Sync>;
 
 pub struct Switchboard {
     lines: Mutex<BTreeMap<u64, Line>>,
+    /// Sessions of agents that know how to freeze.
+    freezing: Mutex<BTreeSet<u64>>,
     /// What was said last of guests that stand for a failover.
     held: Mutex<BTreeMap<VmId, (CutId, Part)>>,
     words: broadcast::Sender<Heard>,
@@ -56,8 +58,8 @@ struct Line {
 
 impl Default for Switchboard {
     fn default() -> Self {
-        let (lines, held, assigner) = Default::default();
-        Self { lines, held, words: broadcast::channel(WORDS_QUEUED).0, assigner }
+        let (lines, freezing, held, assigner) = Default::default();
+        Self { lines, freezing, held, words: broadcast::channel(WORDS_QUEUED).0, assigner }
     }
 }
 
@@ -89,6 +91,18 @@ impl Switchboard {
     /// The session is over.
     pub fn gone(&self, session: u64) {
         self.lines().remove(&session);
+        self.freezing().remove(&session);
+    }
+
+    /// The session's agent can be told to freeze.
+    pub fn knows_freezes(&self, session: u64) {
+        self.freezing().insert(session);
+    }
+
+    /// Whether the host where the VM is can be told to freeze its file systems.
+    pub fn may_freeze(&self, vm: VmId) -> bool {
+        let session = whose(&self.lines(), vm).map(|(session, _)| session);
+        session.is_some_and(|session| self.freezing().contains(&session))
     }
 
     /// An agent says how its VM's part in a cut stands. Only who is given the orders for the VM has anything to say of it:
@@ -162,6 +176,10 @@ impl Switchboard {
         self.lines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn freezing(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.freezing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn held(&self) -> MutexGuard<'_, BTreeMap<VmId, (CutId, Part)>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -192,6 +210,10 @@ mod tests {
         board.inventory(1, "a", vec![offered(1, true), offered(2, true)], &a).await;
         board.inventory(2, "b", vec![offered(1, false)], &b).await;
         assert_eq!((at_a.len(), at_b.len()), (2, 1), "each VM is answered");
+        board.knows_freezes(2);
+        assert!(!board.may_freeze(vm), "it runs where nobody knows how");
+        board.knows_freezes(1);
+        assert!(board.may_freeze(vm));
         while at_a.try_recv().is_ok() {}
         while at_b.try_recv().is_ok() {}
         assert!(board.order(vm, CutId::from_bytes([3; 16]), CutOrder::CallOff).await);
@@ -206,6 +228,10 @@ mod tests {
         board.reassign(vm).await;
         assert!(at_a.try_recv().is_ok() && at_b.try_recv().is_ok());
         board.gone(1);
+        board.gone(2);
+        assert!(!board.may_freeze(vm) && !board.is_reached(vm));
+        board.inventory(2, "b", vec![offered(1, false)], &b).await;
+        while at_b.try_recv().is_ok() {}
         assert!(
             board.order(vm, CutId::from_bytes([3; 16]), CutOrder::CallOff).await && at_b.try_recv().is_ok()
         );

@@ -139,6 +139,7 @@ pub(super) mod tests {
 
     pub(in crate::report) fn group_point(no: u64, vms: &[u8]) -> GroupPoint {
         let members = vms.iter().map(|vm| PointOf {
+            consistency: None,
             vm: VmId::from_bytes([*vm; 16]),
             name: "web".into(),
             point: PointId::from_bytes([no as u8; 16]),

@@ -73,7 +73,9 @@ fn the_real_agent_understands_what_is_asked_and_is_understood() {
     let real = Real::start();
     let agent = real.agent();
     agent.ping(ANSWER_WITHIN).unwrap();
-    assert_eq!(agent.is_frozen(), Ok(false));
+    assert_eq!((agent.is_frozen(), agent.thaw()), (Ok(false), Ok(0)));
+    let forbidden = agent.freeze(ANSWER_WITHIN);
+    assert!(matches!(forbidden, Err(AgentError::Refused { .. })), "{forbidden:?}");
     assert!(agent.time().unwrap() > UnixMs(1_600_000_000_000));
     let shell = |script: &str| agent.run("/bin/sh", &["-c".into(), script.into()], Duration::from_secs(20));
     assert_eq!(shell("sleep 0.1; exit 0"), Ok(ProgramEnd::Exited(0)));
@@ -129,6 +131,7 @@ proptest! {
             _ => r#"{"return":null}"#.to_owned(),
         };
         let agent = GuestAgent::new(Parrot(answer));
+        let _ = (agent.freeze(ANSWER_WITHIN), agent.thaw());
         let _ = (agent.ping(ANSWER_WITHIN), agent.time(), agent.is_frozen(), agent.set_time(UnixMs(u64::MAX)));
         let _ = agent.run("/x", &[], Duration::ZERO);
     }

@@ -137,7 +137,7 @@ fn golden_bytes_of_every_site_message_of_version_1() {
     }
 }
 
-/// Of version 5.
+/// Of version 5; `Frozen` and `Freeze` of version 6.
 #[test]
 fn golden_bytes_of_every_part_of_a_cut_and_every_order() {
     let (at, generation) = (UnixMs(300), Generation(2));
@@ -148,6 +148,7 @@ fn golden_bytes_of_every_part_of_a_cut_and_every_order() {
         (Part::Out { why: "w".into() }, "030177"),
         (Part::Held { point: POINT }, "04P"),
         (Part::HoldEnded { gone: true }, "0501"),
+        (Part::Frozen, "06"),
     ];
     for (part, golden) in parts {
         assert_eq!(shown(&part), golden, "{part:?}");
@@ -160,6 +161,7 @@ fn golden_bytes_of_every_part_of_a_cut_and_every_order() {
         (CutOrder::CallOff, "03"),
         (CutOrder::Resume { generation }, "0402"),
         (CutOrder::ShutOff { generation }, "0502"),
+        (CutOrder::Freeze, "06"),
     ];
     for (order, golden) in orders {
         assert_eq!(shown(&order), golden, "{order:?}");

@@ -124,6 +124,7 @@ fn twenty_guests_that_outrun_one_link_share_it_evenly_within_the_budget() {
                 name: format!("vm{no:02}"),
                 source: guest.source(),
                 settings: Settings {
+                    consistency: Default::default(),
                     interval: Duration::from_millis(300),
                     max_pause: Duration::from_secs(1),
                     compression: Compression::fixed(1),

@@ -9,6 +9,7 @@ use lifeboat::{
     format::manifest::ImageKind,
     id::{PointId, VmId},
     units::{ByteSize, Compression, Generation, UnixMs},
+    wire::order::ConsistencyWish,
 };
 use lifeboat_agent::{
     protect::{
@@ -176,6 +177,7 @@ impl World {
             name: "sim".into(),
             source: self.guest.source(),
             settings: Settings {
+                consistency: ConsistencyWish::default(),
                 interval: Duration::from_millis([300, 20][self.rng.random_range(0..2)]),
                 max_pause: Duration::from_secs(1),
                 compression: Compression::fixed(1),

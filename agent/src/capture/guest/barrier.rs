@@ -1,7 +1,7 @@
 //! The instant: pause, memory, devices, disk marks, resume. Everything of a point is of here.
 //! Promises: disks are marked in one transaction; whatever fails, the pause ends, and nothing of the point counts.
 
-use super::{State, blobs::Blob, failed, images, look};
+use super::{State, blobs::Blob, failed, frozen, images, look};
 use crate::capture::{meeting::Meeting, others, quiesce::QuiesceError, source::CaptureError};
 use bytes::Bytes;
 use lifeboat::{
@@ -30,6 +30,7 @@ struct Instant {
     device_state: Vec<u8>,
     was_running: bool,
     pause: Duration,
+    consistency: Consistency,
 }
 
 pub fn cut(
@@ -123,7 +124,7 @@ fn with_memory(state: &mut State, begun: &Begun, meeting: Option<&Meeting>) -> R
     let pause = resumed.map_err(pause_error)?;
     steps.took("cont");
     tracing::debug!(pause_us = pause.as_micros(), "paused for {steps}");
-    Ok(Instant { cut_at, device_state, was_running, pause })
+    Ok(Instant { cut_at, device_state, was_running, pause, consistency: Consistency::Memory })
 }
 
 /// What a pause was spent on.
@@ -154,6 +155,8 @@ impl std::fmt::Display for Steps {
 
 /// Without memory the pause is only for the disks' views to begin at the same instant.
 fn disks_only(state: &mut State, begun: &Begun, meeting: Option<&Meeting>) -> Result<Instant, CaptureError> {
+    // Declared first: on any way out it is dropped after the pause, as no guest thaws that stands.
+    let frozen = frozen::held(state);
     let paused = state.pauser.pause(state.settings.vm, begun.monitor.clone()).map_err(pause_error)?;
     let cut_at = stands(state, meeting, paused.was_running());
     mark_disks(&mut state.disks, &*begun.monitor)?;
@@ -161,7 +164,8 @@ fn disks_only(state: &mut State, begun: &Begun, meeting: Option<&Meeting>) -> Re
     wait_for_others(meeting);
     let was_running = paused.was_running();
     let pause = paused.resume().map_err(pause_error)?;
-    Ok(Instant { cut_at, device_state: Vec::new(), was_running, pause })
+    let consistency = frozen::thaw(state, begun, frozen);
+    Ok(Instant { cut_at, device_state: Vec::new(), was_running, pause, consistency })
 }
 
 /// The guest stands: those that it meets are told. Returns the instant that its point bears.
@@ -216,8 +220,7 @@ fn describe(
         memory_changed_bytes: state.memory.changed_bytes(),
         disk_changed_bytes: 0,
     };
-    let consistency = if begun.ram.is_empty() { Consistency::Crash } else { Consistency::Memory };
-    let was_running = instant.was_running;
+    let (consistency, was_running) = (instant.consistency, instant.was_running);
     let meta = PointMeta { cut_at: instant.cut_at, images, consistency, was_running, stats, cut: None };
     meta.check().map_err(failed)?;
     Ok(Barrier { meta, blobs, first_disk })

@@ -1,7 +1,7 @@
 //! One point being cut, step by step. Promises: one that is dropped counts as put back, and what that leaves undone
 //! in QEMU is made up for at the next `begin`.
 
-use super::{Owned, barrier, blobs::Blob, blocking, failed, look::Begun};
+use super::{Owned, barrier, blobs::Blob, blocking, failed, frozen, look::Begun};
 use crate::capture::{
     meeting::Meeting,
     source::{CaptureError, Cut},
@@ -148,6 +148,29 @@ impl Cut for GuestCut {
         self.step(move |state| barrier::before(state, &begun)).await
     }
 
+    async fn freeze(&mut self) {
+        if self.begun.freezable.is_none() {
+            return;
+        }
+        let begun = self.begun.clone();
+        let frozen = self.step(move |state| {
+            frozen::freeze(state, &begun);
+            Ok(())
+        });
+        // The barrier finds out by itself that a step was cut short.
+        let _ = frozen.await;
+    }
+
+    async fn flush(&mut self) {
+        self.freeze().await;
+        let begun = self.begun.clone();
+        let flushed = self.step(move |state| {
+            frozen::flushed(state, &begun);
+            Ok(())
+        });
+        let _ = flushed.await;
+    }
+
     async fn barrier(&mut self, meeting: Option<Arc<Meeting>>) -> Result<PointMeta, CaptureError> {
         if !matches!(self.phase, Phase::Running) {
             return Err(failed("a point has only one instant"));
@@ -194,6 +217,7 @@ impl Cut for GuestCut {
 
     async fn put_back(mut self: Box<Self>) -> Result<(), CaptureError> {
         if let Some(state) = &mut self.state {
+            state.freezing.drop_frozen();
             state.memory.put_back();
             state.unfinished = false;
         }
@@ -209,6 +233,7 @@ impl Drop for GuestCut {
         if let Some(state) = &mut self.state
             && state.unfinished
         {
+            state.freezing.drop_frozen();
             state.memory.put_back();
         }
     }

@@ -1,8 +1,9 @@
 //! The look at a guest with which every cut begins: is it there, can it be cut, what is it made of.
 
-use super::{AttachedDisks, State, failed, images};
+use super::{AttachedDisks, State, failed, frozen, images};
 use crate::capture::{
     disk::{DiskError, DiskTarget, Disks},
+    freeze::FreezeError,
     memory::{
         MemoryError, RamImage, Target,
         choose::{ChooseError, Look},
@@ -36,6 +37,8 @@ pub struct Begun {
     pub ram: Vec<RamImage>,
     /// Memory and disks, numbered.
     pub images: Vec<Image>,
+    /// Whether its file systems can be frozen; `None` where that is not wished.
+    pub freezable: Option<Result<(), FreezeError>>,
 }
 
 pub fn begin(state: &mut State, over: &[PointId]) -> Result<Begun, CaptureError> {
@@ -58,10 +61,11 @@ pub fn begin(state: &mut State, over: &[PointId]) -> Result<Begun, CaptureError>
     attach_disks(state, &monitor, process, &spec, over)?;
     let ram = begin_memory(state, &monitor, process, &spec, over)?;
     fault::point("cut.head-read");
+    let freezable = frozen::ask(state, &domain, !ram.is_empty());
     state.unfinished = true;
     let disks = state.disks.iter().flat_map(|attached| attached.disks.images()).collect();
     let images = images::number(&ram, disks)?;
-    Ok(Begun { domain, monitor, spec, ram, images })
+    Ok(Begun { domain, monitor, spec, ram, images, freezable })
 }
 
 /// Where the guest is, as libvirt says.

@@ -50,6 +50,10 @@ impl Release for Guest {
         Ok(Released::Resumed)
     }
 
+    fn thaw(&self, _: VmId) -> Result<Released, WatchdogError> {
+        Ok(Released::NotPaused)
+    }
+
     fn put_back(&self, _: VmId, noted: &Noted) -> Result<bool, WatchdogError> {
         noted.forget().map(|()| true)
     }

@@ -165,9 +165,11 @@ impl<S: Source> Actor<S> {
                     Err(_) => return,
                 }
             }
-            CutOrder::Prepare { .. } | CutOrder::Stop { .. } | CutOrder::Go { .. } | CutOrder::CallOff => {
-                return;
-            }
+            CutOrder::Prepare { .. }
+            | CutOrder::Freeze
+            | CutOrder::Stop { .. }
+            | CutOrder::Go { .. }
+            | CutOrder::CallOff => return,
         };
         self.tell_part(cut, Part::HoldEnded { gone }).await;
     }

@@ -29,6 +29,8 @@ pub(super) struct Taking {
     pub kind: CutKind,
     /// Until when the site waits for `Ready`.
     until: Instant,
+    /// The site has said that all are ready, and file systems are to be frozen.
+    freeze: bool,
     /// The site has said when; the point of all members bears this.
     stop: Option<UnixMs>,
     /// The others are not waited for.
@@ -44,8 +46,8 @@ pub(super) struct Taking {
 impl Taking {
     fn new(cut: CutId, kind: CutKind, within_ms: u64) -> Self {
         let until = Instant::now() + Duration::from_millis(within_ms);
-        let (stop, alone, go, meeting, standing) = Default::default();
-        Self { cut, kind, until, stop, alone, go, meeting, standing }
+        let (freeze, stop, alone, go, meeting, standing) = Default::default();
+        Self { cut, kind, until, freeze, stop, alone, go, meeting, standing }
     }
 
     /// The site has called it off, or goes on without us.
@@ -75,6 +77,7 @@ impl<S: Source> Actor<S> {
         let both = self.taking.iter_mut().chain(&mut self.asked);
         let Some(taking) = both.into_iter().find(|taking| taking.cut == cut) else { return };
         match order {
+            CutOrder::Freeze => taking.freeze = true,
             CutOrder::Stop { at } => taking.stop = Some(at),
             CutOrder::Go { together } => {
                 taking.alone |= !together;
@@ -151,6 +154,8 @@ impl<S: Source> Actor<S> {
         self.given.settings.interval = interval.clamp(INTERVAL_MIN, INTERVAL_MAX);
         self.status.interval_ms = self.given.settings.interval.as_millis() as u64;
         self.status.group = said.as_ref().map(|said| said.group.clone());
+        let own = self.given.settings.consistency;
+        self.given.source.wish(said.as_ref().map_or(own, |said| said.consistency));
         match said.filter(|said| said.paused) {
             Some(said) => {
                 let why = format!("group `{}` is paused at the site", said.group);
@@ -166,15 +171,21 @@ impl<S: Source> Actor<S> {
     }
 
     /// At the barrier's door: says that all is done that can be while the guest runs, and waits for the others.
-    pub(super) async fn meet(&mut self) -> Result<Option<Arc<Meeting>>, Setback> {
+    async fn meet(&mut self, open: &mut dyn Cut) -> Result<Option<Arc<Meeting>>, Setback> {
         let Some(cut) = self.taking.as_ref().map(|taking| taking.cut) else { return Ok(None) };
         self.tell_part(cut, Part::Ready).await;
         loop {
-            let Some(taking) = self.taking.as_ref().filter(|taking| taking.cut == cut) else {
+            let Some(taking) = self.taking.as_mut().filter(|taking| taking.cut == cut) else {
                 return Ok(None);
             };
             if taking.alone {
                 return Ok(None);
+            }
+            if std::mem::take(&mut taking.freeze) {
+                let last = taking.kind == CutKind::Final;
+                self.hearing(if last { open.flush() } else { open.freeze() }).await;
+                self.tell_part(cut, Part::Frozen).await;
+                continue;
             }
             if let Some(at) = taking.stop {
                 return if taking.kind == CutKind::Final {
@@ -213,18 +224,12 @@ impl<S: Source> Actor<S> {
 
     /// Cuts. The link is heard meanwhile, for it says when the guest goes on.
     pub(super) async fn at_the_barrier(&mut self, cut: &mut dyn Cut) -> Result<PointMeta, Setback> {
-        let meeting = self.meet().await?;
-        let mut cutting = cut.barrier(meeting);
-        let mut linked = true;
-        let mut meta = loop {
-            tokio::select! {
-                meta = &mut cutting => break meta?,
-                event = self.given.link.recv(), if linked => match event {
-                    Some(event) => self.on_event(event).await,
-                    None => linked = false,
-                },
-            }
-        };
+        let meeting = self.meet(cut).await?;
+        if meeting.is_none() && self.taking.as_ref().is_none_or(|taking| taking.standing.is_none()) {
+            self.hearing(cut.freeze()).await;
+        }
+        let mut meta = self.hearing(cut.barrier(meeting)).await?;
+        self.status.consistency = self.given.source.consistency();
         if let Some(taking) = &self.taking {
             let met = taking.meeting.as_ref().is_some_and(|meeting| meeting.was_kept());
             meta.cut = (met || taking.standing.is_some()).then_some(taking.cut);
@@ -233,6 +238,20 @@ impl<S: Source> Actor<S> {
             }
         }
         Ok(meta)
+    }
+
+    /// Waits for what is done with the guest, and hears the link meanwhile.
+    async fn hearing<T>(&mut self, mut work: impl Future<Output = T> + Unpin) -> T {
+        let mut linked = true;
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                event = self.given.link.recv(), if linked => match event {
+                    Some(event) => self.on_event(event).await,
+                    None => linked = false,
+                },
+            }
+        }
     }
 
     /// The point of this cut was sent, whole.

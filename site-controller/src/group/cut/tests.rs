@@ -3,7 +3,7 @@
 use super::*;
 use proptest::prelude::*;
 
-const PATIENCE: Patience = Patience { ready_ms: 1000, stop_ms: 100, end_ms: 10_000 };
+const PATIENCE: Patience = Patience { ready_ms: 1000, freeze_ms: 500, stop_ms: 100, end_ms: 10_000 };
 
 fn vm(no: u8) -> VmId {
     VmId::from_bytes([no; 16])
@@ -80,6 +80,41 @@ fn a_vm_alone_in_its_group_stands_for_no_round_trip() {
 }
 
 #[test]
+fn file_systems_are_frozen_when_all_are_ready_and_nobody_stops_before_they_are() {
+    let (cut, _) = Cut::begin(CutKind::Group, [vm(1), vm(2), vm(3)], PATIENCE, UnixMs(0));
+    let mut cut = cut.freezing([vm(1), vm(2)]);
+    assert!(cut.heard(vm(1), Part::Ready, UnixMs(10), 0).is_empty());
+    assert!(cut.heard(vm(1), Part::Frozen, UnixMs(10), 0).is_empty(), "nobody has told it to");
+    assert!(cut.heard(vm(2), Part::Ready, UnixMs(10), 0).is_empty());
+    let orders = cut.heard(vm(3), Part::Ready, UnixMs(11), 0);
+    assert_eq!(orders, [(vm(1), CutOrder::Freeze), (vm(2), CutOrder::Freeze)]);
+    assert!(cut.heard(vm(2), Part::Frozen, UnixMs(12), 0).is_empty());
+    let stop = CutOrder::Stop { at: UnixMs(13) };
+    let orders = cut.heard(vm(1), Part::Frozen, UnixMs(13), 0);
+    assert_eq!(orders, [(vm(1), stop), (vm(2), stop), (vm(3), stop)]);
+}
+
+#[test]
+fn who_does_not_freeze_in_time_is_not_waited_for() {
+    let (cut, _) = Cut::begin(CutKind::Group, [vm(1), vm(2)], PATIENCE, UnixMs(0));
+    let mut cut = cut.freezing([vm(1)]);
+    cut.heard(vm(1), Part::Ready, UnixMs(10), 0);
+    cut.heard(vm(2), Part::Ready, UnixMs(10), 0);
+    assert!(cut.tick(UnixMs(509)).is_empty());
+    let orders = cut.tick(UnixMs(510));
+    assert!(orders.contains(&(vm(2), CutOrder::Go { together: false })), "{orders:?}");
+}
+
+#[test]
+fn one_alone_stays_frozen_for_no_round_trip() {
+    let (cut, _) = Cut::begin(CutKind::Group, [vm(1)], PATIENCE, UnixMs(0));
+    let orders = cut.freezing([vm(1)]).heard(vm(1), Part::Ready, UnixMs(10), 0);
+    let orders: Vec<CutOrder> = orders.into_iter().map(|(_, order)| order).collect();
+    let stop = CutOrder::Stop { at: UnixMs(10) };
+    assert_eq!(orders, [CutOrder::Freeze, stop, CutOrder::Go { together: true }]);
+}
+
+#[test]
 fn a_final_cut_is_whole_once_all_are_held() {
     let (mut cut, _) = Cut::begin(CutKind::Final, [vm(1)], PATIENCE, UnixMs(0));
     cut.heard(vm(1), Part::Ready, UnixMs(10), 0);
@@ -93,6 +128,7 @@ fn a_final_cut_is_whole_once_all_are_held() {
 fn parts() -> impl Strategy<Value = Part> {
     prop_oneof![
         Just(Part::Ready),
+        Just(Part::Frozen),
         Just(stopped()),
         (any::<u8>(), any::<bool>()).prop_map(|(no, together)| Part::Cut {
             point: point(no),
@@ -112,9 +148,11 @@ proptest! {
     fn any_cut_ends_and_is_whole_only_if_all_stood_at_once(
         words in proptest::collection::vec((0u8..3, parts(), 0u64..300), 0..40),
         last in any::<bool>(),
+        freezing in proptest::collection::vec(0u8..4, 0..3),
     ) {
         let kind = if last { CutKind::Final } else { CutKind::Group };
-        let (mut cut, _) = Cut::begin(kind, [vm(0), vm(1), vm(2)], PATIENCE, UnixMs(0));
+        let (cut, _) = Cut::begin(kind, [vm(0), vm(1), vm(2)], PATIENCE, UnixMs(0));
+        let mut cut = cut.freezing(freezing.into_iter().map(vm));
         let (mut now, mut stood, mut went) = (0, [false; 3], None);
         for (no, part, passed) in words {
             now += passed;
@@ -130,8 +168,8 @@ proptest! {
         if let Some(Outcome::Whole { .. }) = cut.outcome() {
             prop_assert_eq!(went, Some([true; 3]));
         }
-        for _ in 0..4 {
-            now += PATIENCE.ready_ms + PATIENCE.stop_ms + PATIENCE.end_ms;
+        for _ in 0..5 {
+            now += PATIENCE.ready_ms + PATIENCE.freeze_ms + PATIENCE.stop_ms + PATIENCE.end_ms;
             cut.tick(UnixMs(now));
         }
         prop_assert!(cut.outcome().is_some(), "{:?}", cut);
