@@ -87,23 +87,22 @@ impl Controller {
         self.dir.join("replicas")
     }
 
-    /// The pack that was written last, of those that hold what an agent sent.
-    pub fn newest_pack(&self) -> Result<PathBuf> {
+    /// The pack that was written last, of those that hold what an agent sent, and of those that points were folded into.
+    pub fn newest_packs(&self) -> Result<(PathBuf, Option<PathBuf>)> {
         let mut folders = vec![self.data_dir()];
-        let mut newest = None;
+        let (mut sent, mut folded) = (None, None);
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder)? {
                 let path = entry?.path();
                 if path.is_dir() {
-                    if !path.ends_with("folds") {
-                        folders.push(path);
-                    }
+                    folders.push(path);
                 } else if path.extension().is_some_and(|end| end == "pack") {
-                    newest = newest.max(Some((path.metadata()?.modified()?, path)));
+                    let of = if folder.ends_with("folds") { &mut folded } else { &mut sent };
+                    *of = of.take().max(Some((path.metadata()?.modified()?, path)));
                 }
             }
         }
-        Ok(newest.context("a pack")?.1)
+        Ok((sent.context("a pack")?.1, folded.map(|(_, path)| path)))
     }
 
     /// Where operators ask it, also those of the other site where a path leads there.

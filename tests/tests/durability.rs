@@ -138,7 +138,7 @@ fn a_flipped_byte_is_found_and_refused_and_an_older_point_still_works() -> Resul
     let points = controller.points("web")?;
     let [.., older, newest] = points.as_slice() else { anyhow::bail!("few points: {points:?}") };
     assert_eq!(newest["seq"], 5, "{points:?}");
-    let pack = controller.newest_pack()?;
+    let (pack, _) = controller.newest_packs()?;
     let whole = fs::read(&pack)?;
     let name = pack.file_name().context("a name")?.to_string_lossy().into_owned();
     // Longer than a head, so that no two flips in a row are in heads unless frames are tiny.
