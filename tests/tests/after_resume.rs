@@ -116,20 +116,37 @@ fn now_ms() -> Result<u64> {
     Ok(u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis())?)
 }
 
+/// A guest that was at work and is lost with its site.
+struct Lost {
+    b: Site,
+    controller: Controller,
+    boot: String,
+    /// Where its replicas will lie, an attempt each.
+    folder: PathBuf,
+    _agent: Agent,
+    _rig: Rig,
+}
+
+impl Lost {
+    fn new(name: &str) -> Result<Self> {
+        let rig = Rig::new(name)?;
+        let (a, b, _) = rig.pair()?;
+        let controller = Controller::running(&b)?;
+        let spec = small("web").disk(DiskFormat::Raw, 16);
+        let boot = a.define_and_start(&spec)?.wait_for_tick(3, BOOT)?.boot;
+        let agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+        controller.wait_points("web", 2, SOON)?;
+        a.power_cut();
+        let folder = controller.replica_dir().join(spec.uuid.to_string());
+        Ok(Self { b, controller, boot, folder, _agent: agent, _rig: rig })
+    }
+}
+
 /// Goal: a refusal that passes costs no memory: the replica is resumed at the second try, also by a controller that died
 /// in between, and the report says what was refused. Method: a memory image that is spoiled once.
 #[test]
 fn a_resume_that_is_refused_for_a_passing_reason_is_tried_once_more() -> Result<()> {
-    let rig = Rig::new("tried-again")?;
-    let (a, b, _link) = rig.pair()?;
-    let mut controller = Controller::running(&b)?;
-    let spec = small("web").disk(DiskFormat::Raw, 16);
-    let guest = a.define_and_start(&spec)?;
-    let boot = guest.wait_for_tick(3, BOOT)?.boot;
-    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
-    controller.wait_points("web", 2, SOON)?;
-    a.power_cut();
-    let folder = controller.replica_dir().join(spec.uuid.to_string());
+    let Lost { _rig, _agent, b, mut controller, boot, folder } = Lost::new("tried-again")?;
 
     spoil(&mut controller, &folder)?;
     controller.stop()?;
@@ -153,16 +170,7 @@ fn a_resume_that_is_refused_for_a_passing_reason_is_tried_once_more() -> Result<
 /// gets a name that no QEMU knows; so in each attempt.
 #[test]
 fn a_replica_whose_state_is_refused_boots_from_the_disks_of_the_point_and_says_why() -> Result<()> {
-    let rig = Rig::new("cold-boot")?;
-    let (a, b, _link) = rig.pair()?;
-    let mut controller = Controller::running(&b)?;
-    let spec = small("web").disk(DiskFormat::Raw, 16);
-    let guest = a.define_and_start(&spec)?;
-    let boot = guest.wait_for_tick(3, BOOT)?.boot;
-    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
-    controller.wait_points("web", 2, SOON)?;
-    a.power_cut();
-    let folder = controller.replica_dir().join(spec.uuid.to_string());
+    let Lost { _rig, _agent, b, mut controller, boot, folder } = Lost::new("cold-boot")?;
 
     spoil(&mut controller, &folder)?;
     spoil(&mut controller, &folder)?;

@@ -5,7 +5,7 @@
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
 use rig::{
-    DiskFormat, Guest, Rig, eventually,
+    DiskFormat, Guest, Rig, Site, eventually,
     product::{Agent, Controller, killed_at, small},
 };
 use serde_json::Value;
@@ -18,18 +18,34 @@ const WEB: &str = "[defaults]\ninterval = \"300ms\"\nmax_pause = \"5s\"\nmemory 
 const GROUP: &str = "[[group]]\nname = \"shop\"\nvms = [\"web\", \"plain\"]\nrpo = \"2s\"\nmemory = \"off\"\n\
                      consistency = \"app\"\n";
 
+/// A guest at work whose file system is never synced by itself, with an agent in it, and the site.
+struct Scene {
+    a: Site,
+    b: Site,
+    controller: Controller,
+    guest: Guest,
+    _rig: Rig,
+}
+
+impl Scene {
+    fn new(name: &str) -> Result<Self> {
+        let rig = Rig::new(name)?;
+        let (a, b, _) = rig.pair()?;
+        let controller = Controller::running(&b)?;
+        let guest = a.define_and_start(&small("web").files(16))?;
+        guest.wait_for_agent(BOOT)?;
+        guest.wait_for_tick(2, BOOT)?;
+        Ok(Self { a, b, controller, guest, _rig: rig })
+    }
+}
+
 /// Goal: an app-consistent point holds what its guest had written and not synced, each member of a group says what its
 /// point is, and a guest without an agent is cut all the same. Method: a group of a guest whose file system is never synced
 /// by itself, and of one that has no agent.
 #[test]
 fn a_line_that_nobody_synced_is_in_an_app_consistent_point() -> Result<()> {
-    let rig = Rig::new("app-point")?;
-    let (a, b, _link) = rig.pair()?;
-    let controller = Controller::running(&b)?;
-    let guest = a.define_and_start(&small("web").files(16))?;
+    let Scene { _rig, a, b, controller, guest } = Scene::new("app-point")?;
     let plain = a.define_and_start(&small("plain").disk(DiskFormat::Raw, 16))?;
-    guest.wait_for_agent(BOOT)?;
-    guest.wait_for_tick(2, BOOT)?;
     plain.wait_for_tick(3, BOOT)?;
     let mut agent =
         Agent::install(&a, &controller, "[defaults]\nmax_pause = \"10s\"\nfreeze_limit = \"20s\"")?;
@@ -74,11 +90,7 @@ fn a_line_that_nobody_synced_is_in_an_app_consistent_point() -> Result<()> {
 /// its last point is cut while it stands, when nobody could freeze it any more.
 #[test]
 fn a_planned_failover_without_memory_takes_along_what_nobody_synced() -> Result<()> {
-    let rig = Rig::new("flushed")?;
-    let (a, b, _link) = rig.pair()?;
-    let controller = Controller::running(&b)?;
-    let guest = a.define_and_start(&small("web").files(16))?;
-    guest.wait_for_agent(BOOT)?;
+    let Scene { _rig, a, b, controller, guest } = Scene::new("flushed")?;
     let mut agent =
         Agent::install(&a, &controller, "[defaults]\nmax_pause = \"10s\"\nfreeze_limit = \"20s\"")?;
     agent.start()?;
@@ -98,12 +110,7 @@ fn a_planned_failover_without_memory_takes_along_what_nobody_synced() -> Result<
 /// thaw; then it dies together with its watchdog, which is for the service manager to notice.
 #[test]
 fn a_guest_that_was_frozen_is_thawed_wherever_its_agent_dies_or_hangs() -> Result<()> {
-    let rig = Rig::new("thawed")?;
-    let (a, b, _link) = rig.pair()?;
-    let controller = Controller::running(&b)?;
-    let guest = a.define_and_start(&small("web").files(16))?;
-    guest.wait_for_agent(BOOT)?;
-    guest.wait_for_tick(2, BOOT)?;
+    let Scene { _rig, a, controller, guest, .. } = Scene::new("thawed")?;
     let mut agent = Agent::install(&a, &controller, WEB)?;
     for place in
         ["freeze.guarded", "freeze.frozen", "cut.disks-marked", "freeze.before-thaw", "freeze.thawed"]
@@ -139,12 +146,7 @@ fn a_guest_that_was_frozen_is_thawed_wherever_its_agent_dies_or_hangs() -> Resul
 /// stops itself, and is woken up later from within.
 #[test]
 fn a_guest_whose_agent_is_silent_gets_crash_consistent_points_that_say_why() -> Result<()> {
-    let rig = Rig::new("silent")?;
-    let (a, b, _link) = rig.pair()?;
-    let controller = Controller::running(&b)?;
-    let guest = a.define_and_start(&small("web").files(16))?;
-    guest.wait_for_agent(BOOT)?;
-    guest.wait_for_tick(2, BOOT)?;
+    let Scene { _rig, a, controller, guest, .. } = Scene::new("silent")?;
     let mut agent = Agent::install(&a, &controller, WEB)?;
     agent.start()?;
     app_consistent_again(&controller)?;

@@ -6,7 +6,7 @@ use super::{
     journal::Record,
     replica_xml,
     runbook::{FailoverError, Runbook},
-    steps::blocking,
+    steps::{blocking, remove_dir},
 };
 use lifeboat::{
     hypervisor::libvirt::{Hypervisor, HypervisorError, XmlView},
@@ -16,7 +16,7 @@ use lifeboat::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
     io::{self, Read},
     os::unix::fs::{FileExt, MetadataExt},
@@ -85,22 +85,19 @@ impl Runbook {
 
     /// Removes what nobody needs; gives what it removed.
     pub async fn remove_unneeded(&self) -> Result<Vec<Folder>, FailoverError> {
+        let unneeded = |folder: &Folder| folder.needed == Needed::Nobody;
+        let vms: BTreeSet<VmId> =
+            self.folders().await?.into_iter().filter(unneeded).map(|folder| folder.vm).collect();
+        // From here on no failover of these begins. One that is under way may not have said yet what it needs.
+        let claims: BTreeMap<VmId, _> =
+            vms.into_iter().filter_map(|vm| Some((vm, self.claim(vm).ok()?))).collect();
         let mut gone = Vec::new();
-        for folder in self.folders().await?.into_iter().filter(|folder| folder.needed == Needed::Nobody) {
-            // From here on no failover of the VM begins. One that is under way may not have said yet what it needs.
-            let Ok(_claim) = self.claim(folder.vm) else { continue };
-            let now = self.folders().await?;
-            if !now.iter().any(|now| now.dir == folder.dir && now.needed == Needed::Nobody) {
+        for folder in self.folders().await?.into_iter().filter(unneeded) {
+            if !claims.contains_key(&folder.vm) {
                 continue;
             }
             let dir = folder.dir.clone();
-            blocking(move || match fs::remove_dir_all(&dir) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    Err(FailoverError::File { path: dir, source })
-                }
-                _ => Ok(()),
-            })
-            .await?;
+            blocking(move || remove_dir(&dir)).await?;
             tracing::info!(vm = %folder.vm, dir = %folder.dir.display(), "a replica's folder that nobody needs is removed");
             gone.push(folder);
         }

@@ -7,7 +7,7 @@ use super::{
     preflight::{self, PreflightError},
     progress::{FailoverReport, Watcher},
     runbook::{FailoverError, Request, Runbook},
-    steps::blocking,
+    steps::{blocking, remove_dir},
 };
 use crate::group::spec::WaitFor;
 use async_trait::async_trait;
@@ -17,7 +17,7 @@ use lifeboat::{
     units::Generation,
 };
 use std::{
-    io::{self, Read, Seek, SeekFrom},
+    io::{Read, Seek, SeekFrom},
     path::PathBuf,
     time::Duration,
 };
@@ -144,12 +144,7 @@ impl Replicas for Runbook {
                 Ok(_) | Err(HypervisorError::NotFound { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
-            match std::fs::remove_dir_all(&dir) {
-                Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                    Err(FailoverError::File { path: dir, source })
-                }
-                _ => Ok(()),
-            }
+            remove_dir(&dir)
         })
         .await?;
         Ok(self.journal.remove(vm)?)

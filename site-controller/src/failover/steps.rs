@@ -242,6 +242,16 @@ impl Runbook {
     }
 }
 
+/// Nothing happens where there is none.
+pub(super) fn remove_dir(dir: &Path) -> Result<(), FailoverError> {
+    match std::fs::remove_dir_all(dir) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => {
+            Err(FailoverError::File { path: dir.into(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Where the disks of a point lie that are restored into `dir`.
 pub fn disk_files(reader: &Reader, dir: &Path) -> BTreeMap<String, PathBuf> {
     let disks = reader.plan().images().iter().filter(|planned| planned.image.kind == ImageKind::Disk);

@@ -11,7 +11,7 @@ use super::{
     preflight::{self, PreflightError},
     progress::{FailoverReport, Watcher},
     runbook::{FailoverError, Runbook},
-    steps::blocking,
+    steps::{blocking, remove_dir},
 };
 use crate::{restore::RestoreError, store::PointSummary};
 use lifeboat::{
@@ -20,7 +20,7 @@ use lifeboat::{
     id::{PointId, VmId},
     units::UnixMs,
 };
-use std::{io, path::Path, time::Duration};
+use std::time::Duration;
 
 /// For how long a failover of a VM that is in no group can be taken to another point.
 pub const WINDOW: Duration = Duration::from_secs(3600);
@@ -248,19 +248,11 @@ fn if_damaged(error: FailoverError, point: PointId) -> FailoverError {
     }
 }
 
-fn remove_dir(dir: &Path) -> Result<(), FailoverError> {
-    match std::fs::remove_dir_all(dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(FailoverError::File { path: dir.into(), source })
-        }
-        _ => Ok(()),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::failover::journal::tests::record;
+    use std::io;
 
     #[test]
     fn only_a_completed_failover_is_open_to_another_point_and_only_for_its_window() {

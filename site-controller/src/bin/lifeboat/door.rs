@@ -39,12 +39,17 @@ impl Door {
             None => std::env::var("LIFEBOAT_TOKEN")
                 .context("give --token-file FILE: over the network nobody is asked without a token")?,
         };
-        let trust = match (self.ca, self.fingerprint) {
-            (Some(file), _) => Trust::Authorities(file),
-            (None, Some(fingerprint)) => Trust::Fingerprint(fingerprint),
-            (None, None) => Trust::System,
-        };
+        let trust = trust(self.ca, self.fingerprint);
         Ok(Client::remote(&Access { url, token, trust }, DAEMON)?)
+    }
+}
+
+/// Whom to take for a site. Not both are given.
+pub fn trust(ca: Option<PathBuf>, fingerprint: Option<Fingerprint>) -> Trust {
+    match (ca, fingerprint) {
+        (Some(file), _) => Trust::Authorities(file),
+        (None, Some(fingerprint)) => Trust::Fingerprint(fingerprint),
+        (None, None) => Trust::System,
     }
 }
 

@@ -2,14 +2,13 @@
 
 use crate::{
     ask::Site,
-    door::{DAEMON, token_in},
+    door::{DAEMON, token_in, trust},
 };
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 use lifeboat::{
     id::VmId,
     local_api::{Access, Client},
-    transport::https::Trust,
 };
 use lifeboat_site_controller::{
     api::types::{GroupRow, SiteStatus, VmRow},
@@ -54,12 +53,13 @@ impl Other {
         lifeboat::config::refuse(&self.peers, &loaded.unknown)?;
         let named = loaded.value.peer.into_iter().find(|peer| peer.name == self.to);
         let peer = named.with_context(|| format!("{} names no site `{}`", self.peers.display(), self.to))?;
-        let trust = match (peer.ca, peer.fingerprint) {
-            (Some(file), None) => Trust::Authorities(file),
-            (None, Some(fingerprint)) => Trust::Fingerprint(fingerprint.parse()?),
-            (None, None) => Trust::System,
-            (Some(_), Some(_)) => bail!("peer `{}`: write `ca` or `fingerprint`, not both", self.to),
-        };
+        ensure!(
+            peer.ca.is_none() || peer.fingerprint.is_none(),
+            "peer `{}`: write `ca` or `fingerprint`, not both",
+            self.to
+        );
+        let fingerprint = peer.fingerprint.map(|text| text.parse()).transpose()?;
+        let trust = trust(peer.ca, fingerprint);
         let token = token_in(&peer.token_file)?;
         Ok(Client::remote(&Access { url: peer.url, token, trust }, DAEMON)?)
     }

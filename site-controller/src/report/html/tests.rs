@@ -1,3 +1,6 @@
+//! The page of a report, for whatever names and figures it is made of: nothing in it is markup but ours, every tag is closed,
+//! and it needs nothing from elsewhere. Called by the test runner.
+
 use super::{
     super::{
         points::{self, tests::point},
