@@ -19,7 +19,7 @@ use lifeboat::{
 use lifeboat_site_controller::{
     failover::{images, progress::Watcher},
     restore::{Plan, Reader},
-    store::{LocalObjects, Objects, paths, read_index, read_manifest},
+    store::{LocalObjects, Objects, StoreError, paths, read_index, read_manifest},
 };
 use rig::{
     DiskFormat, GuestSpec, LogLine, Rig, Shape,
@@ -93,12 +93,14 @@ async fn from_the_store(root: &Path, later: &[&Value], scratch: &Path, rows: &mu
     let objects: Arc<dyn Objects> = Arc::new(LocalObjects::open(root, ByteSize(0)).await?);
     let newest = later.last().context("no point after the first")?;
     let vm: VmId = newest["vm"].as_str().context("a point has a VM")?.parse()?;
-    let (mut wire, mut raw, mut packed) = (0, 0, 0);
+    let (mut wire, mut raw, mut packed, mut changed) = (0, 0, 0, 0);
     for point in later {
-        let (bytes, best) = repacked(objects.as_ref(), vm, Seq(number(point, "seq"))).await?;
+        let Some((bytes, best)) = repacked(objects.as_ref(), vm, Seq(number(point, "seq"))).await? else {
+            continue;
+        };
         (wire, raw, packed) = (wire + number(point, "wire_bytes"), raw + bytes, packed + best);
+        changed += self::changed(point);
     }
-    let changed: u64 = later.iter().map(|point| changed(point)).sum();
     rows.add(
         "wire_ratio",
         wire as f64 / changed.max(1) as f64,
@@ -113,14 +115,19 @@ async fn from_the_store(root: &Path, later: &[&Value], scratch: &Path, rows: &mu
     restore_memory(objects, root, vm, Seq(number(newest, "seq")), scratch, rows).await
 }
 
-/// Bytes of pages in a point's frames, and what they pack to when each image's are put in full groups.
-async fn repacked(objects: &dyn Objects, vm: VmId, seq: Seq) -> Result<(u64, u64)> {
+/// Bytes of pages in a point's frames, and what they pack to when each image's are put in full groups. `None`: the point was
+/// folded since, and what came over the wire is gone.
+async fn repacked(objects: &dyn Objects, vm: VmId, seq: Seq) -> Result<Option<(u64, u64)>> {
     let (manifest, _, _) = read_manifest(objects, vm, seq).await?;
     let mut images: BTreeMap<u16, Vec<u8>> = BTreeMap::new();
     for pack in &manifest.packs {
         let path = paths::pack(vm, pack.id);
         let mut pages = Vec::new();
-        for entry in read_index(objects, vm, pack).await? {
+        let index = match read_index(objects, vm, pack).await {
+            Err(StoreError::Missing { .. }) => return Ok(None),
+            index => index?,
+        };
+        for entry in index {
             let from = entry.body_offset();
             let body = objects.get_range(&path, from..from + u64::from(entry.head.body_len)).await?;
             frame::open(&entry.head, &body, &mut pages)?;
@@ -133,7 +140,7 @@ async fn repacked(objects: &dyn Objects, vm: VmId, seq: Seq) -> Result<(u64, u64
         raw += group.len() as u64;
         packed += compressor.compress(group)?.len() as u64;
     }
-    Ok((raw, packed))
+    Ok(Some((raw, packed)))
 }
 
 async fn restore_memory(
