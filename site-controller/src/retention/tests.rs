@@ -333,6 +333,55 @@ fn plans_for_days_of_points_keep_paths_short_and_passes_bounded() {
     assert!(journal.points.len() <= 2 * (121 + 24 + 3), "{} points", journal.points.len());
 }
 
+/// Goal: a late point is restored nearly as fast as an early one, and what that costs is a small part of the journal.
+/// Method: the decisions alone, on a guest that writes at random over all of its disk, so that a fold of many points is as
+/// large as the disk; all points are kept. Without further complete points it would be seven images.
+#[test]
+fn however_many_points_are_kept_each_is_read_from_a_small_multiple_of_its_image() {
+    use crate::store::{Journal, JournalPoint, retain::Why};
+    const IMAGE: u64 = 1_000_000;
+    let (mut journal, mut dearest, mut complete) = (Journal::default(), 0, 0);
+    for seq in 1..=1200u64 {
+        let base = journal.points.last().map(|point| point.seq);
+        journal.points.push(JournalPoint {
+            seq: Seq(seq),
+            point: lifeboat::id::PointId::from_bytes([0; 16]),
+            cut_at: UnixMs(1_700_000_000_000 + seq * 1000),
+            base,
+            layers: 0,
+            bytes: if base.is_none() { IMAGE } else { IMAGE / 50 },
+            whole: true,
+            pinned: false,
+        });
+        for round in 0.. {
+            assert!(round < 20, "no end at {seq}");
+            depths(&mut journal);
+            let wanted = journal.points.iter().map(|at| (at.seq, Why::All)).collect();
+            let Some((seq, onto)) = todo(&journal, &wanted, &BTreeSet::new()).fold else { break };
+            complete += u64::from(onto.is_none());
+            let bases: BTreeMap<Seq, Option<Seq>> =
+                journal.points.iter().map(|point| (point.seq, point.base)).collect();
+            let below = std::iter::successors(Some(seq), |seq| bases[seq]);
+            let spans = below.take_while(|at| Some(*at) != onto).last().unwrap();
+            // Of pages taken at random, each once.
+            let writes = (seq.0 - onto.map_or(spans.0, |onto| onto.0)) as f64 / 50.0;
+            let bytes = if onto.is_none() { IMAGE } else { (IMAGE as f64 * (1.0 - (-writes).exp())) as u64 };
+            let folded = journal.points.iter_mut().find(|point| point.seq == seq).unwrap();
+            (folded.base, folded.bytes) = (onto, bytes);
+        }
+        let bytes: BTreeMap<Seq, (u64, Option<Seq>)> =
+            journal.points.iter().map(|point| (point.seq, (point.bytes, point.base))).collect();
+        let path = std::iter::successors(Some(Seq(seq)), |seq| bytes[seq].1);
+        let read: u64 = path.map(|seq| bytes[&seq].0).sum();
+        if seq > 600 {
+            dearest = dearest.max(read);
+        }
+    }
+    let all: u64 = journal.points.iter().map(|point| point.bytes).sum();
+    assert!(dearest < IMAGE * 5 / 2, "{dearest} bytes are read for an image of {IMAGE}");
+    assert!(complete * IMAGE < all / 3, "{complete} complete points in a journal of {all} bytes");
+}
+
 fn depths(journal: &mut crate::store::Journal) {
     let mut layers = BTreeMap::new();
     for point in &mut journal.points {
