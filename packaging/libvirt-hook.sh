@@ -26,8 +26,15 @@ now=0 word= until=
 read -r now _ </proc/uptime
 now=${now%%.*}
 [ -r "$RUN/leases/$vm" ] && read -r word until <"$RUN/leases/$vm"
-held= way=allow
+held= way=allow kept=
 [ -e "$STATE/holds/$vm.hold" ] && held=yes word=
+# Bound to a witness: it may run for as long as a lease lets it, by the second that has begun.
+if [ -e "$STATE/witness/$vm" ]; then
+    soft= boot=
+    [ -r "$RUN/kept/$vm" ] && read -r soft _ boot <"$RUN/kept/$vm"
+    read -r this </proc/sys/kernel/random/boot_id
+    [ "$boot" = "$this" ] && [ $(((now + 1) * 1000)) -lt "${soft:-0}" ] || kept=no word=
+fi
 case $word in
 granted) exit 0 ;;
 # A replica that a later failover put here is not the copy that was fenced.
@@ -41,6 +48,8 @@ esac
 if [ -n "$held" ]; then
     why="it is held for a planned failover, until the site has decided"
     way=resume-held
+elif [ -n "$kept" ]; then
+    why="neither the site nor the witness has confirmed in time that it may run here"
 elif [ "$word" = fenced ]; then
     why="it was failed over to the site, where its replica runs"
 else

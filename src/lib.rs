@@ -7,6 +7,7 @@
 //! 4. edges, each foreign crate in one room: [`durable`] (small files), [`transport`] (quinn, rustls, rcgen),
 //!    [`hypervisor`] (virt), [`nbd`] (a client of QEMU's disk servers), [`local_api`] (axum, hyper over a unix socket),
 //!    [`config`] (toml), [`telemetry`] (tracing), [`calendar`] (jiff's time zones), [`fault`]
+//! 5. a third party, over those edges: [`witness`]
 
 pub mod calendar;
 pub mod chunk;
@@ -28,3 +29,4 @@ pub mod telemetry;
 pub mod transport;
 pub mod units;
 pub mod wire;
+pub mod witness;

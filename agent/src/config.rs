@@ -10,6 +10,7 @@ use lifeboat::{
     transport::{Congestion, TransportSettings},
     units::{BitRate, ByteSize, Compression, Span},
     wire::order::ConsistencyWish,
+    witness::config::{RawWitness, WitnessConfig},
 };
 use serde::Deserialize;
 use std::{
@@ -31,6 +32,7 @@ struct RawAgent {
     #[serde(default)]
     offer: Offer,
     site: Option<RawLink>,
+    witness: Option<RawWitness>,
     #[serde(default)]
     defaults: RawProtection,
     #[serde(default)]
@@ -140,6 +142,8 @@ pub struct AgentConfig {
     /// Pages kept of all VMs together, so that only changed words of them need travel; 0 keeps none.
     pub memory_budget: ByteSize,
     pub offer: Offer,
+    /// A third party that VMs are kept under.
+    pub witness: Option<WitnessConfig>,
     pub vms: Vec<VmConfig>,
     /// What a VM has that a group assigns and no `[[vm]]` names.
     unlisted: VmConfig,
@@ -226,6 +230,7 @@ impl AgentConfig {
             transport,
             memory_budget: raw.memory_budget.unwrap_or(ByteSize(256 << 20)),
             offer: raw.offer,
+            witness: raw.witness.map(|raw| raw.check(file)).transpose()?,
             vms,
             unlisted,
         };
@@ -377,6 +382,10 @@ mod tests {
             ("[[vm]]\nname = \"a\"\nmemory_engine = \"magic\"", ["memory_engine", "stop-and-read"]),
             ("[[vm]]\nname = \"a\"\nlimit = \"fast\"", ["vm.limit", "50Mbit"]),
             ("[site]\naddress = \"dr:1\"\ncompression = \"20\"", ["compression", "1-5"]),
+            ("[witness]\nendpoints = []", ["witness.endpoints", "https://"]),
+            ("[witness]\nendpoints = [\"w:2379\"]", ["witness.endpoints", "https://HOST:PORT"]),
+            ("[witness]\nendpoints = [\"http://w:1\"]\nlease = \"2s\"", ["witness.lease", "15s"]),
+            ("[witness]\nendpoints = [\"http://w:1\"]\nuser = \"a\"", ["witness.user", "password_file"]),
             ("[site]\naddress = \"dr:1\"\nbuffers = \"1KiB\"", ["site.buffers", "128MiB"]),
             (
                 "[site]\naddress = \"dr:1\"\n[[site.window]]\nfrom = \"8\"\nto = \"18:00\"\nlimit = \"1Mbit\"",

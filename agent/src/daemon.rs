@@ -1,7 +1,9 @@
 //! The daemon: releases what a predecessor left paused, wires the rooms, protects what is configured, stops in order.
 
 mod assigned;
+mod at_witness;
 
+use self::at_witness::AtWitness;
 use crate::{
     admin,
     capture::guest::{self, GuestSettings, GuestSource},
@@ -29,6 +31,7 @@ use crate::{
         uplink::{Routes, Uplink},
     },
     watchdog::{self, Markers, Watchdog, WatchdogArgs},
+    witness::files::Files,
 };
 use anyhow::Context;
 use lifeboat::{
@@ -75,6 +78,7 @@ struct Rooms {
     limits: Arc<Limits>,
     budget: Budget,
     lanes: Lanes,
+    witness: Option<AtWitness>,
     stop: watch::Receiver<bool>,
 }
 
@@ -125,6 +129,7 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
         budget: Budget::new(config.buffers.0),
         lanes: Lanes::new(LANES_PER_CPU * cpus),
         clock,
+        witness: at_witness::open(&config, identity.name().as_str())?,
         stop: stop.clone(),
         config: config.clone(),
     };
@@ -157,6 +162,7 @@ pub async fn run(config: AgentConfig, file: &Path) -> anyhow::Result<()> {
         tokio::spawn(leave(rooms.clone(), orphan));
     }
     keep_others(&rooms, &configured)?;
+    at_witness::free_others(&rooms, &configured)?;
     let mut protections = JoinSet::new();
     for vm in config.vms.clone() {
         protections.spawn(protect(rooms.clone(), vm));
@@ -254,7 +260,8 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
     let neighbour = Arc::new(Neighbour::open(id, Some(rooms.yields.clone())));
     rooms.neighbours.insert(domain.name(), neighbour.clone());
     let (policy, stop) = (policy_of(&rooms.config, &vm.name, id), rooms.stop.clone());
-    let keeping = tokio::spawn(keeper::keep(rooms.fence.clone(), id, policy, neighbour.clone(), stop));
+    let (under, kept) = at_witness::keep(&rooms, id, &neighbour);
+    let keeping = tokio::spawn(keeper::keep(rooms.fence.clone(), id, policy, neighbour.clone(), under, stop));
     let seeing = lookout::watch(rooms.hypervisor.clone(), id, neighbour.clone(), rooms.stop.clone());
     let seeing = tokio::spawn(seeing);
     let state = &rooms.config.state_dir;
@@ -316,6 +323,9 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
     if let Err(panic) = keeping.await {
         tracing::error!(vm = %vm.name, %panic, "the keeper of a VM died");
     }
+    if let Err(panic) = kept.await {
+        tracing::error!(vm = %vm.name, %panic, "what keeps a VM at the witness died");
+    }
     rooms.routes.leave(id);
     rooms.neighbours.remove(id);
 }
@@ -354,7 +364,7 @@ fn keep_if_fenced(rooms: &Rooms, vm: VmId, name: &str) -> io::Result<()> {
     // Nobody protects it: nothing is in its QEMU.
     neighbour.set_aside(true);
     let policy = policy_of(&rooms.config, name, vm);
-    tokio::spawn(keeper::keep(rooms.fence.clone(), vm, policy, neighbour, rooms.stop.clone()));
+    tokio::spawn(keeper::keep(rooms.fence.clone(), vm, policy, neighbour, None, rooms.stop.clone()));
     Ok(())
 }
 
@@ -424,6 +434,11 @@ fn make_dir(dir: &Path, mode: u32) -> anyhow::Result<()> {
 pub fn leave_now(config: &AgentConfig, name: &str) -> anyhow::Result<bool> {
     let hypervisor = Hypervisor::connect(&config.libvirt)?;
     let vm = hypervisor.domain(name)?.uuid();
+    let bound = Files::open(&config.state_dir, &config.run_dir)?.is_bound(vm);
+    anyhow::ensure!(
+        !bound,
+        "{name} is bound to the witness; start the agent, which can free it, and try again"
+    );
     let ran = guest::leave(&hypervisor, vm, config.state_dir.join("scratch"))?;
     let touched = Touched::open(config.state_dir.join("touched")).and_then(|touched| touched.remove(vm));
     touched.context("removing the VM's record")?;

@@ -17,7 +17,7 @@ use lifeboat_agent::{
     admin::{self, Done, VmRequest, YieldRequest},
     config::{self, AgentConfig},
     daemon,
-    fence::hook,
+    fence::{guard, hook},
     protect::status::AgentStatus,
     watchdog::{self, WatchdogArgs},
 };
@@ -145,6 +145,8 @@ enum Command {
     CheckConfig,
     /// Resume every guest that an agent paused and did not resume. systemd does this after the service ended.
     ReleasePaused,
+    /// Pause guests in time whose leases at the witness ran out, whatever became of the agent. Its service starts this.
+    Guard,
     /// Resume guests in time if the agent can't. The agent starts this itself.
     #[command(hide = true)]
     Watchdog(WatchdogArgs),
@@ -160,7 +162,9 @@ impl Command {
             // They must find the right folders.
             Self::Allow { .. } | Self::ResumeHeld { .. } | Self::Diverged { .. } | Self::Hook { .. } => false,
             // Without a running agent they go by the configuration.
-            Self::Run | Self::Unprotect { .. } | Self::Enrol { .. } | Self::CheckConfig => false,
+            Self::Guard | Self::Run | Self::Unprotect { .. } | Self::Enrol { .. } | Self::CheckConfig => {
+                false
+            }
         }
     }
 }
@@ -315,6 +319,10 @@ fn run(arguments: Arguments) -> anyhow::Result<()> {
             let args = WatchdogArgs { uri: config.libvirt.clone(), marker_dir: config.marker_dir() };
             daemon::release_paused(&args, true);
             Ok(())
+        }
+        Command::Guard => {
+            telemetry::init("info")?;
+            Ok(guard::run(&config)?)
         }
         Command::Watchdog(_) => Ok(()),
     }

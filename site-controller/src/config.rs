@@ -6,6 +6,7 @@ use lifeboat::{
     id::VmId,
     transport::{Congestion, TransportSettings},
     units::{ByteSize, Span},
+    witness::config::{RawWitness, WitnessConfig},
 };
 use serde::Deserialize;
 use std::{
@@ -35,6 +36,7 @@ struct RawSite {
     #[serde(default)]
     vm: Vec<RawVm>,
     api: Option<RawApi>,
+    witness: Option<RawWitness>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -90,6 +92,8 @@ pub struct SiteConfig {
     pub fence_timeout: Duration,
     /// Without it operators are listened to on the socket alone.
     pub api: Option<ApiConfig>,
+    /// A third party without which nothing is failed over by itself.
+    pub witness: Option<WitnessConfig>,
     /// A program of the guest, with its arguments, that is run in each resumed guest which has an agent; or nothing.
     pub guest_hook: Vec<String>,
 }
@@ -159,6 +163,7 @@ impl SiteConfig {
             fence_command: fence_command(file, raw.fence_command)?,
             fence_timeout: raw.fence_timeout.map_or(FENCE_TIMEOUT, |span| span.0),
             api: raw.api.map(|raw| api(file, raw)).transpose()?,
+            witness: raw.witness.map(|raw| raw.check(file)).transpose()?,
             guest_hook: raw.guest_hook,
         };
         if site.guest_hook.first().is_some_and(String::is_empty) {
@@ -243,6 +248,7 @@ mod tests {
             ("[api]\nlisten = \"[::]:7444\"\nkey = \"k.pem\"\ncertificate = \"/c.pem\"", "absolute"),
             ("keep = []", "keep"),
             ("guest_hook = [\"\"]", "guest_hook"),
+            ("[witness]\nendpoints = [\"http://w:1\"]\nsilent = \"1s\"", "witness.silent"),
             ("keep = [\"some\"]", "hourly for 24h"),
             ("[[vm]]\nname = \"web\"\nkeep = [\"daily for 1h\"]", "vm.keep"),
             ("[[vm]]\nkeep = [\"all\"]", "`id`"),

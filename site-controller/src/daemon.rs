@@ -2,6 +2,7 @@
 
 use crate::{
     api::{audit::AuditLog, gate::Gate, routes, site::Site, token_book::TokenBook},
+    automatic::{Automatic, Parts, record::ClaimBook},
     catalog::{Catalog, SledIndex},
     config::SiteConfig,
     drill::{DrillBook, Driller},
@@ -25,6 +26,7 @@ use lifeboat::{
     hypervisor::libvirt::Hypervisor,
     local_api::{HttpsListener, LocalListener},
     transport::{SiteEndpoint, enrol::EnrolmentTokens, https::HttpsIdentity, pki::SiteIdentity},
+    witness::etcd::Etcd,
 };
 use std::{fs, os::unix::fs::DirBuilderExt, path::Path, sync::Arc, time::Duration};
 use tokio::{
@@ -125,6 +127,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         reserve: config.reserve.0,
         certificate_expires,
     }));
+    let automatic = automatic(&config, &runbook, &coordinator, &group_failovers, &readiness, &gate)?;
     let (watching, stopping) = (readiness.clone(), stop.clone());
     let watching = tokio::spawn(async move { watching.run(stopping).await });
     // Not waited for at the end: what a drill has made by then is removed at the next start.
@@ -141,6 +144,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         seeder,
         readiness,
         handovers,
+        automatic: automatic.clone(),
         stop: stopping,
         certificate_expires,
         refused,
@@ -155,6 +159,10 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let remote = https.map(|https| tokio::spawn(https.serve(router.clone(), stopped(stop.clone()))));
     let api = tokio::spawn(socket.serve(router, stopped(stop.clone())));
     tokio::spawn(tidying(runbook_of_undos));
+    if let Some(automatic) = automatic {
+        // Not waited for at the end: what it has begun is taken up at the next start.
+        tokio::spawn(automatic.run(stop.clone()));
+    }
     // Outside systemd there is nobody to notify.
     let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     until_told().await?;
@@ -170,6 +178,38 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         remote.await?;
     }
     Ok(())
+}
+
+/// Failovers by itself, where the configuration has a witness.
+fn automatic(
+    config: &SiteConfig,
+    runbook: &Arc<Runbook>,
+    coordinator: &Arc<Coordinator>,
+    groups: &Arc<Groups>,
+    readiness: &Arc<Watch>,
+    gate: &Arc<Gate>,
+) -> anyhow::Result<Option<Arc<Automatic>>> {
+    let book = ClaimBook::open(config.data_dir.join("automatic"))?;
+    let Some(witness) = &config.witness else {
+        let left = book.all()?;
+        anyhow::ensure!(
+            left.is_empty(),
+            "a claim at the witness is not done with, and site.toml has no [witness]"
+        );
+        return Ok(None);
+    };
+    let automatic = Automatic::open(Parts {
+        site: config.name.clone(),
+        witness: Arc::new(Etcd::new(witness).context("the witness")?),
+        runbook: runbook.clone(),
+        coordinator: coordinator.clone(),
+        groups: groups.clone(),
+        readiness: readiness.clone(),
+        scribe: Arc::new(gate.audit.clone()),
+        book,
+        silent: witness.silent,
+    });
+    Ok(Some(Arc::new(automatic.context("what is remembered of claims")?)))
 }
 
 /// The port for operators elsewhere, where the configuration has one.

@@ -21,7 +21,7 @@ use std::{
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::UnixStream,
+    net::{TcpStream, UnixStream},
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +110,14 @@ pub struct Access {
 #[derive(Clone)]
 enum Door {
     Socket(PathBuf),
-    Https { dialer: HttpsDialer, bearer: HeaderValue },
+    Https {
+        dialer: HttpsDialer,
+        bearer: Option<HeaderValue>,
+    },
+    /// In the clear: `HOST:PORT`.
+    Http {
+        address: String,
+    },
 }
 
 impl fmt::Debug for Door {
@@ -118,6 +125,7 @@ impl fmt::Debug for Door {
         match self {
             Self::Socket(path) => write!(f, "{}", path.display()),
             Self::Https { dialer, .. } => write!(f, "https://{}", dialer.address()),
+            Self::Http { address } => write!(f, "http://{address}"),
         }
     }
 }
@@ -144,7 +152,37 @@ impl Client {
         bearer.set_sensitive(true);
         let dialer = HttpsDialer::new(address, &access.trust)
             .map_err(|source| ClientError::NoLink { address: address.to_owned(), source })?;
-        Ok(Self { door: Door::Https { dialer, bearer }, daemon })
+        Ok(Self { door: Door::Https { dialer, bearer: Some(bearer) }, daemon })
+    }
+
+    /// Of a daemon that is not ours, at `http://HOST:PORT` or `https://HOST:PORT`; `ca` says who vouches for it.
+    pub fn of_stranger(url: &str, ca: Option<&Path>, daemon: &'static str) -> Result<Self, ClientError> {
+        let url = url.trim().trim_end_matches('/');
+        let (plain, secure) = (url.strip_prefix("http://"), url.strip_prefix("https://"));
+        let door = match (plain, secure) {
+            (Some(address), _) if is_address(address) => Door::Http { address: address.to_owned() },
+            (_, Some(address)) if is_address(address) => {
+                let trust = ca.map_or(Trust::System, |ca| Trust::Authorities(ca.to_owned()));
+                let dialer = HttpsDialer::new(address, &trust)
+                    .map_err(|source| ClientError::NoLink { address: address.to_owned(), source })?;
+                Door::Https { dialer, bearer: None }
+            }
+            _ => return Err(ClientError::BadAddress { given: url.escape_debug().take(80).collect() }),
+        };
+        Ok(Self { door, daemon })
+    }
+
+    /// Asks as whoever holds `token`, which is sent as it is.
+    pub async fn post_as<B: Serialize, T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &B,
+        token: Option<&str>,
+    ) -> Result<T, ClientError> {
+        let token = token.map(HeaderValue::from_str).transpose();
+        let token = token.map_err(|_| ClientError::BadToken { why: "can't be sent" })?;
+        let answer = self.send_as(Method::POST, path, self.json(body)?, token).await?;
+        self.read(answer).await
     }
 
     pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
@@ -178,6 +216,17 @@ impl Client {
 
     /// The answer, if it is not an error.
     async fn send(&self, method: Method, path: &str, body: Bytes) -> Result<Response<Incoming>, ClientError> {
+        let token = if let Door::Https { bearer, .. } = &self.door { bearer.clone() } else { None };
+        self.send_as(method, path, body, token).await
+    }
+
+    async fn send_as(
+        &self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+        token: Option<HeaderValue>,
+    ) -> Result<Response<Incoming>, ClientError> {
         let broken = |source| ClientError::BrokenOff { daemon: self.daemon, source };
         let mut request = Request::builder()
             .method(method)
@@ -186,14 +235,27 @@ impl Client {
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|source| ClientError::BadRequest { path: path.to_owned(), source })?;
+        if let Some(token) = token {
+            request.headers_mut().insert(header::AUTHORIZATION, token);
+        }
+        let mut name = |address: &str| {
+            if let Ok(host) = HeaderValue::from_str(address) {
+                request.headers_mut().insert(header::HOST, host);
+            }
+        };
         let mut sender = match &self.door {
             Door::Socket(path) => speak(self.knock(path).await?).await.map_err(broken)?,
-            Door::Https { dialer, bearer } => {
+            Door::Http { address } => {
+                name(address);
+                let no_link = |source| TransportError::Unreachable { address: address.clone(), source };
+                let stream = TcpStream::connect(address).await.map_err(no_link);
+                speak(stream.map_err(|source| ClientError::NoLink { address: address.clone(), source })?)
+                    .await
+                    .map_err(broken)?
+            }
+            Door::Https { dialer, .. } => {
                 let address = dialer.address().to_owned();
-                if let Ok(host) = HeaderValue::from_str(&address) {
-                    request.headers_mut().insert(header::HOST, host);
-                }
-                request.headers_mut().insert(header::AUTHORIZATION, bearer.clone());
+                name(&address);
                 let stream = dialer.connect().await;
                 speak(stream.map_err(|source| ClientError::NoLink { address, source })?)
                     .await
@@ -253,6 +315,10 @@ impl Client {
         let text = serde_json::to_vec(body);
         text.map(Bytes::from).map_err(|source| ClientError::Unreadable { daemon: self.daemon, source })
     }
+}
+
+fn is_address(address: &str) -> bool {
+    !address.contains('/') && address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())
 }
 
 /// A connection that requests can be sent on. It ends with the request; its error shows on the request too.

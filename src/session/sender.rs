@@ -223,6 +223,7 @@ impl Sender {
             SiteMessage::Welcome { .. }
             | SiteMessage::Compared { .. }
             | SiteMessage::Assign { .. }
+            | SiteMessage::Alive { .. }
             | SiteMessage::Cut { .. } => Vec::new(),
             SiteMessage::Vm { generation, latest, .. } => self.on_standing(generation, latest),
             SiteMessage::Adopt { generation, .. } => self.on_handed_over(generation),

@@ -11,8 +11,13 @@ impl ProtocolVersion {
     /// What this release speaks, newest first. Version 2 added frames of changed words and of references, version 3 points
     /// over one that is not durable yet, version 4 where a guest is, so that it can change hosts, version 5 what a
     /// site orders (whom to protect, and cuts of several VMs) and what a point promises, version 6 that file systems are
-    /// frozen for a cut of several VMs.
-    pub const SPOKEN: &'static [Self] = &[Self(6), Self(5), Self(4), Self(3), Self(2), Self(1)];
+    /// frozen for a cut of several VMs, version 7 that a site promises not to fail a VM over by itself.
+    pub const SPOKEN: &'static [Self] = &[Self(7), Self(6), Self(5), Self(4), Self(3), Self(2), Self(1)];
+
+    /// Whether the peer knows `Alive`, and answers it.
+    pub fn knows_promises(self) -> bool {
+        self >= Self(7)
+    }
 
     /// Whether the peer knows [`CutOrder::Freeze`](crate::wire::order::CutOrder::Freeze).
     pub fn knows_freezes(self) -> bool {

@@ -54,6 +54,9 @@ pub enum AgentMessage {
     /// All frames (numbers `0..frames`) are on their way; commit once they are there. From version 5 on.
     /// Answer: `Durable`, or `PointRefused`.
     End { vm: VmId, point: PointId, frames: u32, meta: Box<PointMeta> },
+    /// "I am here, and write the VM's history under this generation." `no` is echoed. From version 7 on. Answer: `Alive`, or
+    /// none where the site promises nothing.
+    Alive { vm: VmId, generation: Generation, no: u64 },
 }
 
 impl AgentMessage {
@@ -144,7 +147,17 @@ pub enum SiteMessage {
         vm: VmId,
         generation: Generation,
     },
+    /// The site will not fail the VM over by itself for so long, counted from when `Alive` with this number was heard. From
+    /// version 7 on.
+    Alive {
+        vm: VmId,
+        no: u64,
+        for_ms: u32,
+    },
 }
+
+/// What a site promises each time that it hears an agent; never changed by configuration.
+pub const PROMISE_MS: u32 = 15_000;
 
 impl SiteMessage {
     /// The same in words that an agent understands which speaks version 4 or older.
@@ -181,7 +194,8 @@ impl SiteMessage {
             | Self::Compared { vm, .. }
             | Self::Assign { vm, .. }
             | Self::Cut { vm, .. }
-            | Self::Adopt { vm, .. } => Some(*vm),
+            | Self::Adopt { vm, .. }
+            | Self::Alive { vm, .. } => Some(*vm),
         }
     }
 }

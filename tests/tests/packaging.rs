@@ -83,6 +83,7 @@ fn a_clean_machine_takes_both_packages_and_starts_nothing() -> Result<()> {
         ("usr/bin/lifeboat-site-controller", 0o755),
         ("usr/bin/lifeboat", 0o755),
         ("usr/lib/systemd/system/lifeboat-agent.service", 0o644),
+        ("usr/lib/systemd/system/lifeboat-guard.service", 0o644),
         ("usr/lib/systemd/system/lifeboat-site-controller.service", 0o644),
         ("etc/lifeboat", 0o750),
         ("etc/lifeboat/agent.toml", 0o644),

@@ -63,6 +63,7 @@ const ROOMS: &[(&str, &[&str])] = &[
             "agent/src/main.rs",
             "agent/src/fencing.rs",
             "agent/src/daemon.rs",
+            "agent/src/daemon/",
             "site-controller/src/main.rs",
             "site-controller/src/daemon.rs",
             "site-controller/src/setup.rs",
@@ -75,8 +76,16 @@ const ROOMS: &[(&str, &[&str])] = &[
 const OTHER_PROGRAMS: &[&str] = &["apt", "apt-get", "cargo", "curl", "make", "sudo", "systemctl", "virsh"];
 
 /// Rooms of the daemons: each may use those of its own line and of the lines above.
-const AGENT: &[&[&str]] =
-    &[&["watchdog"], &["capture"], &["config"], &["protect", "ship"], &["fence"], &["admin"], &["daemon"]];
+const AGENT: &[&[&str]] = &[
+    &["watchdog"],
+    &["capture"],
+    &["config"],
+    &["protect", "ship"],
+    &["witness"],
+    &["fence"],
+    &["admin"],
+    &["daemon"],
+];
 const SITE: &[&[&str]] = &[
     &["config", "store"],
     &["catalog", "restore", "verify", "setup"],
@@ -84,6 +93,7 @@ const SITE: &[&[&str]] = &[
     &["group"],
     &["failover"],
     &["retention", "seed", "readiness", "drill"],
+    &["automatic"],
     &["handover", "report"],
     &["api"],
     &["console"],

@@ -1,7 +1,7 @@
 //! VMs that a group of the site has protected, and that agent.toml does not name: protected as the group says, for as long
 //! as it says so. Promises: what it is no longer to protect is left with nothing of ours in it.
 
-use super::{LOOK_AGAIN, Rooms, keep_if_fenced, leave, protect};
+use super::{LOOK_AGAIN, Rooms, at_witness, keep_if_fenced, leave, protect};
 use crate::{capture::memory::choose::MemoryMode, config::VmConfig};
 use lifeboat::{
     id::VmId,
@@ -82,6 +82,7 @@ fn part(rooms: &Rooms, vm: VmId) {
     if let Err(error) = keep_if_fenced(rooms, vm, &vm.to_string()) {
         tracing::warn!(%vm, %error, "a VM that is no longer protected stays on the list that libvirt's hook reads");
     }
+    at_witness::free(rooms, vm);
     tokio::spawn(leave(rooms.clone(), vm));
 }
 

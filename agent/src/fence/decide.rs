@@ -4,7 +4,7 @@
 //! whoever dies between two of them is followed by somebody who is told the rest.
 
 use super::book::Record;
-use crate::protect::neighbour::SiteWord;
+use crate::{protect::neighbour::SiteWord, witness::hold::Kept};
 use lifeboat::units::Generation;
 use std::time::Duration;
 
@@ -60,6 +60,8 @@ pub struct Facts<'a> {
     pub saved_unnoted: bool,
     /// It is held for a planned failover: what becomes of it the site says, and its actor does.
     pub held: bool,
+    /// Whether a lease lets it run, where it is bound to a witness.
+    pub kept: Kept,
 }
 
 /// In this order; after a failure the rest is left for the next look.
@@ -126,6 +128,8 @@ pub fn decide(facts: &Facts<'_>, policy: Policy) -> Vec<Step> {
     }
     match verdict(facts.site, facts.record, facts.label) {
         Verdict::Fenced(current) => fenced(facts, policy, current),
+        // Whatever the site said was said before its promise ended.
+        Verdict::Owner | Verdict::Unsure if facts.kept == Kept::Lapsed => stand(facts),
         Verdict::Owner => may_run(facts, true),
         Verdict::Allowed | Verdict::Replica(_) => may_run(facts, false),
         Verdict::Unsure => unsure(facts, policy),
@@ -200,6 +204,12 @@ fn unsure(facts: &Facts<'_>, policy: Policy) -> Vec<Step> {
     if !isolated && facts.silent_for < after {
         return Vec::new();
     }
+    stand(facts)
+}
+
+/// It may have been failed over.
+fn stand(facts: &Facts<'_>) -> Vec<Step> {
+    let isolated = facts.record.isolated.is_some();
     let mut steps = Vec::new();
     if matches!(facts.lease, Lease::Fresh | Lease::Stale) {
         steps.push(Step::DropLease);
@@ -250,6 +260,47 @@ mod tests {
     }
 
     #[test]
+    fn a_bound_copy_stands_while_no_lease_holds_and_goes_on_when_one_does() {
+        let isolated = Record { isolated: Some(UnixMs(1)), ..Record::default() };
+        let allowed = Allowed { at: UnixMs(1), by: "root".into(), up_to: Generation(0) };
+        let allowed = Record { allowed: Some(allowed), ..Record::default() };
+        let (open, none) = (SiteWord::Open(Generation(1)), Record::default());
+        let (silent, runs, stands) = (SiteWord::Silent, Guest::Runs, Guest::Stands);
+        let pause: &[Step] = &[Step::DropLease, Step::NoteIsolated, Step::Pause];
+        let go_on: &[Step] = &[Step::Resume, Step::ForgetIsolated];
+        for (site, kept, record, guest, want) in [
+            (silent, Kept::Unbound, &none, runs, &[][..]),
+            (silent, Kept::Held, &none, runs, &[]),
+            (silent, Kept::Lapsed, &none, runs, pause),
+            (open, Kept::Lapsed, &none, runs, pause),
+            (open, Kept::Lapsed, &isolated, stands, &[Step::DropLease]),
+            (SiteWord::Refused, Kept::Lapsed, &isolated, stands, &[Step::DropLease]),
+            (silent, Kept::Held, &isolated, stands, go_on),
+            (open, Kept::Held, &isolated, stands, go_on),
+            // Behind its back somebody resumed it.
+            (silent, Kept::Lapsed, &isolated, runs, &[Step::DropLease, Step::Pause]),
+            (silent, Kept::Lapsed, &allowed, runs, &[]),
+        ] {
+            let facts = Facts {
+                site,
+                silent_for: Duration::from_secs(3600),
+                guest,
+                label: None,
+                record,
+                lease: Lease::Fresh,
+                start_refused: false,
+                autostart: false,
+                may_save: false,
+                saved_unnoted: false,
+                held: false,
+                kept,
+            };
+            let got = decide(&facts, Policy { pause_fenced: true, isolation: None });
+            assert_eq!(got, want, "{site:?} {kept:?} {record:?}");
+        }
+    }
+
+    #[test]
     fn the_hook_is_told_of_each_failover_though_it_refuses_already() {
         let fenced = Fenced { current: Generation(2), at: UnixMs(1), saved: None };
         let record = Record { fenced: Some(fenced), ..Record::default() };
@@ -266,6 +317,7 @@ mod tests {
                 may_save: false,
                 saved_unnoted: false,
                 held: false,
+                kept: Kept::Unbound,
             };
             decide(&facts, Policy { pause_fenced: true, isolation: None })
         };

@@ -4,6 +4,8 @@
 //! it is resumed or started by us only while the site, or an operator, says that it may run. Each step is logged.
 //! Called by the daemon, one task per VM that is configured or has a record.
 
+mod bound;
+
 use super::{
     FenceError,
     book::{Book, Fenced, Record},
@@ -19,6 +21,10 @@ use crate::{
         holds::Holds,
         neighbour::{Held, Neighbour, SiteWord, State},
         status::{Board, FenceStatus},
+    },
+    witness::{
+        hold::{Kept, Wish},
+        keeping::Keeping,
     },
 };
 use lifeboat::{
@@ -69,6 +75,7 @@ pub async fn keep(
     vm: VmId,
     policy: Policy,
     neighbour: Arc<Neighbour>,
+    keeping: Option<Arc<Keeping>>,
     mut stop: watch::Receiver<bool>,
 ) {
     let mut events = tools.hypervisor.subscribe();
@@ -78,6 +85,7 @@ pub async fn keep(
         vm,
         policy,
         neighbour,
+        keeping,
         domain: None,
         label: None,
         silent_since: Some(Instant::now()),
@@ -150,6 +158,8 @@ struct Keeper {
     vm: VmId,
     policy: Policy,
     neighbour: Arc<Neighbour>,
+    /// Where a witness is configured.
+    keeping: Option<Arc<Keeping>>,
     domain: Option<Domain>,
     /// The failover that put the copy here that there is now, where that matters.
     label: Option<Generation>,
@@ -170,9 +180,14 @@ impl Keeper {
             Ok(record) => record,
             Err(error) => return self.stuck(&error.to_string()),
         };
+        let record = match self.note_guard(record) {
+            Ok(record) => record,
+            Err(error) => return self.stuck(&error.to_string()),
+        };
         let state = self.neighbour.state();
         // An order to end the protection holds until the next start, for the hook as well.
         if state.leave && record.fenced.is_none() {
+            self.wish(Wish::Free);
             if let Err(error) = self.tools.leases.unprotect(self.vm) {
                 self.stuck(&error.to_string());
             }
@@ -193,6 +208,7 @@ impl Keeper {
             Err(error) => return self.stuck(&error.to_string()),
         }
         self.stuck = None;
+        self.wish(self.wished(state.site, guest, &record));
         let steps = self.decide(&state, guest, &record, held);
         for step in steps {
             if let Err(error) = self.perform(step, &record) {
@@ -236,6 +252,7 @@ impl Keeper {
                 fenced.saved.is_none() && self.tools.shelf.whole(self.vm, fenced.current).is_some()
             }),
             held,
+            kept: self.keeping.as_ref().map_or(Kept::Unbound, |keeping| keeping.kept()),
         };
         decide(&facts, self.policy)
     }
@@ -399,6 +416,7 @@ impl Keeper {
                 lease: verdict_of_lease(&self.tools.leases, self.vm, self.policy),
                 since: fenced.map(|fenced| fenced.at).or(record.isolated),
                 what,
+                witness: self.keeping.as_ref().map(|keeping| words::of_witness(keeping)),
                 generation: fenced.map(|fenced| fenced.current.0),
                 diverged: fenced
                     .and_then(|fenced| fenced.saved.as_ref())

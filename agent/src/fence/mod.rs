@@ -1,10 +1,11 @@
 //! Fencing at the source: a copy of a VM that runs elsewhere since a failover is kept from running here.
 //! [`decide`] says what is to be done, [`keeper`] sees what there is and does it; [`book`] remembers it, [`lease`] is what
-//! the [`hook`] of libvirt's goes by, [`diverged`] keeps what only this copy knows, [`orders`] are an operator's.
+//! the [`hook`] of libvirt's goes by, [`guard`] is a process that pauses what no lease lets run, [`diverged`] keeps what only this copy knows, [`orders`] are an operator's.
 
 pub mod book;
 pub mod decide;
 pub mod diverged;
+pub mod guard;
 pub mod hook;
 pub mod keeper;
 mod label;
@@ -37,6 +38,8 @@ pub enum FenceError {
     NothingKept(VmId),
     #[error("{0} is fenced: say first that this copy may run, with `lifeboat-agent allow`")]
     StillFenced(VmId),
+    #[error("a guard of this host runs already")]
+    GuardRuns,
     #[error("{0} is fenced and its copy here runs; pause it first: discarding it would end it")]
     Runs(VmId),
 }

@@ -4,6 +4,7 @@ use super::{
     book::{Allowed, Fenced, Record},
     decide::{Guest, Policy, Verdict},
 };
+use crate::witness::{hold::Kept, keeping::Keeping};
 use lifeboat::units::Generation;
 
 /// Nothing where there is nothing to say.
@@ -15,6 +16,10 @@ pub fn say(name: &str, record: &Record, verdict: Verdict, guest: Guest, policy: 
              not protected from here until `lifeboat reprotect` says so"
         )),
         (Verdict::Allowed, _, _) => record.allowed.as_ref().map(allowed_words),
+        (_, _, Some(since)) if policy.isolation.is_none() => Some(format!(
+            "paused since {since}: neither the site nor the witness has confirmed in time that this copy may run; it goes on \
+             when one of them does, or at `lifeboat-agent allow {name}`"
+        )),
         (_, _, Some(since)) => {
             let after = policy.isolation.unwrap_or_default().as_secs();
             Some(format!(
@@ -24,6 +29,16 @@ pub fn say(name: &str, record: &Record, verdict: Verdict, guest: Guest, policy: 
         }
         _ => None,
     }
+}
+
+/// How the VM stands with the witness.
+pub fn of_witness(keeping: &Keeping) -> String {
+    let kept = match keeping.kept() {
+        Kept::Unbound => "not kept",
+        Kept::Held => "kept",
+        Kept::Lapsed => "no lease holds: it may not run",
+    };
+    keeping.said().map_or_else(|| kept.into(), |said| format!("{kept}; {said}"))
 }
 
 fn fenced_words(name: &str, fenced: &Fenced, guest: Guest, policy: Policy) -> String {

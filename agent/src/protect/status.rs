@@ -66,6 +66,9 @@ pub struct FenceStatus {
     pub since: Option<UnixMs>,
     /// What was done, and what can be done.
     pub what: Option<String>,
+    /// How it stands with the witness, where one is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub witness: Option<String>,
     /// The generation that fenced it.
     pub generation: Option<u64>,
     /// Where what only this copy knows is kept.

@@ -22,6 +22,7 @@ use lifeboat::{
         Connection, ControlRecv, ControlSend, RefusalCode, TransportError, TransportSettings, dial,
         pki::AgentIdentity, version::ProtocolVersion,
     },
+    units::Generation,
     wire::{
         message::{AgentMessage, SiteMessage},
         order::Part,
@@ -76,6 +77,8 @@ pub struct Routes(Arc<Mutex<Table>>);
 struct Table {
     actors: BTreeMap<VmId, mpsc::Sender<LinkEvent>>,
     up: Option<Up>,
+    /// What the site promised last: in answer to which `Alive`, and for how many milliseconds.
+    promises: BTreeMap<VmId, (u64, u32)>,
 }
 
 /// A link that is up, as actors are told of it.
@@ -85,6 +88,7 @@ struct Up {
     overlaps: bool,
     places: bool,
     orders: bool,
+    promises: bool,
     control: mpsc::Sender<AgentMessage>,
     door: Door,
     window: u64,
@@ -128,6 +132,19 @@ impl Routes {
         if let Some(control) = control {
             let _ = control.send(message).await;
         }
+    }
+
+    /// Says that this host writes the VM's history, where the site answers that. Waits for nobody.
+    pub fn say_alive(&self, vm: VmId, generation: Generation, no: u64) {
+        let up = self.table().up.as_ref().filter(|up| up.promises).map(|up| up.control.clone());
+        if let Some(control) = up {
+            let _ = control.try_send(AgentMessage::Alive { vm, generation, no });
+        }
+    }
+
+    /// What the site promised last, for milliseconds from what it answers.
+    pub fn promise(&self, vm: VmId) -> Option<(u64, u32)> {
+        self.table().promises.get(&vm).copied()
     }
 
     fn actor(&self, vm: VmId) -> Option<mpsc::Sender<LinkEvent>> {
@@ -201,6 +218,7 @@ impl Uplink {
             overlaps: version.overlaps(),
             places: version.knows_places(),
             orders: version.knows_orders(),
+            promises: version.knows_promises(),
             control: control.clone(),
             door,
             window,
@@ -290,6 +308,9 @@ async fn route(
             continue;
         }
         match (routes.actor(vm), message) {
+            (_, SiteMessage::Alive { no, for_ms, .. }) => {
+                routes.table().promises.insert(vm, (no, for_ms));
+            }
             (Some(actor), message) => {
                 let _ = actor.send(LinkEvent::Message(message)).await;
             }

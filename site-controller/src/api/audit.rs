@@ -5,7 +5,7 @@
 //! is. No secret is written. Bounded: [`FILES`] of [`FILE_MAX`] bytes. Called by the [`super::gate`].
 
 use super::{
-    gate::Caller,
+    gate::{Caller, Who},
     types::{AuditEnd, AuditLine, AuditRow},
 };
 use lifeboat::{
@@ -126,6 +126,7 @@ impl AuditLog {
     fn line_of(&self, caller: &Caller, call: Call, refused: Option<String>) -> (String, AuditLine) {
         let id = uuid::Uuid::new_v4().simple().to_string();
         let from = match caller.origin {
+            _ if caller.who == Who::Witness => "site".to_owned(),
             Origin::Local { .. } => "socket".to_owned(),
             Origin::Network { from } => from.to_string(),
         };
@@ -202,13 +203,25 @@ impl Outcome {
         }
     }
 
+    /// What [`AuditLog::end_of`] is told with.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     async fn ended(self, error: Option<&ErrorBody>) {
-        let at = self.log.clock.now();
+        self.log.end_of(self.id, error).await;
+    }
+}
+
+impl AuditLog {
+    /// How a call ended.
+    pub async fn end_of(self: &Arc<Self>, id: String, error: Option<&ErrorBody>) {
+        let at = self.clock.now();
         let (code, what) =
             (error.map(|error| error.code.clone()), error.map(|error| cut(&error.to_string())));
         let end = AuditEnd { at, done: error.is_none(), code, what };
         // What was done can't be undone for it.
-        if let Err(error) = self.log.write(AuditLine::End { id: self.id, end }).await {
+        if let Err(error) = self.write(AuditLine::End { id, end }).await {
             tracing::error!(
                 error = lifeboat::error::chain(&error),
                 "how a call ended could not be written down"

@@ -56,6 +56,8 @@ pub struct Caller {
 pub enum Who {
     /// A user of this machine, through the socket.
     Local { uid: Option<u32> },
+    /// Nobody: the site by itself, as a witness let it.
+    Witness,
     /// The holder of a token.
     Token { name: String, id: String },
 }
@@ -65,6 +67,7 @@ impl fmt::Display for Caller {
         match &self.who {
             Who::Local { uid: Some(uid) } => write!(f, "uid {uid}"),
             Who::Local { uid: None } => f.write_str("a user of this machine"),
+            Who::Witness => f.write_str("witness"),
             Who::Token { name, id } => write!(f, "token {name} ({id})"),
         }
     }

@@ -1,6 +1,7 @@
 //! Protection groups: made, changed, shown; and what there is to protect.
 
 use super::{
+    automatic::may_ask,
     gate::Caller,
     role::Role,
     site::{Site, catalog_error},
@@ -58,6 +59,7 @@ pub(super) async fn create(
     let spec = checked(request.spec)?;
     may_say(&caller, None, &spec)?;
     let members = resolve(&site, &spec, &[]).await?;
+    may_ask(&site, None, &spec, &members).await?;
     let (coordinator, now) = (site.coordinator.clone(), site.runbook.clock.now());
     let group = blocking(move || coordinator.book.create(spec, members, now)).await?;
     site.coordinator.announce(ids(&group)).await;
@@ -75,6 +77,7 @@ pub(super) async fn change(
     let spec = checked(request.spec)?;
     may_say(&caller, Some(&before.spec), &spec)?;
     let members = resolve(&site, &spec, &before.members).await?;
+    may_ask(&site, Some((&before.spec, &before.members)), &spec, &members).await?;
     alter(&site, before, move |group| (group.spec, group.members) = (spec, members)).await
 }
 
@@ -157,6 +160,10 @@ async fn row(site: &Site, group: Group) -> Result<GroupRow, ApiError> {
         GroupState::Seeding | GroupState::Late => (!held_up.is_empty()).then(|| held_up.join("; ")),
     };
     let readiness = site.readiness.last(&group.spec.name);
+    let automatic = match &site.automatic {
+        Some(automatic) => automatic.said(group.id),
+        None => group.spec.automatic.then(|| "never: site.toml has no [witness]".to_owned()),
+    };
     let last_drill = site.driller.book.last_of(group.id).map(Into::into);
     Ok(GroupRow {
         group,
@@ -170,6 +177,7 @@ async fn row(site: &Site, group: Group) -> Result<GroupRow, ApiError> {
         newest,
         cuts,
         last_drill,
+        automatic,
     })
 }
 

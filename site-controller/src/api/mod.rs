@@ -5,6 +5,7 @@
 
 pub mod audit;
 mod audits;
+mod automatic;
 pub mod codes;
 mod drills;
 mod failovers;

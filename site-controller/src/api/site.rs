@@ -2,6 +2,7 @@
 
 use super::{audit::Outcome, gate::Gate};
 use crate::{
+    automatic::Automatic,
     catalog::CatalogError,
     config::SiteConfig,
     drill::Driller,
@@ -37,6 +38,8 @@ pub struct Site {
     pub seeder: Seeder,
     pub readiness: Arc<Watch>,
     pub handovers: Handovers,
+    /// Where a witness is configured.
+    pub automatic: Option<Arc<Automatic>>,
     /// The daemon is stopping.
     pub stop: watch::Receiver<bool>,
     pub certificate_expires: UnixMs,

@@ -44,6 +44,9 @@ pub fn one(row: &GroupRow) -> String {
         writeln!(out, "\nRPO {rpo}, at the most {} wanted; {} points", span(row.rpo_target_ms), row.points);
     let keep = spec.keep.as_ref().map_or_else(|| "as site.toml says".into(), |rules| rules.join(", "));
     let _ = writeln!(out, "Kept: {keep}");
+    if let Some(said) = &row.automatic {
+        let _ = writeln!(out, "Automatic failover: {said}");
+    }
     for member in &row.group.members {
         let _ = writeln!(out, "  {}  {}", member.vm, member.name);
     }

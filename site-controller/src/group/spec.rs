@@ -37,6 +37,9 @@ pub struct GroupSpec {
     pub runbook: RunbookSpec,
     #[serde(default)]
     pub drill: DrillSpec,
+    /// It is failed over in an emergency by itself, with a witness.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub automatic: bool,
 }
 
 /// What a failover does besides restoring.
@@ -177,6 +180,7 @@ impl GroupSpec {
             consistency: ConsistencyWish::default(),
             runbook: RunbookSpec::default(),
             drill: DrillSpec::default(),
+            automatic: false,
         }
     }
 

@@ -7,6 +7,7 @@ pub mod board;
 pub mod compare;
 pub mod listener;
 pub mod owner;
+pub mod promises;
 pub mod session;
 pub mod slot;
 pub mod switchboard;

@@ -5,6 +5,7 @@
 use super::{
     board::Board,
     compare::Comparisons,
+    promises::Promises,
     slot::{Claim, Replies, Slots},
     switchboard::{self, Heard, Switchboard},
 };
@@ -16,7 +17,7 @@ use lifeboat::{
         Connection, ControlRecv, ControlSend, DataRecv, Peer, RefusalCode, TransportError,
         version::ProtocolVersion,
     },
-    wire::message::{AgentMessage, Refusal, SiteMessage},
+    wire::message::{AgentMessage, PROMISE_MS, Refusal, SiteMessage},
 };
 use std::{
     collections::BTreeSet,
@@ -45,14 +46,16 @@ pub struct Intake {
     pub comparisons: Arc<Comparisons>,
     pub board: Board,
     pub switchboard: Switchboard,
+    /// That this site fails nothing over by itself.
+    pub promises: Promises,
     pub clock: Arc<dyn Clock>,
     sessions: AtomicU64,
 }
 
 impl Intake {
     pub fn new(site: String, slots: Slots, comparisons: Arc<Comparisons>, clock: Arc<dyn Clock>) -> Self {
-        let (board, switchboard) = Default::default();
-        Self { site, slots, comparisons, board, switchboard, clock, sessions: AtomicU64::new(0) }
+        let (board, switchboard, promises) = Default::default();
+        Self { site, slots, comparisons, board, switchboard, promises, clock, sessions: AtomicU64::new(0) }
     }
 
     /// Speaks with one agent until the connection ends.
@@ -149,6 +152,9 @@ impl Intake {
                     return out_of_place("a VM's name must be 1 to 255 bytes without control characters");
                 }
                 watched.insert(vm);
+                if self.refused_as_closed(vm, replies).await {
+                    return Ok(());
+                }
                 if watched.len() > VMS_MAX || !self.board.watch(session, vm, &name, agent, now) {
                     let detail = "more VMs than this site takes".to_owned();
                     let refusal = Refusal::Invalid { detail };
@@ -158,6 +164,13 @@ impl Intake {
                 let slot = self.slots.slot(vm);
                 if slot.watch(session, agent, name.clone(), generation, replies.clone()).await {
                     self.board.take(session, vm, &name, agent, now);
+                }
+            }
+            AgentMessage::Alive { vm, .. } if !watched.contains(&vm) => {}
+            AgentMessage::Alive { vm, generation, no } => {
+                // Of a VM that was failed over nothing is promised.
+                if self.slots.slot(vm).generation().await == generation && self.promises.heard(vm) {
+                    let _ = replies.send(SiteMessage::Alive { vm, no, for_ms: PROMISE_MS }).await;
                 }
             }
             AgentMessage::Begin { vm, .. }
@@ -183,6 +196,7 @@ impl Intake {
             AgentMessage::End { vm, point, frames, meta } => self.end(vm, point, frames, meta),
             AgentMessage::Abort { vm, point } => self.slots.slot(vm).abort(point).await,
             AgentMessage::Report { vm, report } => self.board.report(session, vm, report, now),
+            AgentMessage::Place { vm, .. } if self.refused_as_closed(vm, replies).await => {}
             AgentMessage::Place { vm, place } => {
                 let claim = self.slots.slot(vm).place(session, agent, place, replies.clone()).await;
                 let why = match claim {
@@ -205,6 +219,17 @@ impl Intake {
             AgentMessage::Part { vm, cut, part } => self.switchboard.heard(session, Heard { vm, cut, part }),
         }
         Ok(())
+    }
+
+    /// No agent is told that a VM is its own that this site may be claiming.
+    async fn refused_as_closed(&self, vm: VmId, replies: &Replies) -> bool {
+        let closed = self.promises.is_closed(vm);
+        if closed {
+            let why = "this site is about to fail the VM over by itself".to_owned();
+            let refusal = Refusal::HeldElsewhere { why };
+            let _ = replies.send(SiteMessage::VmRefused { vm, refusal }).await;
+        }
+        closed
     }
 
     /// A commit takes as long as the disk takes; other VMs' messages do not wait for it.

@@ -200,6 +200,10 @@ impl Slot {
         .await;
     }
 
+    pub async fn generation(&self) -> Generation {
+        self.store.generation(self.vm).await
+    }
+
     /// The VM's generation has been raised: whoever still writes is turned away.
     pub async fn fence(self: &Arc<Self>, current: Generation) {
         self.apart(async move |slot| {

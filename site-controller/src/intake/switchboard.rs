@@ -163,6 +163,11 @@ impl Switchboard {
         lines.values().flat_map(of).collect()
     }
 
+    /// Whether a host is connected that says that the VM runs there.
+    pub fn runs_somewhere(&self, vm: VmId) -> bool {
+        self.lines().values().any(|line| line.vms.get(&vm).is_some_and(|offered| offered.running))
+    }
+
     /// Whether a host is connected that has the VM.
     pub fn is_reached(&self, vm: VmId) -> bool {
         self.reach(vm).is_some()

@@ -17,6 +17,11 @@ pub struct QemuProcess {
 }
 
 impl QemuProcess {
+    /// The process that runs the domain, found without libvirt.
+    pub fn find(vm: VmId) -> Result<Self, String> {
+        Self::of_domain(vm, "")
+    }
+
     /// The process that runs the domain: from libvirt's pid file, or else from a search of /proc.
     pub(super) fn of_domain(vm: VmId, name: &str) -> Result<Self, String> {
         let from_file = fs::read_to_string(Path::new(RUN_FOLDER).join(format!("{name}.pid")))

@@ -91,6 +91,7 @@ fn golden_bytes_of_every_agent_message_of_version_1() {
             AgentMessage::End { vm: VM, point: POINT, frames: 300, meta: meta() },
             "0aVPac020201010103766461802001010103040501C",
         ),
+        (AgentMessage::Alive { vm: VM, generation: Generation(3), no: 300 }, "0bV03ac02"),
     ];
     for (message, golden) in cases {
         assert_eq!(shown(&message), golden, "{message:?}");
@@ -131,6 +132,7 @@ fn golden_bytes_of_every_site_message_of_version_1() {
         (SiteMessage::Assign { vm: VM, assignment: Some(assignment()) }, "08V010167ac0202010100".to_owned()),
         (SiteMessage::Cut { vm: VM, cut: CUT, order: CutOrder::CallOff }, "09VC03".to_owned()),
         (SiteMessage::Adopt { vm: VM, generation: Generation(3) }, "0aV03".to_owned()),
+        (SiteMessage::Alive { vm: VM, no: 300, for_ms: 5 }, "0bVac0205".to_owned()),
     ];
     for (message, golden) in cases {
         assert_eq!(shown(&message), golden, "{message:?}");

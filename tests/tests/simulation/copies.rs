@@ -18,6 +18,7 @@ use lifeboat_agent::{
         decide::{Facts, Guest, Lease, Policy, Step, Verdict, decide, verdict},
     },
     protect::neighbour::SiteWord,
+    witness::hold::Kept,
 };
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::{path::PathBuf, time::Duration};
@@ -338,6 +339,7 @@ impl World {
             saved_unnoted: self.saved_file
                 && record.fenced.as_ref().is_some_and(|fenced| fenced.saved.is_none()),
             held: false,
+            kept: Kept::Unbound,
         };
         // By what was said since it came here, and not by the verdict that is tried here.
         let said = matches!(site, SiteWord::Fenced(current) if Some(current) > self.label);

@@ -76,6 +76,7 @@ fn speak(slots: &Arc<Slots>, mut told: mpsc::Receiver<AgentMessage>, actor: mpsc
                 | AgentMessage::EndV1 { .. }
                 | AgentMessage::Compare { .. }
                 | AgentMessage::Place { .. }
+                | AgentMessage::Alive { .. }
                 | AgentMessage::Inventory { .. }
                 | AgentMessage::Part { .. } => {}
             }

@@ -71,6 +71,7 @@ impl LossyLink {
                     AgentMessage::Hello { .. }
                     | AgentMessage::Report { .. }
                     | AgentMessage::EndV1 { .. }
+                    | AgentMessage::Alive { .. }
                     | AgentMessage::Inventory { .. }
                     | AgentMessage::Part { .. } => {}
                 }

@@ -4,6 +4,7 @@ use super::*;
 use crate::{
     fence::{decide::Lease, lease::Leases},
     protect::holds::{Hold, Holds},
+    witness::{boot_ms, files::Files, hold::Until},
 };
 use lifeboat::{
     id::{CutId, PointId, VmId},
@@ -19,7 +20,7 @@ const VM: VmId = VmId::from_bytes([0xab; 16]);
 const LIVES: [&str; 5] = ["started", "stopped", "release", "reconnect", "attach"];
 
 struct World {
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     hook: Hook,
     leases: Leases,
     holds: Holds,
@@ -36,7 +37,7 @@ impl World {
         hook.install().unwrap();
         assert_eq!(hook.status().unwrap(), Installed::Yes);
         let holds = Holds::open(&state).unwrap();
-        Self { _dir: dir, hook, leases, holds, run }
+        Self { dir, hook, leases, holds, run }
     }
 
     /// Whether libvirt may go on.
@@ -163,4 +164,26 @@ fn a_hook_of_another_configuration_is_told_from_ours_and_removed_once() {
     world.hook.remove().unwrap();
     world.hook.remove().unwrap();
     assert_eq!(world.hook.status().unwrap(), Installed::No);
+}
+
+/// Method: granted for good by the site; the second that has begun counts as over, and a time of another boot as past.
+#[test]
+fn a_bound_vm_starts_only_while_the_witness_or_the_site_has_confirmed_it() {
+    let world = World::new();
+    world.leases.protect(VM, "web").unwrap();
+    world.leases.grant(VM, None).unwrap();
+    assert!(world.lets("start"));
+    let files = Files::open(&world.dir.path().join("it's state"), &world.run).unwrap();
+    files.bind(VM).unwrap();
+    assert!(!world.lets("start"), "until when is not known");
+    let until = |ms: i64| Until { soft: boot_ms().saturating_add_signed(ms), hard: u64::MAX };
+    files.allow(VM, until(60_000)).unwrap();
+    assert!(world.lets("start") && files.until(VM).is_some());
+    files.allow(VM, until(-1)).unwrap();
+    assert!(!world.lets("start") && !world.lets("restore") && world.lets("reconnect"));
+    let path = world.run.join("kept").join(VM.to_string());
+    std::fs::write(path, format!("{} {} another-boot\n", u64::MAX >> 1, u64::MAX)).unwrap();
+    assert!(!world.lets("start") && files.until(VM).is_none());
+    files.unbind(VM).unwrap();
+    assert!(world.lets("start"));
 }

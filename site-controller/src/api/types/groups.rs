@@ -31,6 +31,9 @@ pub struct GroupRow {
     /// How the last failover for trial went.
     #[serde(default)]
     pub last_drill: Option<LastDrill>,
+    /// How it stands with a failover by itself: why it is not begun, or what is being done.
+    #[serde(default)]
+    pub automatic: Option<String>,
 }
 
 /// How a group is doing.

@@ -91,6 +91,9 @@ struct Wishes {
     /// What a point without memory is to be.
     #[arg(long)]
     consistency: Option<Consistency>,
+    /// Whether it is failed over by itself in an emergency; needs a witness.
+    #[arg(long, value_name = "YES", num_args = 0..=1, default_missing_value = "true")]
+    automatic: Option<bool>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -196,6 +199,7 @@ impl Wishes {
             Consistency::Crash => ConsistencyWish::Crash,
             Consistency::App => ConsistencyWish::App,
         });
+        spec.automatic = self.automatic.unwrap_or(spec.automatic);
         spec
     }
 }
