@@ -2,14 +2,13 @@
 //! Promises: a question ends in [`PATIENCE`] for each endpoint; the next endpoint is asked only where nothing can have been
 //! done at the one before, or asking twice does no harm; reads and transactions are etcd's linearizable ones.
 
-use super::{
-    Change, Entry, LeaseId, Leasing, Revision, Witness, WitnessError, Word, base64, config::WitnessConfig,
-};
+use super::{Change, Entry, LeaseId, Leasing, Revision, Witness, WitnessError, Word, config::WitnessConfig};
 use crate::{
     id::VmId,
     local_api::{Client, ClientError},
 };
 use async_trait::async_trait;
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
@@ -142,7 +141,7 @@ impl Witness for Etcd {
                 found.push(Entry { word: None, revision: Revision(0), leased });
                 continue;
             };
-            let text = base64::decode(&row.value).unwrap_or_default();
+            let text = BASE64_STANDARD.decode(&row.value).unwrap_or_default();
             let word: Word =
                 serde_json::from_slice(&text).map_err(|error| WitnessError::Malformed(error.to_string()))?;
             let revision =
@@ -160,10 +159,10 @@ impl Witness for Etcd {
             compare.push(json!({ "key": word, "target": "MOD", "result": "EQUAL", "mod_revision": over }));
             let text = serde_json::to_vec(&change.word);
             let text = text.map_err(|error| WitnessError::Malformed(error.to_string()))?;
-            success.push(json!({ "request_put": { "key": word, "value": base64::encode(&text) } }));
+            success.push(json!({ "request_put": { "key": word, "value": BASE64_STANDARD.encode(&text) } }));
             match change.leasing {
                 Leasing::Bind(id) => {
-                    let (value, id) = (base64::encode(b"alive"), id.0.to_string());
+                    let (value, id) = (BASE64_STANDARD.encode(b"alive"), id.0.to_string());
                     success.push(json!({ "request_put": { "key": lease, "value": value, "lease": id } }));
                 }
                 Leasing::Drop => success.push(json!({ "request_delete_range": { "key": lease } })),
@@ -221,11 +220,11 @@ fn read(answer: Value) -> Result<Answer, WitnessError> {
 }
 
 fn word_key(vm: VmId) -> String {
-    base64::encode(format!("lifeboat/{vm}/word").as_bytes())
+    BASE64_STANDARD.encode(format!("lifeboat/{vm}/word").as_bytes())
 }
 
 fn lease_key(vm: VmId) -> String {
-    base64::encode(format!("lifeboat/{vm}/lease").as_bytes())
+    BASE64_STANDARD.encode(format!("lifeboat/{vm}/lease").as_bytes())
 }
 
 /// The gateway writes 64-bit numbers as strings.

@@ -5,7 +5,6 @@
 //! can't be asked says nothing. See docs/decisions/0044-a-witness-and-two-leases.md. Called by both daemons; [`etcd`] is the
 //! one that there is.
 
-mod base64;
 pub mod config;
 pub mod etcd;
 

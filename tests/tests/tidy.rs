@@ -25,6 +25,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("aws_lc_rs", &["src/transport"]),
     ("sled", &["site-controller/src/catalog"]),
     ("zstd", &["src/chunk/codec.rs"]),
+    ("base64", &["src/witness/etcd.rs"]),
     ("blake3", &["src/chunk/digest.rs"]),
     ("object_store", &["site-controller/src/store/local.rs"]),
     ("indicatif", &["site-controller/src/console"]),
