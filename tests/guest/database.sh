@@ -57,14 +57,14 @@ check() {
 
 # What a boot without memory finds is checked before anything is written.
 [ ! -e /data/bank ] || check 1
-sqlite3 -batch -bail /data/bank "PRAGMA journal_mode=WAL; $SCHEMA" >/dev/null || echo 'error=no database'
+sqlite3 -batch -bail -cmd '.timeout 60000' /data/bank "PRAGMA journal_mode=WAL; $SCHEMA" >/dev/null || echo 'error=no database'
 {
-    printf 'PRAGMA synchronous=FULL;\nPRAGMA wal_autocheckpoint=100;\n.timeout 60000\n'
+    printf 'PRAGMA synchronous=FULL;\nPRAGMA wal_autocheckpoint=100;\n'
     while true; do
         echo "$TRANSFER"
         usleep 20000
     done
-} | { sqlite3 -batch -bail /data/bank; echo 'error=the database ended'; } &
+} | { sqlite3 -batch -bail -cmd '.timeout 60000' /data/bank; echo 'error=the database ended'; } &
 number=2
 while true; do
     check "$number"
