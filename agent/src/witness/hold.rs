@@ -147,7 +147,12 @@ pub fn act(known: &Known<'_>) -> Act {
             _ => Act::Take(generation.map_or(word.generation(), |ours| ours.max(word.generation()))),
         },
         (Wish::Keep, Some(Word::Claimed { generation: theirs, .. })) => {
-            known.open.filter(|ours| ours > theirs).map_or(Act::Nothing, Act::Take)
+            // Only a hand-over after that claim gave a newer one.
+            generation.filter(|ours| ours > theirs).map_or(Act::Nothing, Act::Take)
+        }
+        // Of what we freed nobody else has said anything since: an answer that was lost leaves it so.
+        (Wish::Keep, Some(Word::Free { agent, generation: theirs })) if agent == known.me => {
+            generation.filter(|ours| ours >= theirs).map_or(Act::Nothing, Act::Take)
         }
         (Wish::Keep, Some(other)) => {
             known.open.filter(|ours| *ours >= other.generation()).map_or(Act::Nothing, Act::Take)

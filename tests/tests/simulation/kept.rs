@@ -97,10 +97,12 @@ pub struct World {
     replica: bool,
     pub failovers: u64,
     pub pauses: u64,
-    /// Steps in which the guest stood although the agent had long reached the site, or the witness.
-    pub harm: u64,
+    /// How it was when the guest stood although the agent had long reached the site, or the witness.
+    pub harm: Option<String>,
     /// For how long the agent has reached the site, and the witness.
     calm: [u64; 2],
+    /// For how long the guest has not run.
+    stood: u64,
     log: Vec<String>,
 }
 
@@ -133,8 +135,9 @@ impl World {
             replica: false,
             failovers: 0,
             pauses: 0,
-            harm: 0,
+            harm: None,
             calm: [0; 2],
+            stood: 0,
             log: Vec::new(),
         };
         world.start_agent();
@@ -217,7 +220,13 @@ impl World {
             *calm = if kept && reached { *calm + 1 } else { 0 };
         }
         let calm = self.calm.iter().any(|calm| *calm > 30 * SECOND);
-        self.harm += u64::from(calm && self.guest != Guest::Runs);
+        self.stood = if self.guest == Guest::Runs { 0 } else { self.stood + 1 };
+        // A few messages that are lost in a row stop it too, and the next one has it go on.
+        if calm && self.stood > 15 * SECOND && self.harm.is_none() {
+            let agent = self.agent.as_ref().map(|agent| (agent.site, agent.wish, agent.ours));
+            let (calm, entry) = (self.calm, self.witness.look_now(VM));
+            self.harm = Some(format!("step {}: {calm:?} {agent:?} {entry:?}", self.steps));
+        }
     }
 
     /// A message gets there, if anything does.

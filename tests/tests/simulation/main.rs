@@ -119,16 +119,16 @@ fn a_thousand_times_cut_off_and_back_no_two_copies_believe_that_the_vm_is_theirs
 #[test]
 fn a_thousand_worlds_with_a_witness_never_have_two_copies_that_run() {
     let (first, worlds) = (setting("LIFEBOAT_SIM_SEED", 1), setting("LIFEBOAT_SIM_WORLDS", WORLDS) * 5);
-    let (mut failovers, mut pauses, mut harm) = (0, 0, 0);
+    let (mut failovers, mut pauses) = (0, 0);
     for seed in first..first + worlds {
         let mut world = kept::World::new(seed);
         for _ in 0..40 {
             world.event();
         }
         world.comes_to_rest();
-        (failovers, pauses, harm) = (failovers + world.failovers, pauses + world.pauses, harm + world.harm);
+        assert_eq!(world.harm, None, "world {seed}: the guest stood for no reason");
+        (failovers, pauses) = (failovers + world.failovers, pauses + world.pauses);
     }
     println!("{worlds} worlds: {failovers} failovers, {pauses} pauses");
-    assert_eq!(harm, 0, "guests stood for no reason");
     assert!(worlds < WORLDS * 5 || (failovers >= 500 && pauses >= 1_000), "{failovers} {pauses}");
 }
