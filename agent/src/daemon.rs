@@ -271,6 +271,8 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         memory: vm.memory,
         engine: vm.engine,
         scratch_dir: state.join("scratch"),
+        rest_dir: state.join("off"),
+        run_dir: rooms.config.run_dir.clone(),
         spool_dir: state.join("spool"),
         staging_bytes: usize::try_from(rooms.config.staging_of(&vm, rooms.assignments.all().len()).0)
             .unwrap_or(usize::MAX),

@@ -46,6 +46,9 @@ pub mod blob {
     pub const DEVICE_STATE: &str = "device-state";
     /// The point is a seed: disks that the site read itself, not the VM's as it ran at an instant. JSON, for people.
     pub const SEED: &str = "seed";
+    /// The point is of the disks of a guest that was off, read from their files. JSON, for people. Whether the guest is to be
+    /// off at the site as well is told by [`super::PointMeta::was_running`].
+    pub const AT_REST: &str = "at-rest";
 }
 
 /// One address space of a point.
@@ -104,7 +107,8 @@ pub struct PointMeta {
     pub cut_at: UnixMs,
     pub images: Vec<Image>,
     pub consistency: Consistency,
-    /// Whether the guest ran when it was cut; a guest that was paused is restored paused.
+    /// Whether the guest ran when it was cut; a guest that was paused is restored paused. Of one that was off: nobody had
+    /// wanted that, so that its replica is to run.
     pub was_running: bool,
     pub stats: PointStats,
     /// The cut of a group that this point is one part of.
@@ -184,6 +188,13 @@ impl Manifest {
             return Err(ManifestError::Malformed("a first point must hold every image in full".into()));
         }
         Ok(())
+    }
+
+    /// Of a guest that was off because somebody wanted it so: its replica is to be off, too.
+    pub fn stays_off(&self) -> bool {
+        self.image(ImageKind::Blob, blob::AT_REST).is_some()
+            && !self.meta.was_running
+            && !self.meta.has_memory()
     }
 
     pub fn image(&self, kind: ImageKind, name: &str) -> Option<&Image> {

@@ -8,6 +8,7 @@ mod rules;
 mod tests;
 
 use crate::id::VmId;
+use std::path::Path;
 use xmltree::{Element, XMLNode};
 
 /// Bytes of XML at the most: far above any domain's.
@@ -60,9 +61,28 @@ pub struct DiskSpec {
     pub driver_format: String,
     /// Where its bytes are, for people.
     pub source: String,
+    /// What its file holds is not what the guest sees: it is encrypted, or the disk is a part of it.
+    pub translated: bool,
 }
 
 impl DiskSpec {
+    /// The file or block device of this host that holds it, and its format; or why there is none that can be read without
+    /// the guest's QEMU.
+    pub fn image_file(&self) -> Result<(&Path, &str), String> {
+        let Self { target, source, driver_format, .. } = self;
+        let path = Path::new(source);
+        if !path.is_absolute() {
+            return Err(format!("disk {target} ({source}) is no file or block device of this host"));
+        }
+        if self.translated {
+            return Err(format!("disk {target} ({source}) is encrypted, or a part of its file"));
+        }
+        match driver_format.as_str() {
+            "raw" | "qcow2" => Ok((path, driver_format)),
+            other => Err(format!("disk {target} ({source}) is of format {other}; raw and qcow2 are read")),
+        }
+    }
+
     /// Whether its contents belong to a recovery point. Media (cdrom, floppy) and read-only disks are referred to only.
     pub fn is_replicated(&self) -> bool {
         self.device == DiskDevice::Disk && !self.read_only
@@ -139,6 +159,10 @@ fn read_disk(disk: &Element) -> Option<DiskSpec> {
         transient: has("transient"),
         driver_format: disk.get_child("driver").map_or("raw", |driver| attribute(driver, "type")).to_owned(),
         source: describe_source(disk),
+        translated: has("encryption")
+            || disk.get_child("source").is_some_and(|source| {
+                ["encryption", "slices"].iter().any(|name| source.get_child(*name).is_some())
+            }),
     })
 }
 

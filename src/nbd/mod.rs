@@ -1,16 +1,18 @@
 //! A small NBD client: reads exports of QEMU's NBD server over a unix stream, many requests in flight.
 //! Owns the protocol: fixed newstyle handshake, structured replies, meta contexts. Promises: whatever the server says is
 //! bounded and checked before it is believed; a read returns every byte that was asked for or an error; a server that
-//! falls silent is given up after [`REPLY_WITHIN`]. Called by the agent's `capture::disk` and the site's `seed`. The
-//! protocol is described in nbd/doc/proto.md.
+//! falls silent is given up after [`REPLY_WITHIN`]. Called by the agent's `capture::disk`, and for [`ImageFile`]s,
+//! which bring a server of their own. The protocol is described in nbd/doc/proto.md.
 
 mod client;
 mod handshake;
+mod image_file;
 mod reply;
 #[cfg(test)]
 mod tests;
 
 pub use client::{Client, PendingRead, Span};
+pub use image_file::{Beside, ImageFile, ImageFileError, REGION};
 use std::{io, sync::Arc, time::Duration};
 
 /// Bytes of one request at the most: what every NBD server takes.

@@ -10,6 +10,7 @@ mod frozen;
 mod images;
 mod leave;
 mod look;
+mod off;
 mod standing;
 
 use crate::{
@@ -23,7 +24,7 @@ use crate::{
         quiesce::{Pauser, StandingGuard},
         source::{Attained, CaptureError, Cut, Source},
     },
-    watchdog::{Found, Markers, Watchdog, What, found_standing},
+    watchdog::{Found as FoundStanding, Markers, Watchdog, What, found_standing},
 };
 use async_trait::async_trait;
 use cut::GuestCut;
@@ -35,6 +36,8 @@ use lifeboat::{
     id::{PointId, VmId},
     wire::{message::Place, order::ConsistencyWish},
 };
+use look::Begun;
+use off::{Resting, Stood, cut::OffCut};
 use standing::Standing;
 use std::{
     path::{Path, PathBuf},
@@ -53,6 +56,9 @@ pub struct GuestSettings {
     pub engine: Option<Kind>,
     /// Where QEMU may write scratch images of disks, and serve views of them.
     pub scratch_dir: PathBuf,
+    /// Where it is remembered what stands on the disks of a guest that is off, and for sockets of those that read them.
+    pub rest_dir: PathBuf,
+    pub run_dir: PathBuf,
     /// Where changed memory goes that does not fit `staging_bytes`.
     pub spool_dir: PathBuf,
     pub staging_bytes: usize,
@@ -90,6 +96,7 @@ struct State {
     may_have_reset: bool,
     memory: Chooser,
     disks: Option<AttachedDisks>,
+    resting: Resting,
     freezer: Freezer,
     freezing: Freezing,
     /// Room that this QEMU process was shown.
@@ -108,6 +115,12 @@ struct AttachedDisks {
 
 type Owned = OwnedMutexGuard<State>;
 
+/// What a cut begins with.
+enum Found {
+    On(Begun),
+    Off(Stood),
+}
+
 impl GuestSource {
     pub fn new(
         hypervisor: Hypervisor,
@@ -119,7 +132,7 @@ impl GuestSource {
         let wishes = Wishes {
             vm: settings.vm,
             name: settings.name.clone(),
-            found: Found::new(settings.marker_dir.clone()),
+            found: FoundStanding::new(settings.marker_dir.clone()),
             mode: settings.memory,
             engine: settings.engine,
             staging_bytes: settings.staging_bytes,
@@ -143,6 +156,7 @@ impl GuestSource {
             may_have_reset: false,
             memory: Chooser::new(wishes, memory.clone()),
             disks: None,
+            resting: Resting::open(settings.vm, settings.rest_dir.clone()),
             freezer,
             freezing: freezing.clone(),
             device_state: None,
@@ -175,13 +189,30 @@ impl Source for GuestSource {
         fault::point("cut.begin");
         let state = self.state.clone().lock_owned().await;
         let over = over.to_vec();
-        let (state, begun) = blocking(state, move |state| look::begin(state, &over)).await;
-        Ok(Box::new(GuestCut::new(state, point, begun?)))
+        let (state, found) = blocking(state, move |state| match off::look(state, &over)? {
+            Some(stood) => Ok(Found::Off(stood)),
+            None => look::begin(state, &over).map(Found::On),
+        })
+        .await;
+        match (found?, state) {
+            (Found::On(begun), state) => Ok(Box::new(GuestCut::new(state, point, begun))),
+            (Found::Off(stood), Some(state)) => Ok(Box::new(OffCut::open(state, point, stood).await?)),
+            (Found::Off(_), None) => Err(failed("the look at the guest was cut short")),
+        }
+    }
+
+    async fn rests(&mut self, over: &[PointId]) -> Result<bool, CaptureError> {
+        let (state, over) = (self.state.clone().lock_owned().await, over.to_vec());
+        let (_, found) = blocking(state, move |state| off::look(state, &over)).await;
+        Ok(found?.is_some_and(|stood| stood.is_unchanged()))
     }
 
     async fn settle(&mut self, point: PointId) -> Result<(), CaptureError> {
         fault::point("cut.before-settle");
         let mut state = self.state.clone().lock_owned().await;
+        if state.resting.settle(point) {
+            return Ok(());
+        }
         if let Some(attached) = &mut state.disks {
             attached.disks.settle(point).await.map_err(failed)?;
         }
@@ -212,6 +243,7 @@ impl Source for GuestSource {
         let state = self.state.clone().lock_owned().await;
         let left = blocking(state, |state| {
             (state.disks, state.device_state) = (None, None);
+            state.resting.forget();
             state.memory.forget();
             leave(&state.hypervisor, state.settings.vm, state.settings.scratch_dir.clone())
         });

@@ -28,6 +28,10 @@ pub trait Source: Send {
     /// what changed since. The first of `over` is the newest point that the site holds, the others are under way.
     /// Looks at the guest afresh: it may have been reconfigured.
     async fn begin(&mut self, point: PointId, over: &[PointId]) -> Result<Box<dyn Cut>, CaptureError>;
+    /// Whether the guest is off, and the last of `over` is of its disks and its XML as they stand. No cut is open.
+    async fn rests(&mut self, _over: &[PointId]) -> Result<bool, CaptureError> {
+        Ok(false)
+    }
     /// A point that was sent is durable: what it carried is forgotten. No cut is open. If this fails or is left out, the
     /// next `begin` makes up for it.
     async fn settle(&mut self, point: PointId) -> Result<(), CaptureError>;
@@ -70,6 +74,10 @@ pub struct Attained {
 /// One point being cut. Dropping it puts back what can be put back without waiting; call `put_back` to be sure.
 #[async_trait]
 pub trait Cut: Send {
+    /// The guest is off: the point is of its disks as they stand.
+    fn is_off(&self) -> bool {
+        false
+    }
     /// Memory and disks of the point, as `barrier` will describe them, or fail. `full` is said of an image where this
     /// source can't tell what changed since the basis: what is not handed over of it is zero.
     fn images(&self) -> Vec<Image>;

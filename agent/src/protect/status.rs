@@ -1,5 +1,6 @@
 //! How each protected VM is doing, for whoever asks: `lifeboat-agent status`, and the site through reports.
-//! Promises: the RPO shown is the age of the newest point that the site has acknowledged, never of one under way.
+//! Promises: the RPO shown is the age of the newest point that the site has acknowledged, never of one under way; none where
+//! that is of what stands on the disks of a VM that is off.
 
 use crate::{
     capture::{memory::choose::MemoryStatus, source::Attained},
@@ -40,7 +41,10 @@ pub struct VmStatus {
     /// How hard pages are compressed now: a zstd level, 0 for not at all.
     pub zstd_level: i32,
     pub durable: Option<DurablePoint>,
-    /// Age of the newest durable point, milliseconds; filled in when asked.
+    /// It is off; with the state `protected`, its newest point is of what stands on its disks.
+    #[serde(default)]
+    pub off: bool,
+    /// Age of the newest durable point, milliseconds; filled in when asked. Nothing is lost of a VM that is off.
     pub rpo_ms: Option<u64>,
     /// Points that were sent and are not durable yet.
     #[serde(default)]
@@ -126,7 +130,9 @@ impl Board {
             let mut vms: Vec<VmStatus> = rows.vms.values().cloned().collect();
             for vm in &mut vms {
                 vm.fence = rows.fences.get(&vm.vm).cloned();
-                vm.rpo_ms = vm.durable.map(|durable| now.0.saturating_sub(durable.cut_at.0));
+                let rests = vm.off && vm.state == VmState::Protected;
+                let age = |durable: DurablePoint| now.0.saturating_sub(durable.cut_at.0);
+                vm.rpo_ms = vm.durable.map(|durable| if rests { 0 } else { age(durable) });
             }
             AgentStatus { link: rows.link.clone(), vms }
         })
@@ -152,6 +158,7 @@ impl VmStatus {
             pace: None,
             zstd_level: 0,
             durable: None,
+            off: false,
             rpo_ms: None,
             under_way: 0,
             points_durable: 0,

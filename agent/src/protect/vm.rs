@@ -1,11 +1,12 @@
 //! One protected VM: cuts a point when it is due ([`one_point`]), ships it, and settles it on the site's word, or puts it
 //! back. The next point may be cut while the last one travels ([`under_way`]). [`waiting`] hears the link, [`aside`] keeps
-//! out of others' way.
+//! out of others' way, [`at_rest`] knows what a guest needs that is off.
 //! Promises I-1: `settle` is called only after `Outcome::Durable`; a cut that is not sent whole is put back, and what was
 //! sent and is lost is not named to the source again. Never cuts while the link is down, so that no view is held open for
 //! nobody. Called by the daemon (over QEMU and QUIC) and by the simulation (over a model guest and a lossy link).
 
 mod aside;
+mod at_rest;
 mod comparing;
 mod hold;
 mod one_point;
@@ -34,6 +35,7 @@ use crate::{
         seal::SealError,
     },
 };
+use at_rest::AtRest;
 use lifeboat::{
     clock::Clock,
     id::{CutId, PointId, VmId},
@@ -139,6 +141,7 @@ impl<S: Source> Protection<S> {
             gauge,
             resync: None,
             place: Whereabouts::default(),
+            at_rest: AtRest::default(),
             taking: None,
             asked: None,
             verdict: None,
@@ -168,6 +171,7 @@ struct Actor<S> {
     /// The open point, while it is compared with the site's newest one.
     resync: Option<Resync>,
     place: Whereabouts,
+    at_rest: AtRest,
     /// The cut of several VMs that the site has asked us into.
     taking: Option<Taking>,
     /// The next one, asked for while a point is being cut.
@@ -214,7 +218,7 @@ impl<S: Source> Actor<S> {
     }
 
     /// Waits until the next point is due and may be cut; returns what it builds on.
-    async fn until_due(&mut self, due: Instant) -> Result<Vec<PointId>, Setback> {
+    async fn until_due(&mut self, mut due: Instant) -> Result<Vec<PointId>, Setback> {
         loop {
             self.keep_aside().await?;
             self.forget_if_asked().await?;
@@ -223,7 +227,11 @@ impl<S: Source> Actor<S> {
             self.heed().await;
             self.answer_late_verdict().await;
             let is_due = self.is_due(due).await;
-            if is_due && self.may_begin().is_some() {
+            if is_due && let Some(over) = self.may_begin() {
+                if self.rests(&over).await {
+                    due = Instant::now() + self.given.settings.interval.max(LOOK_AGAIN);
+                    continue;
+                }
                 if !self.is_granted().await? {
                     continue;
                 }

@@ -13,6 +13,7 @@ use crate::{
         progress::Progress,
         runbook::{FailoverError, LATEST, Request},
     },
+    intake::board::Seen,
 };
 use axum::{Extension, Json, extract::State, response::Response};
 use lifeboat::{
@@ -35,10 +36,14 @@ pub(super) async fn preview(
     };
     let point = runbook.catalog.find(summary.vm, &given).await.map_err(catalog_error)?;
     let seen = runbook.intake.board.seen(summary.vm);
+    let newest = summary.latest.as_ref().is_some_and(|latest| latest.point == point.point);
+    let rests = newest && point.at_rest && seen.as_ref().is_some_and(Seen::is_protected);
+    let age_ms = runbook.clock.now().0.saturating_sub(point.cut_at.0);
     Ok(Json(FailoverPreview {
         vm: summary.vm,
         name: summary.name,
-        lost_ms: runbook.clock.now().0.saturating_sub(point.cut_at.0),
+        lost_ms: if rests { 0 } else { age_ms },
+        left_off: point.stays_off && !request.start,
         point,
         source_connected: seen.as_ref().is_some_and(|seen| seen.connected),
         source_agent: seen.map(|seen| seen.agent),
@@ -70,6 +75,7 @@ async fn with_runbook(site: &Site, request: FailoverRequest) -> Request {
         member.map_or_else(Manner::default, |member| Manner::of(&group.spec, &member.name))
     });
     manner.no_cold_boot |= request.no_cold_boot;
+    manner.start_off = request.start;
     let skip_fence_command = request.skip_fence_command;
     Request { vm: request.vm, point: request.point, skip_fence_command, manner }
 }

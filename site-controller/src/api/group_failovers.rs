@@ -31,6 +31,13 @@ pub(super) async fn preview(
     let board = site.coordinator.switchboard();
     let reached = group.members.iter().filter(|member| board.is_reached(member.vm));
     let cut_at = point.as_ref().map(|point| point.cut_at);
+    let mut left_off = Vec::new();
+    for member in point.iter().flat_map(|point| &point.members) {
+        let found = site.runbook.catalog.find(member.vm, &member.point.to_string()).await;
+        if found.map_err(catalog_error)?.stays_off {
+            left_off.push(member.name.clone());
+        }
+    }
     Ok(Json(GroupFailoverPreview {
         name: group.spec.name.clone(),
         planned: request.planned,
@@ -38,6 +45,7 @@ pub(super) async fn preview(
         starts: group.spec.starts().unwrap_or_default(),
         cut_at,
         lost_ms: cut_at.map_or(0, |at| site.runbook.clock.now().0.saturating_sub(at.0)),
+        left_off,
         reached: reached.map(|member| member.name.clone()).collect(),
     }))
 }

@@ -5,7 +5,7 @@ use super::{
     site::{Site, catalog_error, store_error},
     types::{Released, SiteStatus, VmRow},
 };
-use crate::catalog::VmSummary;
+use crate::{catalog::VmSummary, intake::board::Seen};
 use axum::{
     Json,
     extract::{Path, State},
@@ -70,11 +70,10 @@ async fn row(site: &Site, summary: VmSummary, now: UnixMs) -> Result<VmRow, ApiE
         points: summary.points,
         damaged_points: summary.damaged_points,
         stored_bytes: summary.stored_bytes,
-        rpo_ms: summary
-            .latest
-            .as_ref()
-            .filter(|latest| !latest.seed)
-            .map(|latest| now.0.saturating_sub(latest.cut_at.0)),
+        rpo_ms: summary.latest.as_ref().filter(|latest| !latest.seed).map(|latest| {
+            let rests = latest.at_rest && agent.as_ref().is_some_and(Seen::is_protected);
+            if rests { 0 } else { now.0.saturating_sub(latest.cut_at.0) }
+        }),
         latest: summary.latest,
         oldest: journal.points.first().map(|oldest| oldest.cut_at),
         layers: journal.points.iter().map(|point| point.layers).max().unwrap_or_default(),

@@ -29,6 +29,8 @@ fn point(seq: u64, id: [u8; 2], cut_at: u64) -> PointSummary {
         generation: Generation::FIRST,
         has_memory: true,
         seed: false,
+        at_rest: false,
+        stays_off: false,
         consistency: Consistency::Memory,
         cut: None,
         memory_changed_bytes: 1,

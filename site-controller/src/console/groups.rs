@@ -121,6 +121,10 @@ pub fn failover_preview(preview: &GroupFailoverPreview) -> String {
     }
     let at = preview.cut_at.map_or_else(String::new, |at| at.to_string());
     let _ = writeln!(out, "Emergency failover of {members} to their point of {at}, started here: {order}.");
+    if !preview.left_off.is_empty() {
+        let off = preview.left_off.join(", ");
+        let _ = writeln!(out, "Defined and NOT started, as they were off: {off}.");
+    }
     let _ = writeln!(out, "LOST: everything since then, {}.", span(preview.lost_ms));
     if !preview.reached.is_empty() {
         let _ = writeln!(
@@ -133,10 +137,15 @@ pub fn failover_preview(preview: &GroupFailoverPreview) -> String {
 }
 
 pub fn failover(report: &GroupReport) -> String {
-    let mut out = format!("Group {}: {} replicas run.", report.group, report.members.len());
+    let run = report.members.iter().filter(|member| !member.left_off).count();
+    let mut out = format!("Group {}: {run} replicas run.", report.group);
     let _ = writeln!(out, " RTO {}, lost {}.", span(report.rto_ms), span(report.rpo_ms));
     for member in &report.members {
-        let how = if member.resumed { "resumed" } else { "booted" };
+        let how = match (member.left_off, member.resumed) {
+            (true, _) => "left off, as it was, with disks",
+            (false, true) => "resumed",
+            (false, false) => "booted",
+        };
         let _ = writeln!(out, "  {}: {how} from point {}", member.name, member.point);
         if let Some(why) = &member.cold_boot {
             let _ = writeln!(out, "    BOOTED COLD, its memory is lost: {why}");

@@ -92,6 +92,7 @@ pub fn status(status: &SiteStatus) -> String {
 fn vm_row(row: &VmRow, now: UnixMs) -> Vec<String> {
     let (state, reason) = state_of(row);
     let memory = match &row.latest {
+        Some(latest) if latest.stays_off => "none: it is off".to_owned(),
         Some(latest) if !latest.has_memory => "off: boots cold".to_owned(),
         Some(_) => "yes".to_owned(),
         None => "-".to_owned(),
@@ -192,7 +193,12 @@ fn point_row(point: &PointSummary, kept: Option<&Kept>) -> Vec<String> {
         point.seq.to_string(),
         point.point.short(),
         point.cut_at.to_string(),
-        if point.seed { "seed" } else { kind_of(point.consistency) }.to_owned(),
+        match (point.seed, point.at_rest) {
+            (true, _) => "seed",
+            (false, true) => "disks, off",
+            (false, false) => kind_of(point.consistency),
+        }
+        .to_owned(),
         format!("{:.1} ms", point.pause_us as f64 / 1e3),
         ByteSize(point.memory_changed_bytes).to_string(),
         ByteSize(point.disk_changed_bytes).to_string(),
@@ -222,15 +228,27 @@ pub fn preview(preview: &FailoverPreview) -> String {
         Consistency::App => "is BOOTED: the point holds no memory, but file systems that were frozen for it",
         Consistency::Crash => "is BOOTED as after a power cut: the point holds no memory",
     };
-    let _ = writeln!(out, "  the replica {kind}");
-    let _ = writeln!(out, "  LOST: whatever the VM did in the {} since then", span(preview.lost_ms));
+    if preview.left_off {
+        let _ = writeln!(
+            out,
+            "  the replica is DEFINED with its disks and NOT STARTED, as the VM was off; `--start` starts it"
+        );
+    } else {
+        let _ = writeln!(out, "  the replica {kind}");
+    }
+    match preview.lost_ms {
+        0 => out.push_str("  nothing is lost: the VM is off, and the point is of its disks as they stand\n"),
+        lost => {
+            let _ = writeln!(out, "  LOST: whatever the VM did in the {} since then", span(lost));
+        }
+    }
     let _ = writeln!(out, "  the source is fenced: its agent is refused from now on");
-    if preview.source_connected {
+    if preview.source_connected && !(preview.left_off && preview.lost_ms == 0) {
         let agent = preview.source_agent.as_deref().unwrap_or("?");
         let _ = writeln!(
             out,
-            "  WARNING: agent `{agent}` is connected now, so the source may be ALIVE. Shut the VM off there first, or two\n  \
-             copies of it will run."
+            "  WARNING: agent `{agent}` is connected now, so the source may be ALIVE. Shut the VM off there first, and use\n  \
+             `--start`, or two copies of it will run."
         );
     }
     if let Some(record) = &preview.unfinished {
@@ -285,7 +303,15 @@ pub fn release_preview(row: &VmRow) -> String {
 }
 
 pub fn failover(report: &FailoverReport) -> String {
-    let verb = if report.resumed { "resumed" } else { "booted" };
+    let verb = match (report.left_off, report.resumed) {
+        (true, _) => "defined, and left off as it was,",
+        (false, true) => "resumed",
+        (false, false) => "booted",
+    };
+    if report.already_done && report.left_off {
+        let at = report.running_at;
+        return format!("{} was failed over before, at {at}, and left off. Nothing was done.\n", report.name);
+    }
     if report.already_done {
         let at = report.running_at;
         return format!(
@@ -302,6 +328,9 @@ pub fn failover(report: &FailoverReport) -> String {
         span(report.rpo_ms),
         span(report.rto_ms)
     );
+    if report.left_off {
+        let _ = writeln!(out, "  start it with `virsh start {}`", report.name);
+    }
     if let Some(why) = &report.cold_boot {
         let _ = writeln!(out, "  BOOTED COLD, its memory is lost: {why}");
     }

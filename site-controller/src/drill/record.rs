@@ -53,6 +53,9 @@ pub struct DrillMember {
     pub as_name: String,
     /// It goes on with its memory, rather than boots.
     pub resumes: bool,
+    /// The VM was off: its disks are restored, and nothing is started.
+    #[serde(default)]
+    pub left_off: bool,
     /// Since the drill began: its images were complete, it ran, it was up as the runbook says.
     pub restored_ms: Option<u64>,
     pub running_ms: Option<u64>,

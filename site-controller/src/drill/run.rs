@@ -154,6 +154,7 @@ impl Driller {
                 cut_at: point.cut_at,
                 as_vm: VmId::from_bytes(*uuid::Uuid::new_v4().as_bytes()),
                 resumes: point.has_memory,
+                left_off: point.stays_off,
                 restored_ms: None,
                 running_ms: None,
                 up_ms: None,
@@ -225,6 +226,13 @@ impl Driller {
         let rows = spec.starts().unwrap_or_else(|_| vec![spec.vms.clone()]);
         for name in rows.iter().flatten() {
             let Some(at) = record.members.iter().position(|member| member.name == *name) else { continue };
+            if record.members[at].left_off {
+                record.notes.push(format!(
+                    "{name}: it was off, so that its disks were restored and nothing was started"
+                ));
+                record.members[at].up_ms = record.members[at].restored_ms;
+                continue;
+            }
             self.step(record, watcher, &format!("starting {name}"))?;
             self.start(record, at, spec).await?;
             self.wait(record, at, spec, watcher).await;

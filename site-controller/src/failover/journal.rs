@@ -28,7 +28,7 @@ pub enum Phase {
     Restored,
     /// About to start: from here on the disks may be the running replica's.
     Starting,
-    /// The replica runs.
+    /// The replica runs; or, where the VM was off, it is there.
     Running,
 }
 
@@ -64,6 +64,8 @@ pub struct Staged {
 pub struct Manner {
     /// A replica whose memory does not go on is left as it is, rather than booted.
     pub no_cold_boot: bool,
+    /// The replica of a VM that was off is started all the same. An operator's word, not the runbook's.
+    pub start_off: bool,
     /// A program of the guest, with its arguments, that is run in it once it goes on. Without one, the site's.
     pub guest_hook: Vec<String>,
     /// Where networks and bridges of the source lead here.
@@ -75,6 +77,7 @@ impl Manner {
         let steps = spec.runbook.vm.get(member);
         Self {
             no_cold_boot: !spec.runbook.cold_boot,
+            start_off: false,
             guest_hook: steps.map(|steps| steps.guest_hook.clone()).unwrap_or_default(),
             // What was checked when the group was made.
             networks: spec.networks().unwrap_or_default(),
@@ -95,6 +98,9 @@ pub struct Record {
     pub generation: Generation,
     /// Whether the replica goes on with its memory, rather than boots.
     pub resumes: bool,
+    /// The VM was off, because somebody wanted it so.
+    #[serde(default)]
+    pub was_off: bool,
     pub phase: Phase,
     /// Counts starts of the work; each has a folder of its own, so that no attempt writes over another's disks.
     pub attempt: u32,
@@ -150,6 +156,7 @@ impl Record {
             cut_at: point.cut_at,
             generation,
             resumes: point.has_memory,
+            was_off: point.stays_off,
             phase: Phase::Begun,
             attempt: 1,
             started_at: now,
@@ -167,6 +174,13 @@ impl Record {
             has_run: false,
             after_resume: Vec::new(),
         }
+    }
+}
+
+impl Record {
+    /// The replica is defined with its disks, and not started.
+    pub fn leaves_off(&self) -> bool {
+        self.was_off && !self.manner.start_off
     }
 }
 
@@ -304,6 +318,7 @@ pub(crate) mod tests {
             cut_at: UnixMs(1),
             generation: Generation(2),
             resumes: true,
+            was_off: false,
             phase: Phase::Fenced,
             attempt: 1,
             started_at: UnixMs(2),

@@ -43,6 +43,9 @@ pub struct FailoverReport {
     pub rpo_ms: u64,
     /// Whether the replica was resumed with its memory, rather than booted.
     pub resumed: bool,
+    /// The VM was off, and so is its replica: it is defined, with its disks, and was not started.
+    #[serde(default)]
+    pub left_off: bool,
     /// Nothing was done now: this failover had been completed before.
     pub already_done: bool,
     /// Why it was booted although the point holds memory.
@@ -72,6 +75,7 @@ impl FailoverReport {
             rto_ms: running_at.0.saturating_sub(record.started_at.0),
             rpo_ms: record.started_at.0.saturating_sub(record.cut_at.0),
             resumed: record.resumes,
+            left_off: record.leaves_off(),
             already_done,
             cold_boot: record.cold_boot.clone(),
             refused: record.refused.clone(),

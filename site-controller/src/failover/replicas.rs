@@ -125,6 +125,11 @@ impl Replicas for Runbook {
     }
 
     async fn has_run(&self, vm: VmId) -> Result<bool, FailoverError> {
+        let ran = |record: Record| record.has_run || (record.phase == Phase::Running && !record.leaves_off());
+        Ok(self.journal.load(vm)?.is_some_and(ran))
+    }
+
+    async fn is_done(&self, vm: VmId) -> Result<bool, FailoverError> {
         Ok(self.journal.load(vm)?.is_some_and(|record| record.has_run || record.phase == Phase::Running))
     }
 

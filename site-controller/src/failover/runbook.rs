@@ -21,7 +21,7 @@ use crate::{
 use lifeboat::{
     clock::Clock,
     fault,
-    hypervisor::libvirt::{DomainState, Hypervisor, HypervisorError},
+    hypervisor::libvirt::{Hypervisor, HypervisorError},
     id::{PointId, VmId},
     units::UnixMs,
 };
@@ -270,7 +270,7 @@ impl Runbook {
             return Err(FailoverError::RunsFromAnother { point: record.point });
         }
         let state = self.domain_state(record.vm).await?;
-        if state.is_some_and(DomainState::is_active) {
+        if state.is_some_and(|state| state.is_active() || record.leaves_off()) {
             return Ok(());
         }
         let journal = self.journal.path(record.vm).display().to_string();

@@ -137,7 +137,7 @@ impl Runbook {
         Ok(())
     }
 
-    /// Defines the replica, so that it is there after a reboot too, and lets it go on.
+    /// Defines the replica, so that it is there after a reboot too, and lets it go on; one of a VM that was off is left at that.
     pub(super) async fn start(
         &self,
         record: &mut Record,
@@ -160,6 +160,10 @@ impl Runbook {
         fault::point("failover.defined");
         self.enter(record, Phase::Starting)?;
         fault::point("failover.starting");
+        if record.leaves_off() {
+            watcher.step("leaving the replica off, as the VM was");
+            return Ok(());
+        }
         let was_running = reader.plan().manifest.meta.was_running;
         if record.resumes {
             watcher.step("resuming the replica");
@@ -176,9 +180,13 @@ impl Runbook {
     }
 
     pub(super) async fn confirm(&self, record: &Record, watcher: &Watcher) -> Result<(), FailoverError> {
-        watcher.step("confirming that it runs");
+        watcher.step(if record.leaves_off() {
+            "confirming that it is there"
+        } else {
+            "confirming that it runs"
+        });
         match self.domain_state(record.vm).await? {
-            Some(state) if state.is_active() => Ok(()),
+            Some(state) if state.is_active() || record.leaves_off() => Ok(()),
             state => Err(FailoverError::DidNotRun { state: name_of(state) }),
         }
     }

@@ -222,6 +222,7 @@ fn next_from(record: &Record, point: &PointSummary) -> Record {
         seq: point.seq,
         cut_at: point.cut_at,
         resumes: point.has_memory,
+        was_off: point.stays_off,
         phase: Phase::Fenced,
         attempt: record.attempt + 1,
         disks_done: Vec::new(),

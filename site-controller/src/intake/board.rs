@@ -27,6 +27,15 @@ pub struct Seen {
     pub contender: Option<Contender>,
 }
 
+impl Seen {
+    /// Its agent is there, and says that all is well: of a VM whose newest point is of its disks at rest, that these are so
+    /// still.
+    pub fn is_protected(&self) -> bool {
+        let says = self.report.as_ref().is_some_and(|report| report.state == VmState::Protected);
+        self.connected && says
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Contender {
     pub agent: String,

@@ -16,6 +16,7 @@ use crate::{
         runbook::Runbook,
     },
     group::{Group, coordinator::Coordinator},
+    intake::board::Seen,
 };
 use lifeboat::{
     error::chain,
@@ -125,7 +126,11 @@ impl Judge {
             }
         };
         let report = self.runbook.intake.board.seen(vm).and_then(|seen| seen.report);
-        if let (Some(point), Some(report)) = (&point, &report) {
+        let rests = |point: &PointSummary| {
+            let seen = self.runbook.intake.board.seen(vm);
+            point.at_rest && seen.as_ref().is_some_and(Seen::is_protected)
+        };
+        if let (Some(point), Some(report)) = (point.as_ref().filter(|point| !rests(point)), &report) {
             // Two intervals, and a second on the way: what an agent keeps up without trouble.
             let target = Duration::from_millis(report.interval_ms.saturating_mul(2).saturating_add(1000));
             findings.extend(rules::rpo(Some(&name), self.age(point.cut_at), target));
@@ -203,10 +208,18 @@ impl Judge {
         };
         let report = seen.report?;
         let why = report.reason.map(|why| format!(": {why}")).unwrap_or_default();
+        let off = member.point.as_ref().filter(|point| point.at_rest);
         let memory_missing = member.point.as_ref().is_some_and(|point| !point.has_memory);
-        match report.state {
-            VmState::Degraded | VmState::Refused | VmState::Yielding => {
+        match (report.state, off) {
+            (VmState::Degraded | VmState::Refused | VmState::Yielding, _) => {
                 Some(found("agent", format!("its agent says `{}`{why}", report.state.as_str())))
+            }
+            (VmState::Protected, Some(point)) => {
+                let then = if point.stays_off { "is defined, and not started" } else { "boots from them" };
+                let what = format!(
+                    "it is off, and its newest point is of its disks as they stand: the replica {then}"
+                );
+                Some(Finding::new(Weight::Note, "off", Some(&member.name), what))
             }
             _ if memory_missing => {
                 let what = "its newest point is of its disks alone: the replica will boot, and not go on where it stood";

@@ -174,7 +174,7 @@ fn moments(points: &[PointSummary]) -> Vec<Moment> {
         before = Some(point.generation);
         if !point.seed {
             let (cut_at, durable_at) = (point.cut_at, point.committed_at);
-            out.push(Moment { cut_at, durable_at, no: point.seq.0, era });
+            out.push(Moment { cut_at, durable_at, no: point.seq.0, era, at_rest: point.at_rest });
         }
     }
     out
@@ -195,7 +195,8 @@ fn group_moments(points: &[GroupPoint], members: &BTreeMap<(VmId, PointId), Poin
             changed |= known.is_some_and(|known| known != part.generation);
         }
         era += u64::from(changed);
-        out.push(Moment { cut_at: point.cut_at, durable_at, no: point.no, era });
+        // A group goes on getting points while a member is off.
+        out.push(Moment { cut_at: point.cut_at, durable_at, no: point.no, era, at_rest: false });
     }
     out
 }
@@ -210,7 +211,8 @@ const LIMITS: &[&str] = &[
      unknown. How much is known of the past is a matter of the `keep` rules.",
     "A point's instant is stamped by the clock of the source (of a group: of the site), when it became durable by the site's: \
      ages are wrong by what these clocks differ.",
-    "Time in which a group was paused, or a VM was off or no longer protected on purpose, counts like any other.",
+    "Time in which a group was paused, or a VM was no longer protected on purpose, counts like any other. From a point of a VM \
+     that was off until the next one it counts as unknown.",
     "The target is the one that holds now; earlier targets are not remembered.",
     "That a point is kept says that its files are there; `lifeboat verify` reads and hashes them, a drill shows that the \
      replica comes up.",

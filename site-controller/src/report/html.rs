@@ -228,6 +228,7 @@ pub(crate) fn unknown(of: &Unknown) -> String {
         Why::ThinnedOut => format!("{} points in between are not kept any more", of.points_gone),
         Why::ChangedHands => "the VM was failed over or handed over, or a seed was taken in".to_owned(),
         Why::FailedOver => "failed over to this site".to_owned(),
+        Why::Off => "the VM was off, until some time before the next point".to_owned(),
     };
     format!("{}: {why}", span(of.ms))
 }

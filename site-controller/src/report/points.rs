@@ -126,6 +126,8 @@ pub(super) mod tests {
             generation: Generation(1),
             has_memory: consistency == Consistency::Memory,
             seed: false,
+            at_rest: false,
+            stays_off: false,
             consistency,
             cut: None,
             memory_changed_bytes: 0,

@@ -15,6 +15,8 @@ pub struct Moment {
     pub no: u64,
     /// Whose history: it is another one after a failover or a hand-over, and from a seed on.
     pub era: u64,
+    /// The VM was off, and the point is of its disks as they stood: how long it was off after it is not known.
+    pub at_rest: bool,
 }
 
 /// What is asked of them.
@@ -80,6 +82,8 @@ pub enum Why {
     ChangedHands,
     /// It was failed over to this site: what was protected is not what runs.
     FailedOver,
+    /// The VM was off, until some time before the next point.
+    Off,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -156,6 +160,7 @@ fn stretches(moments: &[Moment], asked: Asked, now: UnixMs) -> (Vec<Stretch>, Ve
             Stretch { from, len: end.saturating_sub(from), age: from.saturating_sub(moment.cut_at.0) };
         match next {
             Some(next) if next.era != moment.era => miss(Why::ChangedHands, from, end, 0),
+            _ if moment.at_rest => miss(Why::Off, from, end, 0),
             Some(next) if next.no.abs_diff(moment.no) > 1 => {
                 miss(Why::ThinnedOut, from, end, next.no.abs_diff(moment.no) - 1);
             }
@@ -260,7 +265,7 @@ mod tests {
 
     /// Durable 100 ms after its instant.
     fn at(no: u64, cut_at: u64) -> Moment {
-        Moment { cut_at: UnixMs(cut_at), durable_at: UnixMs(cut_at + 100), no, era: 1 }
+        Moment { cut_at: UnixMs(cut_at), durable_at: UnixMs(cut_at + 100), no, era: 1, at_rest: false }
     }
 
     fn asked(since: u64, until: u64) -> Asked {

@@ -84,16 +84,9 @@ pub fn in_folder(dir: &Path) -> Result<Vec<DiskFile>, SeedError> {
 /// The writable disks of a domain, by its inactive definition.
 pub fn of_domain(spec: &DomainSpec) -> Result<Vec<DiskFile>, SeedError> {
     let file = |disk: &lifeboat::hypervisor::domain_xml::DiskSpec| {
-        let refuse = |why: &str| {
-            let DomainSpec { name, .. } = spec;
-            Err(SeedError::Disks(format!("disk {} of {name} ({}) {why}", disk.target, disk.source)))
-        };
-        let path = PathBuf::from(&disk.source);
-        match DiskFormat::named(&disk.driver_format) {
-            _ if !path.is_absolute() => refuse("is no file or block device of this host"),
-            Some(format) => Ok(DiskFile { target: disk.target.clone(), path, format }),
-            None => refuse(&format!("is of format {}; raw and qcow2 are read", disk.driver_format)),
-        }
+        let found = disk.image_file().map_err(|why| SeedError::Disks(format!("{}: {why}", spec.name)))?;
+        let format = if found.1 == DiskFormat::Qcow2.as_str() { DiskFormat::Qcow2 } else { DiskFormat::Raw };
+        Ok(DiskFile { target: disk.target.clone(), path: found.0.to_owned(), format })
     };
     spec.replicated_disks().map(file).collect()
 }

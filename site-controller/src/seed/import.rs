@@ -4,8 +4,7 @@
 //! along by reference, so that an agent can compare with it. What fails leaves nothing. Called by `seed` only.
 
 use super::{
-    Order, SeedError, SeedProgress, SeedReport, SeededDisk, Seeder, disks,
-    image::{Image as DiskImage, REGION},
+    Order, SeedError, SeedProgress, SeedReport, SeededDisk, Seeder, disks, image::Image as DiskImage,
 };
 use crate::{
     restore::{Plan, Reader, fingerprints::ImageFingerprints},
@@ -20,6 +19,7 @@ use lifeboat::{
         manifest::{Consistency, Image, ImageKind, PointMeta, PointStats, blob},
     },
     id::PointId,
+    nbd::REGION,
     page::{Content, GROUP_PAGES, PAGE, PageGroup, PageRun, is_zero, pages_for},
 };
 use std::{io, sync::Arc};
@@ -51,7 +51,7 @@ pub(super) async fn run(
     fault::point("seed.begun");
     let mut work = Work { seeder, order, base: base.as_ref(), open: &open, packer: Packer::default() };
     let done = async {
-        let (disks, meta) = work.read(&images, &mut tell).await?;
+        let (disks, meta) = work.read(&mut images, &mut tell).await?;
         // Whoever started it meanwhile would have had to get past QEMU's locks; block devices have none.
         seeder.check_off(order.vm).await?;
         fault::point("seed.read");
@@ -98,7 +98,7 @@ struct Work<'a> {
 impl Work<'_> {
     async fn read(
         &mut self,
-        images: &[DiskImage],
+        images: &mut [DiskImage],
         tell: &mut (impl FnMut(SeedProgress) + Send),
     ) -> Result<(Vec<SeededDisk>, PointMeta), SeedError> {
         let mut told: Vec<Image> = Vec::new();
@@ -161,7 +161,7 @@ impl Work<'_> {
     async fn read_disk(
         &mut self,
         no: u16,
-        image: &DiskImage,
+        image: &mut DiskImage,
         known: Option<ImageFingerprints>,
         target: &str,
         tell: &mut (impl FnMut(SeedProgress) + Send),
@@ -169,8 +169,8 @@ impl Work<'_> {
         let total_bytes = image.bytes();
         self.packer.known(no, known.is_some());
         let known = known.map(Arc::new);
-        let (mut regions, mut at) = (image.regions(), 0);
-        while let Some(bytes) = regions.next().await? {
+        let mut at = 0;
+        while let Some(bytes) = image.next_region().await? {
             let pages = pages_for((total_bytes - at * REGION).min(REGION));
             self.pack(at, bytes, pages, known.clone()).await?;
             at += 1;

@@ -97,6 +97,8 @@ mod tests {
             consistency: lifeboat::format::manifest::Consistency::Memory,
             cut: None,
             seed,
+            at_rest: false,
+            stays_off: false,
             memory_changed_bytes: 0,
             disk_changed_bytes: 0,
             wire_bytes: 0,

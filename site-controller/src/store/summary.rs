@@ -48,6 +48,12 @@ pub struct PointSummary {
     /// Disks that the site read itself, and no state of the VM that anybody should go back to unasked.
     #[serde(default)]
     pub seed: bool,
+    /// Disks of a VM that was off, as they stood.
+    #[serde(default)]
+    pub at_rest: bool,
+    /// It was off because somebody wanted it so: its replica is not started.
+    #[serde(default)]
+    pub stays_off: bool,
     pub consistency: Consistency,
     /// The cut of a group that it is one part of.
     pub cut: Option<CutId>,
@@ -74,6 +80,8 @@ impl PointSummary {
             generation: manifest.generation,
             has_memory: manifest.meta.has_memory(),
             seed: manifest.image(ImageKind::Blob, blob::SEED).is_some(),
+            at_rest: manifest.image(ImageKind::Blob, blob::AT_REST).is_some(),
+            stays_off: manifest.stays_off(),
             consistency: manifest.meta.consistency,
             cut: manifest.meta.cut,
             memory_changed_bytes: manifest.meta.stats.memory_changed_bytes,

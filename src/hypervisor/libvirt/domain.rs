@@ -295,7 +295,7 @@ impl Domain {
         })
     }
 
-    fn with<T>(
+    pub(super) fn with<T>(
         &self,
         what: &str,
         ask: impl FnOnce(&virt::domain::Domain) -> Result<T, Error>,

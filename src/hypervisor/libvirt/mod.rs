@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod host;
 mod job;
+mod off;
 mod process;
 mod trial;
 
@@ -18,5 +19,6 @@ pub use error::HypervisorError;
 pub use events::{DomainEvent, Happened};
 pub use host::Machine;
 pub use job::{MIGRATION_OUT, SAVE};
+pub use off::Off;
 pub use process::QemuProcess;
 pub use trial::Picture;

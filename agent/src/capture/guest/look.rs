@@ -103,7 +103,7 @@ pub fn read_spec(domain: &Domain) -> Result<DomainSpec, CaptureError> {
     DomainSpec::read(&domain.xml(XmlView::Active).map_err(domain_error)?).map_err(failed)
 }
 
-fn unsupported(spec: &DomainSpec, why: &str) -> CaptureError {
+pub fn unsupported(spec: &DomainSpec, why: &str) -> CaptureError {
     CaptureError::Unsupported(format!("domain `{}` can't be protected as it is: {why}", spec.name))
 }
 

@@ -54,7 +54,8 @@ impl<S: Source> Actor<S> {
         let hold = Hold { cut, ran, point };
         self.given.holds.save(self.given.vm, &hold).map_err(Setback::Hold)?;
         fault::point("hold.kept");
-        if ran && let Err(error) = self.given.source.keep_standing().await {
+        let kept = if ran { self.given.source.keep_standing().await } else { self.did_not_start().await };
+        if let Err(error) = kept {
             self.given.holds.remove(self.given.vm).map_err(Setback::Hold)?;
             return Err(error.into());
         }

@@ -37,6 +37,11 @@ impl<S: Source> Actor<S> {
                 return Err(setback);
             }
         };
+        if let Err(setback) = self.note_power(cut.is_off()).await {
+            self.give_up(&setback, None).await;
+            let _ = cut.put_back().await; // nothing was begun
+            return Err(setback);
+        }
         self.status.set_memory(self.given.source.memory());
         if basis.is_none() {
             self.set_state(VmState::Seeding, None).await;

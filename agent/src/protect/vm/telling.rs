@@ -74,11 +74,14 @@ impl<S: Source> Actor<S> {
             memory_bytes = meta.stats.memory_changed_bytes, disk_bytes = meta.stats.disk_changed_bytes,
             committed_at = committed_at.0, "point is durable"
         );
-        self.set_state(VmState::Protected, None).await;
+        let why = self.why_well();
+        self.set_state(VmState::Protected, why).await;
     }
 
     /// Notes a point that did not make it, and returns when to try again.
     pub(super) async fn set_back(&mut self, setback: Setback) -> Instant {
+        let others = matches!(&setback, Setback::Refused(_));
+        let setback = self.note_others(setback);
         self.status.under_way = self.under_way.len();
         let state = match &setback {
             Setback::Capture(CaptureError::Unsupported(_)) => VmState::Refused,
@@ -96,6 +99,7 @@ impl<S: Source> Actor<S> {
         };
         let (mut state, mut reason) = (state, setback.to_string());
         if state == VmState::NotRunning {
+            self.at_rest.maybe = true;
             self.place.absent();
             if self.place.left || self.given.neighbour.state().away {
                 state = VmState::Moved;
@@ -109,7 +113,7 @@ impl<S: Source> Actor<S> {
         // Where no point was begun the site has nothing to say; a guest that does not run here may well run elsewhere, and
         // be its agent's there to ask about.
         let absent = matches!(setback, Setback::Capture(CaptureError::NotRunning(_) | CaptureError::Busy(_)));
-        if !absent && self.sender.open_point().is_none() {
+        if (!absent || others) && self.sender.open_point().is_none() {
             let actions = self.sender.refresh();
             self.perform(actions).await;
         }

@@ -234,7 +234,11 @@ impl<S: Source> Actor<S> {
             let met = taking.meeting.as_ref().is_some_and(|meeting| meeting.was_kept());
             meta.cut = (met || taking.standing.is_some()).then_some(taking.cut);
             if let (Some(ran), Some(at)) = (taking.standing, taking.stop) {
-                (meta.was_running, meta.cut_at) = (ran, at);
+                meta.cut_at = at;
+                // Of one that is off, its cut knows better.
+                if !cut.is_off() {
+                    meta.was_running = ran;
+                }
             }
         }
         Ok(meta)

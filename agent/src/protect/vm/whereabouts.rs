@@ -85,7 +85,7 @@ impl<S: Source> Actor<S> {
     }
 
     /// Says it once on each link.
-    async fn say(&mut self, place: Place) {
+    pub(super) async fn say(&mut self, place: Place) {
         if self.place.said != Some(place) && self.outbox.as_ref().is_some_and(|outbox| outbox.places) {
             self.place.said = Some(place);
             let actions = self.sender.place(place);

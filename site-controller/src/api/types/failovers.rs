@@ -18,6 +18,9 @@ pub struct FailoverRequest {
     /// A replica whose memory does not go on is not booted instead.
     #[serde(default)]
     pub no_cold_boot: bool,
+    /// The replica of a VM that was off is started all the same.
+    #[serde(default)]
+    pub start: bool,
 }
 
 /// `POST /v1/failovers/preview`: what a failover now would mean.
@@ -26,8 +29,11 @@ pub struct FailoverPreview {
     pub vm: VmId,
     pub name: String,
     pub point: PointSummary,
-    /// Age of the point: everything since then is lost.
+    /// Age of the point: everything since then is lost. 0 where the VM is off and the point is of its disks as they stand.
     pub lost_ms: u64,
+    /// The VM was off: its replica is defined, and not started.
+    #[serde(default)]
+    pub left_off: bool,
     /// The source's agent is connected now: the source may well be alive.
     pub source_connected: bool,
     pub source_agent: Option<String>,
@@ -85,6 +91,9 @@ pub struct GroupFailoverPreview {
     pub cut_at: Option<UnixMs>,
     /// Age of the point: everything since then is lost. A planned one loses nothing.
     pub lost_ms: u64,
+    /// Of an emergency: members that were off, whose replicas are defined and not started.
+    #[serde(default)]
+    pub left_off: Vec<String>,
     /// Members whose hosts are connected now: of an emergency, sources that may well be alive; a planned one needs all.
     pub reached: Vec<String>,
 }

@@ -44,7 +44,7 @@ pub struct VmRow {
     pub layers: u32,
     /// Why nothing of the VM is folded or pruned, if so.
     pub frozen: Option<String>,
-    /// Age of the newest durable point, milliseconds.
+    /// Age of the newest durable point, milliseconds; 0 while the VM is off and that point is of its disks as they stand.
     pub rpo_ms: Option<u64>,
     pub agent: Option<Seen>,
     /// Whether a failover would work, as it was seen last.

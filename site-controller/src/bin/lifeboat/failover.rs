@@ -38,6 +38,9 @@ pub struct Failover {
     /// Of a group, its runbook says so.
     #[arg(long)]
     no_cold_boot: bool,
+    /// Start the replica of a VM that was off; without this it is defined, and left off. Of a group's, start them yourself.
+    #[arg(long)]
+    start: bool,
     /// Do not ask.
     #[arg(long)]
     yes: bool,
@@ -48,8 +51,8 @@ impl Failover {
         if self.planned || self.is_a_group(site).await? {
             return self.of_group(site).await;
         }
-        let Self { name: vm, point, skip_fence_command, no_cold_boot, .. } = self;
-        let request = FailoverRequest { vm, point, skip_fence_command, no_cold_boot };
+        let Self { name: vm, point, skip_fence_command, no_cold_boot, start, .. } = self;
+        let request = FailoverRequest { vm, point, skip_fence_command, no_cold_boot, start };
         if !self.yes || self.dry_run {
             let preview: FailoverPreview = site.client.post("/v1/failovers/preview", &request).await?;
             if self.dry_run {
@@ -72,6 +75,10 @@ impl Failover {
         anyhow::ensure!(
             !self.no_cold_boot,
             "--no-cold-boot is for a single VM; of a group write it into its `runbook`"
+        );
+        anyhow::ensure!(
+            !self.start,
+            "--start is for an emergency failover of a single VM; start the others with `virsh start`"
         );
         let Self { name, planned, point, skip_fence_command, .. } = self;
         let request = GroupFailoverRequest { name, planned, point, skip_fence_command };

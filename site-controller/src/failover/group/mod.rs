@@ -361,7 +361,7 @@ impl Groups {
             return Ok(false);
         }
         for part in &record.parts {
-            if self.replicas.has_run(part.vm).await? {
+            if self.replicas.is_done(part.vm).await? {
                 return Ok(true);
             }
         }

@@ -74,10 +74,15 @@ impl Groups {
     async fn start_one(&self, record: &GroupRecord, part: Part, watcher: Watcher) -> Started {
         let mut started =
             Started { name: part.name.clone(), warnings: Vec::new(), error: None, unknown: false };
-        if let Err(error) = self.replicas.start(part.vm, &watcher).await {
-            started.error = Some(error.to_string());
-            started.unknown = !matches!(self.replicas.is_active(part.vm).await, Ok(false));
-            return started;
+        match self.replicas.start(part.vm, &watcher).await {
+            // It is off, as its VM was: nobody can wait for it.
+            Ok(report) if report.left_off => return started,
+            Ok(_) => {}
+            Err(error) => {
+                started.error = Some(error.to_string());
+                started.unknown = !matches!(self.replicas.is_active(part.vm).await, Ok(false));
+                return started;
+            }
         }
         let Ok((waits, at_most)) = record.group.spec.waits(&part.name) else { return started };
         for wait in waits {

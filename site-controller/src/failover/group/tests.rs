@@ -15,6 +15,7 @@ use lifeboat::{
 };
 use std::collections::BTreeMap;
 
+mod off;
 mod undo;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,6 +30,9 @@ struct Tables {
     sources: BTreeMap<VmId, Source>,
     running: BTreeSet<VmId>,
     has_run: BTreeSet<VmId>,
+    /// Members that were off, and of these the replicas that are there.
+    off: BTreeSet<VmId>,
+    defined: BTreeSet<VmId>,
     prepared: BTreeSet<VmId>,
     restored: BTreeSet<VmId>,
     generations: BTreeMap<VmId, Generation>,
@@ -140,8 +144,13 @@ impl Replicas for World {
             if tables.start_fails.contains(&vm) {
                 return Err(FailoverError::DidNotRun { state: "gone".into() });
             }
-            tables.running.insert(vm);
-            if tables.has_run.insert(vm) {
+            let left_off = tables.off.contains(&vm);
+            if left_off {
+                tables.defined.insert(vm);
+            } else {
+                tables.running.insert(vm);
+            }
+            if !left_off && tables.has_run.insert(vm) {
                 tables.starts.push(vm);
             }
             let zero = UnixMs::default();
@@ -157,7 +166,8 @@ impl Replicas for World {
                 running_at: zero,
                 rto_ms: 0,
                 rpo_ms: 0,
-                resumed: true,
+                resumed: !left_off,
+                left_off,
                 already_done: false,
                 cold_boot: None,
                 refused: Vec::new(),
@@ -171,9 +181,13 @@ impl Replicas for World {
     async fn has_run(&self, vm: VmId) -> Result<bool, FailoverError> {
         Ok(self.call(|tables| tables.has_run.contains(&vm)))
     }
+    async fn is_done(&self, vm: VmId) -> Result<bool, FailoverError> {
+        Ok(self.call(|tables| tables.has_run.contains(&vm) || tables.defined.contains(&vm)))
+    }
     async fn withdraw(&self, vm: VmId) -> Result<(), FailoverError> {
         self.call(|tables| {
             assert!(!tables.running.contains(&vm));
+            tables.defined.remove(&vm);
             tables.prepared.remove(&vm);
             tables.restored.remove(&vm);
         });

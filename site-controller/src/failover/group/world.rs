@@ -65,11 +65,15 @@ pub trait Replicas: Send + Sync {
         skip_command: bool,
         watcher: &Watcher,
     ) -> Result<Generation, FailoverError>;
-    /// Returns once the replica runs.
+    /// Returns once the replica runs; or is defined, where the VM was off.
     async fn start(&self, vm: VmId, watcher: &Watcher) -> Result<FailoverReport, FailoverError>;
     async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError>;
     /// Whether the replica was ever seen to run.
     async fn has_run(&self, vm: VmId) -> Result<bool, FailoverError>;
+    /// Whether its failover came to its end: it was seen to run, or is there, of a VM that was off.
+    async fn is_done(&self, vm: VmId) -> Result<bool, FailoverError> {
+        self.has_run(vm).await
+    }
     /// Takes back whatever was prepared. Refuses if the replica is active.
     async fn withdraw(&self, vm: VmId) -> Result<(), FailoverError>;
     async fn generation(&self, vm: VmId) -> Generation;

@@ -138,6 +138,11 @@ impl Slot {
         }
         let internal = |error: StoreError| Refusal::Internal { detail: error.to_string() };
         let owner = self.owner(inner).await.map_err(internal)?;
+        if owner.as_ref().is_none_or(|owner| matches!(owner, Owner::Released(_)))
+            && let Some(why) = self.is_off_at_several(agent)
+        {
+            return Err(Refusal::HeldElsewhere { why });
+        }
         let word = owner.as_ref().map_or(Word::Absent, |owner| self.word_of(owner.agent()));
         match judge(owner.as_ref(), word, agent, migrated) {
             Verdict::Keep => Ok(()),
@@ -205,6 +210,19 @@ impl Slot {
         self.store.set_owner(self.vm, owner.clone()).await?;
         inner.owner = Some(Some(owner));
         Ok(())
+    }
+
+    /// A VM that is nobody's is not given to a copy that is off while another host has one too: it is that one's that runs.
+    fn is_off_at_several(&self, agent: &str) -> Option<String> {
+        if self.word_of(agent) != Word::Said(Place::NotHere) {
+            return None;
+        }
+        let present = self.present.lock().unwrap_or_else(PoisonError::into_inner);
+        let other = present.values().find(|present| present.agent != agent)?;
+        Some(format!(
+            "agent {} has this VM too, and it is off here: it is protected from where it is started first",
+            other.agent
+        ))
     }
 
     /// What the newest session of the agent says.

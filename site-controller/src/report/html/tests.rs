@@ -14,7 +14,13 @@ fn report() -> Report {
     let all: Vec<_> = (1..=4).map(|seq| point(1, seq, Memory)).collect();
     let moments: Vec<Moment> = all
         .iter()
-        .map(|point| Moment { cut_at: point.cut_at, durable_at: point.committed_at, no: point.seq.0, era: 0 })
+        .map(|point| Moment {
+            cut_at: point.cut_at,
+            durable_at: point.committed_at,
+            no: point.seq.0,
+            era: 0,
+            at_rest: false,
+        })
         .collect();
     let asked = Asked { since: UnixMs(0), until: UnixMs(9000), target_ms: Some(1500) };
     let failover = Failover {

@@ -202,6 +202,28 @@ async fn an_operator_s_release_lets_anybody_take_over_but_not_from_one_that_has_
     assert!(two.is_granted(RUNS).await);
 }
 
+/// Goal: a VM that is nobody's is not taken by a copy of it that is off from one that may run elsewhere; an owner's, and one
+/// that no other host has, are.
+#[tokio::test]
+async fn a_copy_that_is_off_takes_nothing_that_another_host_may_have_running() {
+    let world = World::new().await;
+    let mut one = world.agent(1, "a").await;
+    one.says(Place::NotHere).await;
+    one.commits(1, None).await;
+    let (mut two, slot) = (world.agent(2, "b").await, world.slots.slot(VM));
+    one.commits(2, Some(1)).await;
+    slot.release().await.unwrap();
+    let refused = one.begins(3, Some(2)).await;
+    assert!(
+        matches!(&refused, SiteMessage::PointRefused { refusal: Refusal::HeldElsewhere { why }, .. } if why.contains("agent b")),
+        "{refused:?}"
+    );
+    two.says(Place::NotHere).await;
+    assert!(matches!(two.begins(4, Some(2)).await, SiteMessage::PointRefused { .. }));
+    assert!(two.is_granted(RUNS).await);
+    two.commits(5, Some(2)).await;
+}
+
 /// Goal: an agent of an earlier release, which says nothing of places, is served as before, and is not robbed.
 #[tokio::test]
 async fn an_agent_that_says_nothing_has_what_it_began() {

@@ -1,0 +1,237 @@
+//! What stands there while a guest is off, told by a cheap look: its files with their times, and its XML.
+//! Promises: two looks that are alike, the first of them [`super::SETTLES`] before anything was read, mean that no byte of its
+//! disks changed in between: a file's times change with each write, a block device counts what is written to it. All files
+//! of a chain are looked at, as their headers name them; a header is believed only as far as it says where to look.
+
+use lifeboat::{chunk::digest::Digest, hypervisor::domain_xml::DomainSpec};
+use nix::sys::stat::{major, minor};
+use serde::{Deserialize, Serialize};
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    os::unix::fs::{FileExt, FileTypeExt, MetadataExt},
+    path::{Path, PathBuf},
+};
+
+/// A disk of a guest that is off, and the file that holds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OffDisk {
+    pub target: String,
+    pub path: PathBuf,
+    /// `raw` or `qcow2`, as libvirt says.
+    pub format: String,
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stands {
+    files: Vec<Stamp>,
+    xml: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    path: PathBuf,
+    /// Device and inode; of a block device its number.
+    which: (u64, u64),
+    bytes: u64,
+    /// Last written and last changed; of a block device what was written to it since which boot.
+    times: Vec<String>,
+}
+
+impl Stands {
+    pub fn look(disks: &[OffDisk], xml: &str) -> Result<Self, String> {
+        let mut files = Vec::new();
+        for disk in disks {
+            let mut next = Some((disk.path.clone(), disk.format == "qcow2"));
+            let mut links = 0;
+            while let Some((path, qcow2)) = next.take() {
+                let told = |error: io::Error| format!("disk {}, {}: {error}", disk.target, path.display());
+                files.push(Stamp::of(&path).map_err(told)?);
+                links += 1;
+                if links > CHAIN_MAX {
+                    return Err(format!("disk {}: its chain of images has no end", disk.target));
+                }
+                if qcow2 && let Some(named) = below(&path).map_err(told)? {
+                    let below = resolve(&path, &named).ok_or_else(|| {
+                        format!("disk {} is made over `{named}`, which is no file of this host", disk.target)
+                    })?;
+                    // What it is made over is read as QEMU reads it; here only its own base is asked for.
+                    let layered = is_qcow2(&below)
+                        .map_err(|error| format!("disk {}, {}: {error}", disk.target, below.display()))?;
+                    next = Some((below, layered));
+                }
+            }
+        }
+        Ok(Self { files, xml: Digest::of(xml.as_bytes()).to_string() })
+    }
+
+    /// Whether the disks are the same, whatever became of the XML.
+    pub fn same_files(&self, other: &Self) -> bool {
+        self.files == other.files
+    }
+}
+
+impl Stamp {
+    fn of(path: &Path) -> io::Result<Self> {
+        let found = fs::metadata(path)?;
+        let path = path.to_owned();
+        if found.file_type().is_block_device() {
+            let device = found.rdev();
+            let node = format!("/sys/dev/block/{}:{}", major(device), minor(device));
+            let read = |name: &str| fs::read_to_string(format!("{node}/{name}"));
+            // Fields 5 to 7: writes, those merged, sectors written.
+            let written: Vec<String> =
+                read("stat")?.split_whitespace().skip(4).take(3).map(str::to_owned).collect();
+            let bytes = read("size")?.trim().parse::<u64>().unwrap_or(0).saturating_mul(512);
+            let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
+            let times = written.into_iter().chain([boot]).collect();
+            return Ok(Self { path, which: (device, 0), bytes, times });
+        }
+        let times = vec![
+            format!("{}.{:09}", found.mtime(), found.mtime_nsec()),
+            format!("{}.{:09}", found.ctime(), found.ctime_nsec()),
+        ];
+        Ok(Self { path, which: (found.dev(), found.ino()), bytes: found.len(), times })
+    }
+}
+
+fn is_qcow2(path: &Path) -> io::Result<bool> {
+    let mut magic = Vec::new();
+    File::open(path)?.take(4).read_to_end(&mut magic)?;
+    Ok(magic == MAGIC)
+}
+
+/// What the header of a qcow2 image says it is made over.
+fn below(path: &Path) -> io::Result<Option<String>> {
+    let file = File::open(path)?;
+    let mut head = Vec::new();
+    (&file).take(20).read_to_end(&mut head)?;
+    let Some((at, len)) = name_of_base(&head)? else { return Ok(None) };
+    let mut name = vec![0; len];
+    file.read_exact_at(&mut name, at)?;
+    String::from_utf8(name).map(Some).map_err(|_| broken("the name of its base is not text"))
+}
+
+/// Where in a qcow2 image the name of its base stands, and how long it is.
+fn name_of_base(head: &[u8]) -> io::Result<Option<(u64, usize)>> {
+    let part = |from: usize, to: usize| head.get(from..to);
+    if part(0, 4) != Some(MAGIC) {
+        return Err(broken("it is no qcow2 image"));
+    }
+    let at = part(8, 16).and_then(|bytes| bytes.try_into().ok()).map(u64::from_be_bytes);
+    let len = part(16, 20).and_then(|bytes| bytes.try_into().ok()).map(u32::from_be_bytes);
+    match (at, len) {
+        (Some(0), Some(_)) => Ok(None),
+        (Some(at), Some(len)) if len > 0 && len <= NAME_MAX => Ok(Some((at, len as usize))),
+        _ => Err(broken("its header is not whole")),
+    }
+}
+
+/// Where the base lies: relative names are relative to the image's folder.
+fn resolve(image: &Path, named: &str) -> Option<PathBuf> {
+    let named = named.strip_prefix("file:").unwrap_or(named);
+    let is_protocol = named.split_once(':').is_some_and(|(protocol, _)| !protocol.contains('/'));
+    (!is_protocol).then(|| image.parent().unwrap_or(Path::new("/")).join(named))
+}
+
+fn broken(why: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+/// The files of the disks, by the domain's inactive definition.
+pub fn disks_of(spec: &DomainSpec) -> Result<Vec<OffDisk>, String> {
+    let file = |disk: &lifeboat::hypervisor::domain_xml::DiskSpec| {
+        let (path, format) = disk.image_file()?;
+        Ok(OffDisk { target: disk.target.clone(), path: path.to_owned(), format: format.to_owned() })
+    };
+    spec.replicated_disks().map(file).collect()
+}
+
+const MAGIC: &[u8] = b"QFI\xfb";
+/// QEMU's own limit.
+const NAME_MAX: u32 = 1023;
+const CHAIN_MAX: usize = 200;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::process::Command;
+
+    fn qemu_img(words: &[&str]) {
+        let made = Command::new("qemu-img").args(words).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    }
+
+    fn disk(path: &Path, format: &str) -> OffDisk {
+        OffDisk { target: "vda".into(), path: path.into(), format: format.into() }
+    }
+
+    /// Goal: a write to any file of a chain is seen. Method: a raw base, a qcow2 image over it by a relative name, one over
+    /// that by a whole path; each is written to in turn.
+    #[test]
+    fn a_write_to_any_file_of_a_chain_is_seen_and_nothing_else_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let text = |name: &str| path(name).to_string_lossy().into_owned();
+        qemu_img(&["create", "-q", "-f", "raw", &text("base"), "1M"]);
+        qemu_img(&["create", "-q", "-f", "qcow2", "-F", "raw", "-b", "base", &text("mid.qcow2")]);
+        qemu_img(&[
+            "create",
+            "-q",
+            "-f",
+            "qcow2",
+            "-F",
+            "qcow2",
+            "-b",
+            &text("mid.qcow2"),
+            &text("top,1.qcow2"),
+        ]);
+        let disks = [disk(&path("top,1.qcow2"), "qcow2")];
+        let first = Stands::look(&disks, "<domain/>").unwrap();
+        assert_eq!(first.files.len(), 3, "{first:?}");
+        fs::read(path("base")).unwrap();
+        assert_eq!(first, Stands::look(&disks, "<domain/>").unwrap(), "reading is no change");
+        assert_ne!(first, Stands::look(&disks, "<domain a='1'/>").unwrap());
+        let mut before = first;
+        for name in ["base", "mid.qcow2", "top,1.qcow2"] {
+            let file = fs::OpenOptions::new().write(true).open(path(name)).unwrap();
+            file.write_all_at(b"x", 600_000).unwrap();
+            let now = Stands::look(&disks, "<domain/>").unwrap();
+            assert_ne!(before, now, "{name}");
+            before = now;
+        }
+        let kept: Stands = serde_json::from_str(&serde_json::to_string(&before).unwrap()).unwrap();
+        assert_eq!(kept, before, "it can be remembered");
+    }
+
+    #[test]
+    fn an_image_without_a_file_below_it_is_refused_and_one_that_is_its_own_base_has_an_end() {
+        let dir = tempfile::tempdir().unwrap();
+        let image = dir.path().join("a.qcow2");
+        let text = image.to_string_lossy().into_owned();
+        let over = |base: &str| {
+            qemu_img(&["create", "-q", "-u", "-f", "qcow2", "-F", "raw", "-b", base, &text, "1M"])
+        };
+        let look = || Stands::look(&[disk(&image, "qcow2")], "").unwrap_err();
+        over("nbd://there/disk");
+        assert!(look().contains("no file of this host"), "{}", look());
+        over("missing");
+        assert!(look().contains("No such file"), "{}", look());
+        over("a.qcow2");
+        assert!(look().contains("no end"), "{}", look());
+        // A raw disk that pretends to be more is not looked into.
+        assert_eq!(Stands::look(&[disk(&image, "raw")], "").unwrap().files.len(), 1);
+    }
+
+    proptest! {
+        #[test]
+        fn no_header_makes_it_panic_or_read_without_bound(head in prop::collection::vec(any::<u8>(), 0..40), real: bool) {
+            let head = if real { [MAGIC, &head].concat() } else { head };
+            if let Ok(Some((_, len))) = name_of_base(&head) {
+                prop_assert!(len <= NAME_MAX as usize);
+            }
+        }
+    }
+}
