@@ -63,7 +63,8 @@ impl Scene {
     /// Waits until the agent says that the VM is off and needs nothing.
     fn rests(&self, agent: &Agent, vm: &str) -> Result<Value> {
         eventually(SOON, &format!("{vm} to be protected as it is off"), || {
-            let row = agent.vm(vm)?;
+            // It may just have been started.
+            let Ok(row) = agent.vm(vm) else { return Ok(None) };
             let why = row["reason"].as_str().unwrap_or_default();
             let rests = row["state"] == "protected" && row["off"] == true && why.contains("it is off");
             Ok(rests.then_some(row))
