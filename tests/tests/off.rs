@@ -2,6 +2,10 @@
 //! are off as well. The witnesses are their disks, byte by byte, and what a guest finds that is started from them.
 
 use anyhow::{Context, Result, ensure};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use rig::{
     DiskFormat, Guest, GuestSpec, Link, Rig, Site, eventually,
     product::{Agent, Controller, small},
@@ -243,6 +247,33 @@ fn a_guest_starts_while_its_disks_are_read_and_what_was_read_counts_for_nothing(
     let replica = b.guest("web")?;
     replica.wait(BOOT, "the replica to boot", |report| report.tick >= 1 && report.disks == 2)?;
     replica.destroy()?;
+    Ok(())
+}
+
+/// Goal: a guest that nobody wanted off runs at the other site, from what it left on its disks. Method: its QEMU is killed; the
+/// agent is restarted, and libvirtd forgets why it is off.
+#[test]
+fn a_guest_that_crashed_is_read_as_it_lies_and_its_replica_boots() -> Result<()> {
+    let scene = Scene::new("off-crash")?;
+    let Scene { a, b, controller, .. } = &scene;
+    let spec = small("web").disk(DiskFormat::Raw, 16);
+    let guest = a.define_and_start(&spec)?;
+    guest.wait_for_tick(3, BOOT)?;
+    let mut agent = Agent::protecting(a, controller, &["web"], "1s")?;
+    controller.wait_points("web", 2, SOON)?;
+    kill(Pid::from_raw(guest.qemu_pid()?), Signal::SIGKILL)?;
+    guest.wait_for_state("shut off", SOON)?;
+    scene.rests(&agent, "web")?;
+    let point = scene.last("web")?;
+    ensure!(point["at_rest"] == true && point["stays_off"] == false, "{point}");
+    agent.stop()?;
+    a.restart_libvirtd()?;
+    agent.start()?;
+    scene.rests(&agent, "web")?;
+    ensure!(scene.last("web")? == point, "nothing has changed");
+    let report = controller.failover("web", "latest")?;
+    ensure!(report["left_off"] == false && report["resumed"] == false, "{report}");
+    b.guest("web")?.wait(BOOT, "the replica to boot", |report| report.tick >= 1 && report.disks == 1)?;
     Ok(())
 }
 
