@@ -1,7 +1,7 @@
 //! Lifeboat's shared library: what the agent and the site controller must agree on.
 //!
 //! Read in this order; imports only ever point upwards in this list:
-//! 1. vocabulary, no I/O: [`id`], [`units`], [`clock`], [`page`], [`error`]
+//! 1. vocabulary, no I/O: [`id`], [`units`], [`address`], [`clock`], [`page`], [`error`]
 //! 2. data and their bytes: [`chunk`], [`extent`], [`format`], [`wire`], [`qemu`]
 //! 3. behaviour without sockets or clocks: [`session`]
 //! 4. edges, each foreign crate in one room: [`durable`] (small files), [`transport`] (quinn, rustls, rcgen),
@@ -9,6 +9,7 @@
 //!    [`config`] (toml), [`telemetry`] (tracing), [`calendar`] (jiff's time zones), [`fault`]
 //! 5. a third party, over those edges: [`witness`]
 
+pub mod address;
 pub mod calendar;
 pub mod chunk;
 pub mod clock;

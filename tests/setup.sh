@@ -14,7 +14,7 @@ PACKAGES=(
 )
 # What our own packages depend on.
 DEPENDS=(libvirt0 qemu-utils)
-MODULES=(virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk virtio_console)
+MODULES=(virtio_ring virtio virtio_pci_modern_dev virtio_pci_legacy_dev virtio_pci virtio_blk virtio_console failover net_failover virtio_net)
 # The database of a guest, and what it needs.
 DATABASE=(sqlite3 libsqlite3-0 libreadline8 libtinfo6 zlib1g libc6)
 # What libvirt-daemon-system would use; that package itself would start a libvirtd on the host, which nobody
@@ -166,7 +166,7 @@ build_agent_guest() {
             mkdir -p "root$(dirname "$library")"
             cp -L "$library" "root$library"
         done
-        ln -s ../bin/busybox root/sbin/hwclock
+        for applet in hwclock ip; do ln -s ../bin/busybox "root/sbin/$applet"; done
         for applet in sh date kill pidof sleep; do ln -s busybox "root/bin/$applet"; done
     )
     cp "$RIG/guest-init" "$work/root/init"

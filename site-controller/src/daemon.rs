@@ -90,6 +90,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     );
     runbook.stonith = Stonith { command: config.fence_command.clone(), limit: config.fence_timeout };
     runbook.guest_hook.clone_from(&config.guest_hook);
+    runbook.site.clone_from(&config.name);
     let runbook = Arc::new(runbook);
     let runbook_of_undos = runbook.clone();
 

@@ -3,6 +3,10 @@
 //! panic. A guest may lie: nothing that must hold may rest on what is heard here.
 //! Blocking. Called by the site after a replica was resumed, by the agent around a cut; asked through libvirt, or in tests through a plain socket.
 
+mod interfaces;
+
+pub use interfaces::Interface;
+
 use crate::units::UnixMs;
 use serde_json::{Value, json};
 use std::{
@@ -85,6 +89,22 @@ impl<C: AgentChannel> GuestAgent<C> {
     /// Thaws whatever is frozen; returns how many were.
     pub fn thaw(&self) -> Result<u64, AgentError> {
         self.count("guest-fsfreeze-thaw", ANSWER_WITHIN)
+    }
+
+    /// Its network interfaces, with their addresses.
+    pub fn interfaces(&self) -> Result<Vec<Interface>, AgentError> {
+        let command = "guest-network-get-interfaces";
+        let answer = self.call(command, json!({}), ANSWER_WITHIN)?;
+        interfaces::read(&answer).ok_or(AgentError::Unexpected { command })
+    }
+
+    /// Whether it says that it runs on Windows. One that is too old to say is taken for no.
+    pub fn is_windows(&self) -> Result<bool, AgentError> {
+        match self.call("guest-get-osinfo", json!({}), ANSWER_WITHIN) {
+            Ok(answer) => Ok(answer.get("id").and_then(Value::as_str) == Some("mswindows")),
+            Err(AgentError::Refused { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     fn count(&self, command: &'static str, within: Duration) -> Result<u64, AgentError> {

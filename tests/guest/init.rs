@@ -7,7 +7,7 @@
 //! Kernel parameters: `lb.tick_ms`, `lb.pattern_mib`, `lb.dirty_kib` (per tick), `lb.disk_writes` (4 KiB
 //! blocks per tick and disk), `lb.idle=1` (change nothing, go on checking), `lb.fill_mib` (memory filled
 //! once and left alone), `lb.agent=1` (start the guest agent that is there), `lb.files=vdb` (no blocks on that disk, but
-//! an ext4 file system, and lines written to a file that nobody syncs).
+//! an ext4 file system, and lines written to a file that nobody syncs), `lb.net=1` (load a driver for its network cards).
 
 use std::alloc::{Layout, alloc_zeroed, handle_alloc_error};
 use std::ffi::{CStr, CString, c_char, c_int, c_long, c_ulong, c_void};
@@ -24,6 +24,9 @@ fn main() {
     prepare_machine();
     let settings = Settings::read();
     let mut console = Console::open();
+    if settings.net {
+        ["failover", "net_failover", "virtio_net"].into_iter().for_each(load_module);
+    }
     if settings.agent {
         start_agent(&mut console);
     }
@@ -295,6 +298,7 @@ struct Settings {
     fill_mib: u64,
     idle: bool,
     agent: bool,
+    net: bool,
     /// The disk with a file system; none: empty.
     files: String,
 }
@@ -314,6 +318,7 @@ impl Settings {
             fill_mib: value("lb.fill_mib", 0),
             idle: value("lb.idle", 0) != 0,
             agent: value("lb.agent", 0) != 0,
+            net: value("lb.net", 0) != 0,
             files: word("lb.files").unwrap_or_default().to_owned(),
         }
     }

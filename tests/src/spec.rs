@@ -144,6 +144,12 @@ impl GuestSpec {
         self
     }
 
+    /// One more network card that the guest has a driver for; `end` is where its cable leads, in libvirt's words.
+    pub fn card(self, mac: &str, end: &str) -> Self {
+        let card = format!("<interface {end}<mac address='{mac}'/><model type='virtio'/></interface>");
+        self.argument("lb.net=1").more(&format!("<devices>{card}</devices>"))
+    }
+
     /// Its QEMU runs as root, which may write-protect memory whatever the host's kernel allows to others.
     pub fn as_root(self) -> Self {
         self.more("<seclabel type='static' model='dac' relabel='yes'><label>+0:+0</label></seclabel>")

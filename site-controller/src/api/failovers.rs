@@ -18,6 +18,7 @@ use crate::{
 use axum::{Extension, Json, extract::State, response::Response};
 use lifeboat::{
     error::chain,
+    id::VmId,
     local_api::{ApiError, Words},
 };
 use std::sync::Arc;
@@ -39,6 +40,7 @@ pub(super) async fn preview(
     let newest = summary.latest.as_ref().is_some_and(|latest| latest.point == point.point);
     let rests = newest && point.at_rest && seen.as_ref().is_some_and(Seen::is_protected);
     let age_ms = runbook.clock.now().0.saturating_sub(point.cut_at.0);
+    let addresses = manner_of(&site, summary.vm).addresses.at(&runbook.site).words();
     Ok(Json(FailoverPreview {
         vm: summary.vm,
         name: summary.name,
@@ -48,6 +50,7 @@ pub(super) async fn preview(
         source_connected: seen.as_ref().is_some_and(|seen| seen.connected),
         source_agent: seen.map(|seen| seen.agent),
         unfinished,
+        addresses,
     }))
 }
 
@@ -69,15 +72,17 @@ pub(super) async fn fail_over(
 /// What its group's runbook says of a VM holds for a failover of it alone as well.
 async fn with_runbook(site: &Site, request: FailoverRequest) -> Request {
     let vm = site.runbook.catalog.which(&request.vm).await.ok();
-    let group = vm.and_then(|vm| Some((vm, site.coordinator.book.group_of(vm)?)));
-    let mut manner = group.map_or_else(Manner::default, |(vm, group)| {
-        let member = group.members.iter().find(|member| member.vm == vm);
-        member.map_or_else(Manner::default, |member| Manner::of(&group.spec, &member.name))
-    });
+    let mut manner = vm.map_or_else(Manner::default, |vm| manner_of(site, vm));
     manner.no_cold_boot |= request.no_cold_boot;
     manner.start_off = request.start;
     let skip_fence_command = request.skip_fence_command;
     Request { vm: request.vm, point: request.point, skip_fence_command, manner }
+}
+
+fn manner_of(site: &Site, vm: VmId) -> Manner {
+    let Some(group) = site.coordinator.book.group_of(vm) else { return Manner::default() };
+    let member = group.members.iter().find(|member| member.vm == vm);
+    member.map_or_else(Manner::default, |member| Manner::of(&group.spec, &member.name))
 }
 
 pub(super) fn failover_error(error: &FailoverError) -> ApiError {

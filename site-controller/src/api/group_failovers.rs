@@ -14,7 +14,7 @@ use crate::{
         progress::{Progress, Watcher},
         runbook::FailoverError,
     },
-    group::{Group, coordinator::new_cut, points::GroupPoint},
+    group::{Group, MemberVm, addresses::Occasion, coordinator::new_cut, points::GroupPoint},
 };
 use axum::{Extension, Json, extract::State, response::Response};
 use lifeboat::{
@@ -38,6 +38,11 @@ pub(super) async fn preview(
             left_off.push(member.name.clone());
         }
     }
+    let addresses = |member: &MemberVm| {
+        let rules = group.spec.addresses(&member.name, Occasion::Failover).unwrap_or_default();
+        let rules = rules.at(&site.config.name);
+        (!rules.is_empty()).then(|| (member.name.clone(), rules.words()))
+    };
     Ok(Json(GroupFailoverPreview {
         name: group.spec.name.clone(),
         planned: request.planned,
@@ -47,6 +52,7 @@ pub(super) async fn preview(
         lost_ms: cut_at.map_or(0, |at| site.runbook.clock.now().0.saturating_sub(at.0)),
         left_off,
         reached: reached.map(|member| member.name.clone()).collect(),
+        addresses: group.members.iter().filter_map(addresses).collect(),
     }))
 }
 

@@ -274,7 +274,7 @@ pub(super) fn point_error(error: GroupPointError) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::gate::Who;
+    use crate::{api::gate::Who, group::addresses::CardSpec};
     use lifeboat::local_api::Origin;
 
     #[test]
@@ -310,5 +310,11 @@ mod tests {
             assert!(may_say(&operator, Some(spec), &other).is_ok(), "what was said may stay");
         }
         assert!(may_say(&operator, None, &plain).is_ok());
+        // Less than `guest_hook`: words of ours, with addresses.
+        let addressed = change(|spec| {
+            let card = CardSpec { ip: vec!["10.9.0.5/24".into()], ..CardSpec::default() };
+            spec.runbook.vm.entry("web".into()).or_default().address = vec![card];
+        });
+        assert!(may_say(&operator, None, &addressed).is_ok());
     }
 }

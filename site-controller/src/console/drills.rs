@@ -41,7 +41,7 @@ pub fn one(record: &DrillRecord) -> String {
             member.as_name,
             member.point.short()
         );
-        for step in &member.after_resume {
+        for step in member.addresses.iter().chain(&member.after_resume) {
             let _ = writeln!(out, "    {step}");
         }
     }

@@ -117,7 +117,7 @@ pub fn failover_preview(preview: &GroupFailoverPreview) -> String {
         if !away.is_empty() {
             let _ = writeln!(out, "It can't be done now: no connected agent has {}.", away.join(", "));
         }
-        return out;
+        return out + &addresses(preview);
     }
     let at = preview.cut_at.map_or_else(String::new, |at| at.to_string());
     let _ = writeln!(out, "Emergency failover of {members} to their point of {at}, started here: {order}.");
@@ -133,7 +133,12 @@ pub fn failover_preview(preview: &GroupFailoverPreview) -> String {
              loses nothing."
         );
     }
-    out
+    out + &addresses(preview)
+}
+
+fn addresses(preview: &GroupFailoverPreview) -> String {
+    let lines = preview.addresses.iter().flat_map(|(vm, all)| all.iter().map(move |one| (vm, one)));
+    lines.map(|(vm, one)| format!("Addresses of {vm} here: {one}.\n")).collect()
 }
 
 pub fn failover(report: &GroupReport) -> String {
@@ -153,7 +158,7 @@ pub fn failover(report: &GroupReport) -> String {
         if let (None, Some(why)) = (&member.cold_boot, member.refused.last()) {
             let _ = writeln!(out, "    resumed when tried once more; it had been refused: {why}");
         }
-        for step in &member.after_resume {
+        for step in member.addresses.iter().chain(&member.after_resume) {
             let _ = writeln!(out, "    {step}");
         }
     }

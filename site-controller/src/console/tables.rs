@@ -254,6 +254,9 @@ pub fn preview(preview: &FailoverPreview) -> String {
     if let Some(record) = &preview.unfinished {
         let _ = writeln!(out, "  this goes on with the failover that was begun at {}", record.started_at);
     }
+    for addresses in &preview.addresses {
+        let _ = writeln!(out, "  its addresses here: {addresses}");
+    }
     out
 }
 
@@ -337,7 +340,7 @@ pub fn failover(report: &FailoverReport) -> String {
     if let (None, Some(why)) = (&report.cold_boot, report.refused.last()) {
         let _ = writeln!(out, "  resumed when tried once more; it had been refused: {why}");
     }
-    for step in &report.after_resume {
+    for step in report.addresses.iter().chain(&report.after_resume) {
         let _ = writeln!(out, "  {step}");
     }
     out

@@ -4,7 +4,7 @@
 
 use crate::{
     failover::{afterwards::Afterwards, replica_xml::Isolated},
-    group::spec::NetworkHere,
+    group::{addresses::AddressRules, spec::NetworkHere},
 };
 use lifeboat::{
     durable,
@@ -61,6 +61,11 @@ pub struct DrillMember {
     pub running_ms: Option<u64>,
     pub up_ms: Option<u64>,
     pub after_resume: Vec<Afterwards>,
+    /// What the runbook says of its addresses, and what was done of it.
+    #[serde(default)]
+    pub address_rules: AddressRules,
+    #[serde(default)]
+    pub addresses: Vec<Afterwards>,
     /// Files beside the record.
     pub console: Option<String>,
     pub screen: Option<String>,

@@ -12,7 +12,12 @@ use crate::{
         runbook::{FailoverError, Runbook},
         steps::blocking,
     },
-    group::{Group, GroupSpec, coordinator::Coordinator, points::GroupPointError},
+    group::{
+        Group, GroupSpec,
+        addresses::{AddressRules, Occasion},
+        coordinator::Coordinator,
+        points::GroupPointError,
+    },
     store::PointSummary,
 };
 use futures_util::{FutureExt, StreamExt, stream};
@@ -159,11 +164,17 @@ impl Driller {
                 running_ms: None,
                 up_ms: None,
                 after_resume: Vec::new(),
+                address_rules: AddressRules::default(),
+                addresses: Vec::new(),
                 console: None,
                 screen: None,
             }
         };
-        let members: Vec<DrillMember> = points.iter().map(member).collect();
+        let mut members: Vec<DrillMember> = points.iter().map(member).collect();
+        for member in &mut members {
+            // What was checked when the group was made.
+            member.address_rules = group.spec.addresses(&member.name, Occasion::Drill).unwrap_or_default();
+        }
         let mut has_cards = false;
         for member in &members {
             has_cards |= self.has_cards(member).await?;

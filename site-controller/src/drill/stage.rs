@@ -36,7 +36,9 @@ impl Driller {
         let place = record.isolated(member);
         let disks = disk_files(&reader, &place.dir);
         let before = images::text_blob(&reader, blob::DOMAIN_XML).await?;
-        let xml = replica_xml::rewrite(&before, &disks, Place::Nobodys(&place))?;
+        let mut xml = replica_xml::rewrite(&before, &disks, Place::Nobodys(&place))?;
+        let cards = self.runbook.cards(&member.address_rules, &before, member.as_vm, member.resumes)?;
+        xml.xml = replica_xml::with_macs(&xml.xml, &cards.macs)?;
         Ok(Staged { reader, before, xml, disks })
     }
 
@@ -121,10 +123,35 @@ impl Driller {
         let _ = std::fs::remove_file(image);
         if member.resumes && was_running {
             self.runbook.watch_for_grief(member.as_vm).await?;
+        }
+        if was_running || !member.resumes {
+            self.give_addresses(record, at, &staged.before).await?;
+        }
+        if member.resumes && was_running {
             let manner = Manner::of(spec, &member.name);
             let done = self.runbook.settle_replica(member.as_vm, staged.before, &manner).await?;
             record.members[at].after_resume = done;
         }
+        Ok(())
+    }
+
+    /// As a failover would, with what the runbook says of drills. What can't be done here can't be done there: the drill does
+    /// not pass.
+    async fn give_addresses(
+        &self,
+        record: &mut DrillRecord,
+        at: usize,
+        before: &str,
+    ) -> Result<(), FailoverError> {
+        let member = &record.members[at];
+        let cards = self.runbook.cards(&member.address_rules, before, member.as_vm, member.resumes)?;
+        if cards.rules.is_empty() {
+            return Ok(());
+        }
+        let (replica, name) = (member.as_vm, member.name.clone());
+        let done = self.runbook.settle_addresses(replica, &cards, None, |_| Ok(())).await?;
+        record.errors.extend(done.iter().filter(|step| !step.done).map(|step| format!("{name}: {step}")));
+        record.members[at].addresses = done;
         Ok(())
     }
 

@@ -2,9 +2,13 @@
 //! Promises: a phase is entered in the journal, synced, before the work that must not be done twice; a controller that
 //! dies anywhere goes on from the last phase it entered. Called by `runbook` only.
 
-use super::afterwards::Afterwards;
+use super::{addresses::plan::Plan, afterwards::Afterwards};
 use crate::{
-    group::{GroupSpec, spec::NetworkHere},
+    group::{
+        GroupSpec,
+        addresses::{AddressRules, Occasion},
+        spec::NetworkHere,
+    },
     store::PointSummary,
 };
 use lifeboat::{
@@ -70,6 +74,8 @@ pub struct Manner {
     pub guest_hook: Vec<String>,
     /// Where networks and bridges of the source lead here.
     pub networks: BTreeMap<String, NetworkHere>,
+    /// What its cards, and its guest, have here for addresses.
+    pub addresses: AddressRules,
 }
 
 impl Manner {
@@ -81,6 +87,7 @@ impl Manner {
             guest_hook: steps.map(|steps| steps.guest_hook.clone()).unwrap_or_default(),
             // What was checked when the group was made.
             networks: spec.networks().unwrap_or_default(),
+            addresses: spec.addresses(member, Occasion::Failover).unwrap_or_default(),
         }
     }
 }
@@ -139,6 +146,12 @@ pub struct Record {
     /// What was done for the resumed replica.
     #[serde(default)]
     pub after_resume: Vec<Afterwards>,
+    /// What is to become of the guest's addresses; decided before anything of it is done.
+    #[serde(default)]
+    pub address_plan: Option<Plan>,
+    /// What was done of that.
+    #[serde(default)]
+    pub addresses: Vec<Afterwards>,
 }
 
 impl Record {
@@ -173,6 +186,8 @@ impl Record {
             manner: Manner::default(),
             has_run: false,
             after_resume: Vec::new(),
+            address_plan: None,
+            addresses: Vec::new(),
         }
     }
 }
@@ -298,7 +313,8 @@ pub(crate) mod tests {
     fn a_runbook_s_word_on_a_resume_reaches_the_member_that_it_is_for() {
         let mut spec = GroupSpec::new("shop", &["web", "db"]);
         spec.runbook.vm.entry("web".into()).or_default().guest_hook = vec!["/bin/resumed".into()];
-        assert_eq!(Manner::of(&spec, "db"), Manner::default());
+        let addresses = AddressRules { up_within_s: 120, ..AddressRules::default() };
+        assert_eq!(Manner::of(&spec, "db"), Manner { addresses, ..Manner::default() });
         spec.runbook.cold_boot = false;
         spec.runbook.networks.insert("lan".into(), "bridge:br7".into());
         let found = Manner::of(&spec, "web");
@@ -335,6 +351,8 @@ pub(crate) mod tests {
             manner: Manner::default(),
             has_run: false,
             after_resume: Vec::new(),
+            address_plan: None,
+            addresses: Vec::new(),
         }
     }
 

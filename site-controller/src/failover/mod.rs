@@ -1,10 +1,11 @@
 //! Bringing a VM back at this site: [`runbook`] walks the steps (`steps`), [`journal`] remembers them, [`preflight`] asks
 //! first whether it can work, [`images`] makes disks and memory from the store, [`replica_xml`] adapts the definition,
-//! [`afterwards`] sees to what a guest that goes on from an older instant needs, `cold_boot` to one that does not go on,
+//! [`addresses`] gives it other addresses where it is to have them, [`afterwards`] sees to what a guest that goes on from an older instant needs, `cold_boot` to one that does not go on,
 //! [`progress`] tells whoever watches, [`stonith`] ends the source by an operator's command, [`undo`]
 //! takes a completed failover to another point, [`folders`] tells which replicas' disks nobody needs any more; [`group`]
 //! does it for several VMs, planned or not.
 
+pub mod addresses;
 pub mod afterwards;
 mod cold_boot;
 pub mod folders;

@@ -57,6 +57,9 @@ pub struct FailoverReport {
     /// What was done for the resumed replica, and what was not.
     #[serde(default)]
     pub after_resume: Vec<Afterwards>,
+    /// Which addresses it was given here, and which not.
+    #[serde(default)]
+    pub addresses: Vec<Afterwards>,
 }
 
 impl FailoverReport {
@@ -80,6 +83,7 @@ impl FailoverReport {
             cold_boot: record.cold_boot.clone(),
             refused: record.refused.clone(),
             after_resume: record.after_resume.clone(),
+            addresses: record.addresses.clone(),
         }
     }
 }

@@ -1,13 +1,15 @@
 //! From the source's domain XML to the replica's: the same machine, on this site's disks.
-//! Promises: UUID, name, MAC addresses, device addresses and aliases stay, because the memory image depends on them;
-//! whatever points at the source host (disk paths, run-time labels, allocated ports) is replaced or taken out. What it
-//! makes bears no label of a failover unless it is given one.
+//! Promises: UUID, name, device addresses and aliases stay, because the memory image depends on them, and MAC addresses
+//! unless others are asked for; whatever points at the source host (disk paths, run-time labels, allocated ports) is
+//! replaced or taken out. What it makes bears no label of a failover unless it is given one.
 //! Pure. Called by `runbook`, which also checks what [`Rewritten::needs`] lists.
 
+mod cards;
 mod files;
 mod isolated;
 mod networks;
 
+pub use cards::{Card, Wiring, wiring, with_macs};
 pub use files::files;
 pub use isolated::Isolated;
 
@@ -52,6 +54,8 @@ pub struct Needs {
     /// Bytes of ordinary memory.
     pub memory: u64,
     pub machine: Machine,
+    /// As it was at the source: its guest may have to have other addresses here.
+    pub wiring: Wiring,
 }
 
 /// Whose place a replica takes.
@@ -78,6 +82,7 @@ pub fn rewrite(
         return Err(XmlError::Malformed(format!("its root is <{}>, not <domain>", domain.name)));
     }
     domain.attributes.remove("id");
+    let wiring = cards::of(&domain);
     match place {
         Place::Its(networks) => {
             let devices = domain.get_mut_child("devices");
@@ -85,8 +90,8 @@ pub fn rewrite(
         }
         Place::Nobodys(isolated) => isolated.isolate(&mut domain),
     }
-    let mut needs =
-        Needs { huge_pages: huge_pages::asked(&domain), machine: machine_of(&domain), ..Needs::default() };
+    let (huge_pages, machine) = (huge_pages::asked(&domain), machine_of(&domain));
+    let mut needs = Needs { huge_pages, machine, wiring, ..Needs::default() };
     if needs.huge_pages.is_empty() {
         needs.memory = huge_pages::memory_bytes(&domain);
     }

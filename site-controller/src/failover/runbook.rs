@@ -122,6 +122,8 @@ pub struct Runbook {
     pub clock: Arc<dyn Clock>,
     /// A program, with its arguments, that is run in each resumed guest whose runbook names none.
     pub guest_hook: Vec<String>,
+    /// What this site is called.
+    pub site: String,
     busy: Mutex<BTreeSet<VmId>>,
 }
 
@@ -144,8 +146,21 @@ impl Runbook {
         replica_dir: PathBuf,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        let (stonith, guest_hook, busy) = (Stonith::default(), Vec::new(), Mutex::default());
-        Self { store, catalog, intake, hypervisor, journal, replica_dir, stonith, clock, guest_hook, busy }
+        let (stonith, busy) = (Stonith::default(), Mutex::default());
+        let (guest_hook, site) = (Vec::new(), String::new());
+        Self {
+            store,
+            catalog,
+            intake,
+            hypervisor,
+            journal,
+            replica_dir,
+            stonith,
+            clock,
+            guest_hook,
+            site,
+            busy,
+        }
     }
 
     /// Runs a failover to its end, or takes up one that was interrupted.
@@ -159,6 +174,7 @@ impl Runbook {
         let mut record = match self.journal.load(vm)? {
             Some(mut record) if record.phase == Phase::Running => {
                 self.done_before(&record, &request).await?;
+                self.give_addresses(&mut record, watcher).await?;
                 self.after_resume(&mut record, watcher).await?;
                 return Ok(FailoverReport::of(&record, true));
             }

@@ -70,6 +70,7 @@ impl Runbook {
             self.start_or_boot(record, watcher).await?;
             self.is_running(record)?;
         }
+        self.give_addresses(record, watcher).await?;
         self.after_resume(record, watcher).await
     }
 
@@ -99,6 +100,8 @@ impl Runbook {
         record.disks_done.clear();
         record.restored = false;
         record.staged = None;
+        // Of a guest that is gone.
+        (record.address_plan, record.addresses) = (None, Vec::new());
         Ok(self.journal.save(record)?)
     }
 
@@ -149,7 +152,10 @@ impl Runbook {
             Some(_) => {
                 let text = images::text_blob(reader, blob::DEFINITION_XML).await?;
                 // A disk attached or detached only live makes the definition differ; then the running form is defined.
-                replica_xml::rewrite(&text, &disks, Place::Its(&record.manner.networks)).unwrap_or(active)
+                match replica_xml::rewrite(&text, &disks, Place::Its(&record.manner.networks)) {
+                    Ok(defined) => self.with_macs(defined, &text, record)?,
+                    Err(_) => active,
+                }
             }
             None => active,
         };
@@ -210,7 +216,8 @@ impl Runbook {
     ) -> Result<(replica_xml::Rewritten, BTreeMap<String, PathBuf>), FailoverError> {
         let disks = disk_files(reader, &self.attempt_dir(record));
         let xml = images::text_blob(reader, blob::DOMAIN_XML).await?;
-        Ok((replica_xml::rewrite(&xml, &disks, Place::Its(&record.manner.networks))?, disks))
+        let rewritten = replica_xml::rewrite(&xml, &disks, Place::Its(&record.manner.networks))?;
+        Ok((self.with_macs(rewritten, &xml, record)?, disks))
     }
 
     /// What the replica of a point expects of this site, and how many bytes it takes.

@@ -232,6 +232,8 @@ fn next_from(record: &Record, point: &PointSummary) -> Record {
         refused: Vec::new(),
         has_run: true,
         after_resume: Vec::new(),
+        address_plan: None,
+        addresses: Vec::new(),
         ..record.clone()
     }
 }

@@ -2,6 +2,7 @@
 //! what is stored. Promises: what [`GroupSpec::check`] has let pass can be acted on: every span and rule can be read, every
 //! name is one, the order of the starts has no circle. Pure.
 
+use super::addresses::{CardSpec, SubnetSpec};
 use crate::store::retain::Policy;
 use lifeboat::{
     calendar::{Zone, minutes},
@@ -50,6 +51,9 @@ pub struct RunbookSpec {
     pub vm: BTreeMap<String, VmSteps>,
     /// From the source's network or bridge to `network:NAME`, `bridge:NAME` or `none` here.
     pub networks: BTreeMap<String, String>,
+    /// Where the addresses of members that are in one subnet go.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subnet: Vec<SubnetSpec>,
     /// The libvirt network that drills use; without it each makes an isolated one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drill_network: Option<String>,
@@ -78,6 +82,9 @@ pub struct VmSteps {
     pub hosts: Vec<String>,
     /// A command that is run in the guest once it goes on.
     pub guest_hook: Vec<String>,
+    /// What its network cards have here instead.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub address: Vec<CardSpec>,
 }
 
 /// Failovers for trial.
@@ -221,7 +228,19 @@ impl GroupSpec {
         let given = self.drill.every.clone().unwrap_or_default();
         self.drill.every().map_err(|why| wrong("drill.every", &given, why))?;
         self.check_members()?;
-        self.networks().map(drop)
+        self.networks()?;
+        self.check_addresses()
+    }
+
+    /// Without these members, and without what the runbook says of them.
+    pub fn let_go(&mut self, vms: &[String]) {
+        self.vms.retain(|vm| !vms.contains(vm));
+        self.runbook.vm.retain(|vm, _| !vms.contains(vm));
+        self.runbook.subnet.retain_mut(|subnet| {
+            let of_all = subnet.vms.is_empty();
+            subnet.vms.retain(|vm| !vms.contains(vm));
+            of_all || !subnet.vms.is_empty()
+        });
     }
 
     /// From the start of one cut to that of the next: half the RPO, so that the newest durable point stays younger.
@@ -310,7 +329,7 @@ impl GroupSpec {
         given.parse::<Span>().map(|span| span.0).map_err(|error| self.wrong(key, given, &format!("{error}")))
     }
 
-    fn wrong(&self, key: &str, given: &str, why: &str) -> SpecError {
+    pub(super) fn wrong(&self, key: &str, given: &str, why: &str) -> SpecError {
         let given = given.escape_debug().to_string();
         SpecError { group: self.name.clone(), key: key.into(), given, why: why.into() }
     }
@@ -348,6 +367,7 @@ impl Default for RunbookSpec {
         Self {
             vm: BTreeMap::new(),
             networks: BTreeMap::new(),
+            subnet: Vec::new(),
             drill_network: None,
             before: Vec::new(),
             after: Vec::new(),
@@ -360,8 +380,8 @@ impl Default for RunbookSpec {
 
 impl Default for VmSteps {
     fn default() -> Self {
-        let (after, wait_for, hosts, guest_hook) = Default::default();
-        Self { after, wait_for, wait_at_most: "120s".into(), hosts, guest_hook }
+        let (after, wait_for, hosts, guest_hook, address) = Default::default();
+        Self { after, wait_for, wait_at_most: "120s".into(), hosts, guest_hook, address }
     }
 }
 

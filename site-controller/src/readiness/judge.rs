@@ -10,6 +10,7 @@ use crate::{
     catalog::{CatalogError, PointSummary},
     drill::Driller,
     failover::{
+        addresses::plan::Cards,
         journal::{Manner, Phase},
         preflight,
         replica_xml::Needs,
@@ -164,6 +165,9 @@ impl Judge {
             let Some(point) = member.point.as_ref().filter(|_| !failed_over) else { continue };
             match self.runbook.needs_of(point, member.manner.clone()).await {
                 Ok((needs, bytes)) => {
+                    let addresses = member.manner.addresses.at(&self.runbook.site);
+                    let cards = Cards::new(addresses, needs.wiring.clone(), member.vm, point.has_memory);
+                    findings.extend(rules::addresses(&member.name, &cards));
                     memory_bytes = memory_bytes.saturating_add(needs.memory);
                     disk_bytes = disk_bytes.saturating_add(bytes);
                     findings.extend(self.place(member, needs).await);

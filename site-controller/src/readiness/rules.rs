@@ -1,7 +1,7 @@
 //! What is made of what was seen. Pure: values in, findings out. Called by `judge`.
 
 use super::{Finding, Weight};
-use crate::failover::preflight::PreflightError;
+use crate::failover::{addresses::plan::Cards, preflight::PreflightError};
 use lifeboat::units::{ByteSize, UnixMs};
 use std::time::Duration;
 
@@ -26,6 +26,18 @@ pub fn preflight(vm: &str, problem: &PreflightError) -> Finding {
         PreflightError::Disk { .. } => "replica-dir",
     };
     Finding::new(Weight::Blocks, code, Some(vm), problem.to_string())
+}
+
+/// What of the runbook's addresses can't be given to a replica, as far as that can be told beforehand.
+pub fn addresses(vm: &str, cards: &Cards) -> Vec<Finding> {
+    let degrades = |what: String| Finding::new(Weight::Degrades, "addresses", Some(vm), what);
+    let left = cards.without_the_guest().into_iter().filter(|step| !step.done);
+    let mut found: Vec<Finding> = left.map(|step| degrades(step.to_string())).collect();
+    if cards.need_the_guest() && !cards.agent {
+        let what = "the runbook has addresses for it, and the guest has no channel for an agent, which would take them";
+        found.push(degrades(what.into()));
+    }
+    found
 }
 
 /// `age` of the newest point, where it should be `target` at the most.
@@ -90,6 +102,33 @@ pub(super) fn seconds(span: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        failover::replica_xml::{Card, Wiring},
+        group::{
+            GroupSpec,
+            addresses::{CardSpec, Occasion},
+        },
+    };
+    use lifeboat::{address::Mac, id::VmId};
+
+    #[test]
+    fn addresses_that_a_guest_can_t_be_given_are_told_beforehand() {
+        let mut spec = GroupSpec::new("shop", &["web"]);
+        let address = CardSpec { ip: vec!["10.9.0.5/24".into()], ..CardSpec::default() };
+        spec.runbook.vm.entry("web".into()).or_default().address = vec![address];
+        let card = Card { mac: Mac::made_up([0, 0, 1]), on: None, virtio: true };
+        let found = |cards: &[&Card], agent| {
+            let wiring = Wiring { cards: cards.iter().map(|card| (*card).clone()).collect(), agent };
+            let rules = spec.addresses("web", Occasion::Failover).unwrap();
+            let cards = Cards::new(rules, wiring, VmId::from_bytes([1; 16]), true);
+            addresses("web", &cards).into_iter().map(|found| found.what).collect::<Vec<_>>()
+        };
+        assert!(found(&[&card], true).is_empty());
+        let silent = found(&[&card], false);
+        assert!(silent.len() == 1 && silent[0].contains("no channel"), "{silent:?}");
+        let which = found(&[&card, &card], true);
+        assert!(which.len() == 1 && which[0].contains("2 cards"), "{which:?}");
+    }
 
     #[test]
     fn what_is_late_short_or_about_to_expire_is_said_and_what_is_not_is_silent() {

@@ -65,7 +65,8 @@ pub fn of_vm(record: &Record) -> Vec<Failover> {
     let running_at = record.running_at.filter(|_| record.phase == Phase::Running);
     let (cut_at, started_at) = (Some(record.cut_at), record.started_at);
     let last = made(Times { what: what(record.earlier.len()), cut_at, started_at, running_at });
-    let undone = record.after_resume.iter().filter(|step| !step.done).map(ToString::to_string);
+    let undone = record.addresses.iter().chain(&record.after_resume);
+    let undone = undone.filter(|step| !step.done).map(ToString::to_string);
     let refused = record.refused.iter().filter(|_| record.cold_boot.is_none()).cloned();
     let notes = record.cold_boot.iter().cloned().chain(refused).chain(undone);
     let notes = notes.chain(record.last_error.iter().cloned()).collect();

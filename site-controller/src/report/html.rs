@@ -278,6 +278,7 @@ fn evidence(drill: &DrillRecord) -> String {
         };
         said.push(format!("{}: {how}, from point {}", member.name, member.point.short()));
         said.extend(member.console.iter().chain(&member.screen).cloned());
+        said.extend(member.addresses.iter().map(ToString::to_string));
         said.extend(member.after_resume.iter().filter(|step| !step.done).map(ToString::to_string));
     }
     for check in &drill.checks {

@@ -81,6 +81,10 @@ fn the_real_agent_understands_what_is_asked_and_is_understood() {
     assert_eq!(shell("sleep 0.1; exit 0"), Ok(ProgramEnd::Exited(0)));
     assert_eq!(shell("exit 7"), Ok(ProgramEnd::Exited(7)));
     assert_eq!(shell("kill -9 $$"), Ok(ProgramEnd::Killed(9)));
+    let told = agent.interfaces().unwrap();
+    let lo = told.iter().find(|interface| interface.name == "lo").expect("this machine has one");
+    assert!(lo.mac.is_none() && lo.addresses.contains(&"127.0.0.1/8".parse().unwrap()), "{lo:?}");
+    assert_eq!(agent.is_windows(), Ok(false));
     let missing = agent.run("/nowhere/to/be/found", &[], ANSWER_WITHIN);
     assert!(matches!(missing, Err(AgentError::Refused { command: "guest-exec", .. })), "{missing:?}");
     let long = agent.run("/bin/sleep", &["2".into()], Duration::from_millis(100));
@@ -133,6 +137,7 @@ proptest! {
         let agent = GuestAgent::new(Parrot(answer));
         let _ = (agent.freeze(ANSWER_WITHIN), agent.thaw());
         let _ = (agent.ping(ANSWER_WITHIN), agent.time(), agent.is_frozen(), agent.set_time(UnixMs(u64::MAX)));
+        let _ = (agent.interfaces(), agent.is_windows());
         let _ = agent.run("/x", &[], Duration::ZERO);
     }
 }

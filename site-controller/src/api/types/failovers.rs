@@ -4,6 +4,7 @@ use crate::{catalog::PointSummary, failover::journal::Record};
 use lifeboat::{id::VmId, units::UnixMs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// `POST /v1/failovers`; answered by lines of `failover::progress::Progress`.
 #[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
@@ -39,6 +40,9 @@ pub struct FailoverPreview {
     pub source_agent: Option<String>,
     /// A failover that was begun and not finished; asking again goes on with it.
     pub unfinished: Option<Record>,
+    /// What the runbook says of its addresses here.
+    #[serde(default)]
+    pub addresses: Vec<String>,
 }
 
 /// `POST /v1/undos`; answered by lines of `failover::progress::Progress`. `POST /v1/undos/preview`: what it would mean.
@@ -96,6 +100,9 @@ pub struct GroupFailoverPreview {
     pub left_off: Vec<String>,
     /// Members whose hosts are connected now: of an emergency, sources that may well be alive; a planned one needs all.
     pub reached: Vec<String>,
+    /// What the runbook says of addresses here, by member.
+    #[serde(default)]
+    pub addresses: BTreeMap<String, Vec<String>>,
 }
 
 /// `POST /v1/drills`; answered by lines of `failover::progress::Progress`.

@@ -159,13 +159,7 @@ impl Group {
                 })
                 .await
             }
-            Command::Remove { name, vms } => {
-                change(site, &name, |spec| {
-                    spec.vms.retain(|vm| !vms.contains(vm));
-                    spec.runbook.vm.retain(|vm, _| !vms.contains(vm));
-                })
-                .await
-            }
+            Command::Remove { name, vms } => change(site, &name, |spec| spec.let_go(&vms)).await,
             Command::Set { name, wishes } => {
                 change(site, &name, |spec| *spec = wishes.over(spec.clone())).await
             }

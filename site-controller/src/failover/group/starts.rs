@@ -77,7 +77,10 @@ impl Groups {
         match self.replicas.start(part.vm, &watcher).await {
             // It is off, as its VM was: nobody can wait for it.
             Ok(report) if report.left_off => return started,
-            Ok(_) => {}
+            Ok(report) => {
+                let left = report.addresses.iter().filter(|step| !step.done);
+                started.warnings.extend(left.map(|step| format!("{}: {step}", part.name)));
+            }
             Err(error) => {
                 started.error = Some(error.to_string());
                 started.unknown = !matches!(self.replicas.is_active(part.vm).await, Ok(false));

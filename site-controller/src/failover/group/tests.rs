@@ -172,6 +172,7 @@ impl Replicas for World {
                 cold_boot: None,
                 refused: Vec::new(),
                 after_resume: Vec::new(),
+                addresses: Vec::new(),
             })
         })
     }

@@ -17,7 +17,7 @@ pub fn lead_all(devices: &mut Element, networks: &BTreeMap<String, NetworkHere>)
 }
 
 /// What a card is connected to at the source: a libvirt network, a bridge, or the host's own card below a macvtap.
-fn source_of(card: &Element) -> Option<String> {
+pub(super) fn source_of(card: &Element) -> Option<String> {
     let source = &card.get_child("source")?.attributes;
     // An active XML names besides the network the bridge that it resolved to.
     ["network", "bridge", "dev"].iter().find_map(|key| source.get(*key)).cloned()
