@@ -3,6 +3,7 @@
 use crate::store::retain::Policy;
 use lifeboat::{
     config::{self, ConfigError, UnknownKey},
+    hypervisor::libvirt::host_of,
     id::VmId,
     transport::{Congestion, TransportSettings},
     units::{ByteSize, Span},
@@ -26,6 +27,8 @@ struct RawSite {
     replica_dir: Option<PathBuf>,
     run_dir: Option<PathBuf>,
     libvirt: Option<String>,
+    #[serde(default)]
+    host: Vec<RawHost>,
     reserve: Option<ByteSize>,
     congestion: Option<Congestion>,
     keep: Option<Vec<String>>,
@@ -37,6 +40,22 @@ struct RawSite {
     vm: Vec<RawVm>,
     api: Option<RawApi>,
     witness: Option<RawWitness>,
+}
+
+#[derive(Debug, Deserialize)]
+struct RawHost {
+    name: Option<String>,
+    uri: String,
+    memory_reserve: Option<ByteSize>,
+}
+
+/// A KVM host on which replicas may run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostConfig {
+    pub name: String,
+    pub uri: String,
+    /// Memory that no replica is given where there are several hosts.
+    pub memory_reserve: ByteSize,
 }
 
 #[derive(Debug, Deserialize)]
@@ -81,7 +100,8 @@ pub struct SiteConfig {
     pub replica_dir: PathBuf,
     /// The local API's socket.
     pub run_dir: PathBuf,
-    pub libvirt: String,
+    /// In the order in which they are taken; one at least.
+    pub hosts: Vec<HostConfig>,
     /// Free space below which the store takes no more points.
     pub reserve: ByteSize,
     pub transport: TransportSettings,
@@ -156,7 +176,7 @@ impl SiteConfig {
             data_dir: raw.data_dir.unwrap_or_else(|| "/var/lib/lifeboat/site".into()),
             replica_dir: raw.replica_dir.unwrap_or_else(|| "/var/lib/lifeboat/replicas".into()),
             run_dir: raw.run_dir.unwrap_or_else(|| "/run/lifeboat-site".into()),
-            libvirt: raw.libvirt.unwrap_or_else(|| "qemu:///system".into()),
+            hosts: hosts(file, raw.libvirt, raw.host)?,
             reserve: raw.reserve.unwrap_or(ByteSize(1 << 30)),
             transport,
             keep: Keep::read(file, raw.keep, raw.vm)?,
@@ -190,6 +210,39 @@ impl SiteConfig {
     }
 }
 
+fn hosts(file: &Path, alone: Option<String>, several: Vec<RawHost>) -> Result<Vec<HostConfig>, ConfigError> {
+    if several.is_empty() {
+        let uri = alone.unwrap_or_else(|| "qemu:///system".into());
+        return Ok(vec![HostConfig { name: uri.clone(), uri, memory_reserve: MEMORY_RESERVE }]);
+    }
+    if let Some(alone) = alone {
+        let why = "write `libvirt`, or one `[[host]]` for each host, not both";
+        return Err(config::invalid(file, "libvirt", alone, why));
+    }
+    let mut read: Vec<HostConfig> = Vec::new();
+    for raw in several {
+        if !raw.uri.contains("://") {
+            let why = "write how libvirt reaches it: `qemu:///system`, `qemu+ssh://root@kvm2/system`";
+            return Err(config::invalid(file, "host.uri", raw.uri, why));
+        }
+        let name = raw.name.unwrap_or_else(|| host_of(&raw.uri).unwrap_or("local").to_owned());
+        let fits = |c: char| !c.is_control() && !c.is_whitespace();
+        if name.is_empty() || name.len() > 63 || !name.chars().all(fits) {
+            return Err(config::invalid(file, "host.name", name, "write 1 to 63 characters: `kvm2`"));
+        }
+        if read.iter().any(|host| host.name == name) {
+            let why = "two hosts are called so; give each a `name` of its own";
+            return Err(config::invalid(file, "host.name", name, why));
+        }
+        if read.iter().any(|host| host.uri == raw.uri) {
+            return Err(config::invalid(file, "host.uri", raw.uri, "two `[[host]]` are this one; write one"));
+        }
+        let memory_reserve = raw.memory_reserve.unwrap_or(MEMORY_RESERVE);
+        read.push(HostConfig { name, uri: raw.uri, memory_reserve });
+    }
+    Ok(read)
+}
+
 fn fence_command(file: &Path, command: Option<Vec<String>>) -> Result<Vec<String>, ConfigError> {
     match command {
         None => Ok(Vec::new()),
@@ -219,6 +272,7 @@ fn api(file: &Path, raw: RawApi) -> Result<ApiConfig, ConfigError> {
     Ok(ApiConfig { listen, files })
 }
 
+const MEMORY_RESERVE: ByteSize = ByteSize(1 << 30);
 const FENCE_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[cfg(test)]
@@ -249,6 +303,14 @@ mod tests {
             ("keep = []", "keep"),
             ("guest_hook = [\"\"]", "guest_hook"),
             ("[witness]\nendpoints = [\"http://w:1\"]\nsilent = \"1s\"", "witness.silent"),
+            ("[[host]]\nuri = \"kvm2\"", "host.uri"),
+            ("[[host]]\nuri = \"qemu:///system\"\nname = \"a b\"", "host.name"),
+            ("libvirt = \"qemu:///system\"\n[[host]]\nuri = \"qemu://kvm2/system\"", "not both"),
+            ("[[host]]\nuri = \"qemu://a/system\"\n[[host]]\nuri = \"qemu+ssh://a/system\"", "called so"),
+            (
+                "[[host]]\nname = \"a\"\nuri = \"qemu://a/system\"\n[[host]]\nname = \"b\"\nuri = \"qemu://a/system\"",
+                "this one",
+            ),
             ("keep = [\"some\"]", "hourly for 24h"),
             ("[[vm]]\nname = \"web\"\nkeep = [\"daily for 1h\"]", "vm.keep"),
             ("[[vm]]\nkeep = [\"all\"]", "`id`"),
@@ -269,6 +331,16 @@ mod tests {
             [keep.of(other, "web"), keep.of(one, "db"), keep.of(other, "db")],
             [&all, &daily, &hourly]
         );
+        let hosts = |text: &str| {
+            let hosts = load(text).unwrap().0.hosts.into_iter();
+            hosts.map(|host| (host.name, host.uri, host.memory_reserve.0 >> 20)).collect::<Vec<_>>()
+        };
+        let of = |name: &str, uri: &str, mib| (name.to_owned(), uri.to_owned(), mib);
+        assert_eq!(hosts(""), [of("qemu:///system", "qemu:///system", 1024)]);
+        assert_eq!(hosts("libvirt = \"qemu:///x\""), [of("qemu:///x", "qemu:///x", 1024)]);
+        let text = "[[host]]\nuri = \"qemu:///system\"\nmemory_reserve = \"2GiB\"\n[[host]]\nuri = \"qemu+ssh://root@kvm2/system\"";
+        let two = [of("local", "qemu:///system", 2048), of("kvm2", "qemu+ssh://root@kvm2/system", 1024)];
+        assert_eq!(hosts(text), two);
         assert_eq!(load("resreve = \"1GiB\"").unwrap().1[0].key, "resreve");
     }
 }

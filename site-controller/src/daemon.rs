@@ -6,7 +6,7 @@ use crate::{
     catalog::{Catalog, SledIndex},
     config::SiteConfig,
     drill::{DrillBook, Driller},
-    failover::{group::Groups, journal::Journal, runbook::Runbook, stonith::Stonith},
+    failover::{group::Groups, hosts::Hosts, journal::Journal, runbook::Runbook, stonith::Stonith},
     group::{Book, coordinator::Coordinator, points::GroupPoints},
     handover::Handovers,
     intake::{
@@ -17,13 +17,12 @@ use crate::{
     },
     readiness::{judge::Judge, watch::Watch},
     retention::keeper::Keeper,
-    seed::Seeder,
+    seed::{Here, Seeder},
     store::{LocalObjects, Objects, RandomIds, Store, StoreOptions},
 };
 use anyhow::Context;
 use lifeboat::{
     clock::{Clock, SystemClock},
-    hypervisor::libvirt::Hypervisor,
     local_api::{HttpsListener, LocalListener},
     transport::{SiteEndpoint, enrol::EnrolmentTokens, https::HttpsIdentity, pki::SiteIdentity},
     witness::etcd::Etcd,
@@ -70,12 +69,16 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let journal = Journal::open(config.data_dir.join("failovers"))?;
     let keeper = Keeper::new(store.clone(), config.keep.clone(), journal.clone());
     let keeper = Arc::new(keeper.of_groups(book, group_points));
-    let libvirt = config.libvirt.clone();
-    let hypervisor = tokio::task::spawn_blocking(move || Hypervisor::connect(&libvirt)).await?;
-    let hypervisor = hypervisor.context("libvirt is needed to start replicas")?;
+    let configured = config.hosts.clone();
+    let hosts = tokio::task::spawn_blocking(move || Hosts::connect(&configured)).await?;
+    let hosts = Arc::new(hosts.context("libvirt is needed to start replicas")?);
     let seeder = Seeder {
         store: store.clone(),
-        hypervisor: Some(hypervisor.clone()),
+        here: Some(Here {
+            hosts: hosts.clone(),
+            journal: journal.clone(),
+            replica_dir: config.replica_dir.clone(),
+        }),
         run_dir: config.run_dir.clone(),
         scratch_dir: config.data_dir.clone(),
     };
@@ -83,7 +86,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         store.clone(),
         Catalog::new(store),
         intake.clone(),
-        hypervisor,
+        hosts,
         journal,
         config.replica_dir.clone(),
         clock.clone(),
@@ -91,6 +94,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     runbook.stonith = Stonith { command: config.fence_command.clone(), limit: config.fence_timeout };
     runbook.guest_hook.clone_from(&config.guest_hook);
     runbook.site.clone_from(&config.name);
+    runbook.recall_promises().context("reading journals of failovers")?;
     let runbook = Arc::new(runbook);
     let runbook_of_undos = runbook.clone();
 

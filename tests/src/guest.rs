@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
 use crate::console::{Console, Report};
-use crate::site::Site;
+use crate::site::{Site, URI};
 use crate::spec::GuestSpec;
 use crate::wait::{eventually, tail};
 
@@ -19,6 +19,8 @@ pub struct Guest {
     site: Site,
     name: String,
     console: Console,
+    /// Of the libvirtd that has it.
+    uri: String,
 }
 
 impl Site {
@@ -59,11 +61,16 @@ impl Site {
     /// A handle on a domain of this site by name, there or not yet: a replica, for example.
     pub fn guest(&self, name: &str) -> Result<Guest> {
         let console = Console::at(self.host_path(GuestSpec::console_path(name))?);
-        Ok(Guest { site: self.clone(), name: name.to_owned(), console })
+        Ok(Guest { site: self.clone(), name: name.to_owned(), console, uri: URI.to_owned() })
     }
 }
 
 impl Guest {
+    /// One that a second host of the site has.
+    pub(crate) fn at_second(site: &Site, name: &str, console: PathBuf, uri: String) -> Self {
+        Self { site: site.clone(), name: name.to_owned(), console: Console::at(console), uri }
+    }
+
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -213,7 +220,9 @@ impl Guest {
     }
 
     fn virsh(&self, verb: &str, rest: &[&str]) -> Result<String> {
-        self.site.virsh([&[verb, self.name.as_str()], rest].concat()).with_context(|| self.why())
+        self.site
+            .virsh_at(&self.uri, [&[verb, self.name.as_str()], rest].concat())
+            .with_context(|| self.why())
     }
 
     fn why(&self) -> String {

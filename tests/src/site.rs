@@ -262,7 +262,16 @@ impl Site {
     }
 
     pub fn virsh<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Result<String> {
-        self.command("virsh").args(["-q", "-c", URI]).args(words).run()
+        self.virsh_at(URI, words)
+    }
+
+    /// Of another libvirtd than the site's own.
+    pub(crate) fn virsh_at<S: AsRef<std::ffi::OsStr>>(
+        &self,
+        uri: &str,
+        words: impl IntoIterator<Item = S>,
+    ) -> Result<String> {
+        self.command("virsh").args(["-q", "-c", uri]).args(words).run()
     }
 
     /// Puts a small file system over a folder: `bytes` is all it can hold. Empty again after a power cut.
@@ -329,15 +338,15 @@ pub(crate) fn in_net_of(pid: i32, words: &[&str]) -> Result<()> {
     Ok(())
 }
 
-const URI: &str = "qemu:///system";
+pub(crate) const URI: &str = "qemu:///system";
 const HUGE_PAGES: &str = "/dev/hugepages";
-const LIBVIRTD_TIME: Duration = Duration::from_secs(60);
+pub(crate) const LIBVIRTD_TIME: Duration = Duration::from_secs(60);
 const FILLER: &str = ".filler";
 /// No process has it, so that a command for a site without power fails when it starts.
 const NO_PID: i32 = i32::MAX;
 
 /// No cgroups, mount namespaces or virtlogd: there is no systemd in a site. The rest is as Debian has it.
-const QEMU_CONF: &str = r#"user = "libvirt-qemu"
+pub(crate) const QEMU_CONF: &str = r#"user = "libvirt-qemu"
 group = "libvirt-qemu"
 security_driver = "none"
 stdio_handler = "file"
@@ -345,7 +354,7 @@ cgroup_controllers = [ ]
 namespaces = [ ]
 "#;
 
-const LIBVIRTD_CONF: &str = r#"auth_unix_rw = "none"
+pub(crate) const LIBVIRTD_CONF: &str = r#"auth_unix_rw = "none"
 log_level = 3
 log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
 "#;

@@ -19,6 +19,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("in-a-group", "the VM is in a group, which is acted on as a whole"),
     ("internal", "the controller could not do it; its log says more"),
     ("no-witness", "the site has no witness, without which it does nothing by itself"),
+    ("no-host", "no host can take the replica, or the one that may have it does not answer"),
     ("no-point", "there is no such point"),
     ("not-found", "there is no such VM or point"),
     ("not-kept", "no agent keeps the VM at the witness"),

@@ -40,12 +40,14 @@ pub(super) async fn preview(
     let newest = summary.latest.as_ref().is_some_and(|latest| latest.point == point.point);
     let rests = newest && point.at_rest && seen.as_ref().is_some_and(Seen::is_protected);
     let age_ms = runbook.clock.now().0.saturating_sub(point.cut_at.0);
-    let addresses = manner_of(&site, summary.vm).addresses.at(&runbook.site).words();
+    let manner = Manner { start_off: request.start, ..manner_of(&site, summary.vm) };
+    let addresses = manner.addresses.at(&runbook.site).words();
     Ok(Json(FailoverPreview {
         vm: summary.vm,
         name: summary.name,
         lost_ms: if rests { 0 } else { age_ms },
         left_off: point.stays_off && !request.start,
+        hosts: runbook.foresee(&[(point.clone(), manner)]).await,
         point,
         source_connected: seen.as_ref().is_some_and(|seen| seen.connected),
         source_agent: seen.map(|seen| seen.agent),
@@ -65,7 +67,7 @@ pub(super) async fn fail_over(
             tracing::error!(error = chain(&error), "failover did not succeed");
             failover_error(&error)
         })?;
-        Ok(Progress::Done { report })
+        Ok(Progress::Done { report: Box::new(report) })
     })
 }
 
@@ -76,13 +78,16 @@ async fn with_runbook(site: &Site, request: FailoverRequest) -> Request {
     manner.no_cold_boot |= request.no_cold_boot;
     manner.start_off = request.start;
     let skip_fence_command = request.skip_fence_command;
-    Request { vm: request.vm, point: request.point, skip_fence_command, manner }
+    Request { vm: request.vm, point: request.point, skip_fence_command, manner, host: None }
 }
 
 fn manner_of(site: &Site, vm: VmId) -> Manner {
-    let Some(group) = site.coordinator.book.group_of(vm) else { return Manner::default() };
-    let member = group.members.iter().find(|member| member.vm == vm);
-    member.map_or_else(Manner::default, |member| Manner::of(&group.spec, &member.name))
+    let group = site.coordinator.book.group_of(vm);
+    let member = group.as_ref().and_then(|group| {
+        let member = group.members.iter().find(|member| member.vm == vm)?;
+        Some(Manner::of(&group.spec, &member.name))
+    });
+    member.unwrap_or_default()
 }
 
 pub(super) fn failover_error(error: &FailoverError) -> ApiError {
@@ -97,6 +102,8 @@ pub(super) fn failover_error(error: &FailoverError) -> ApiError {
         | FailoverError::TooLate { .. }
         | FailoverError::NotBegun
         | FailoverError::DoneBefore { .. } => ApiError::conflict("conflict", message),
+        FailoverError::NoHost { .. } | FailoverError::Host(_) => ApiError::conflict("no-host", message)
+            .with_hint("`lifeboat check` shows what each host lacks; run the same command again when it is mended"),
         FailoverError::PointDamaged { .. } => ApiError::conflict("damaged", message)
             .with_hint("take another point: `lifeboat undo NAME --point OTHER`; `lifeboat verify` shows which ones are whole"),
         FailoverError::Preflight(_) => ApiError::conflict("preflight", message)

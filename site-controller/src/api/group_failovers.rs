@@ -11,8 +11,10 @@ use crate::{
     catalog::Selector,
     failover::{
         group::{GroupError, GroupReport, world::WholePoint},
+        journal::Manner,
+        placing::Foreseen,
         progress::{Progress, Watcher},
-        runbook::FailoverError,
+        runbook::{FailoverError, LATEST},
     },
     group::{Group, MemberVm, addresses::Occasion, coordinator::new_cut, points::GroupPoint},
 };
@@ -43,6 +45,7 @@ pub(super) async fn preview(
         let rules = rules.at(&site.config.name);
         (!rules.is_empty()).then(|| (member.name.clone(), rules.words()))
     };
+    let hosts = hosts(&site, &group, point.as_ref()).await?;
     Ok(Json(GroupFailoverPreview {
         name: group.spec.name.clone(),
         planned: request.planned,
@@ -53,7 +56,23 @@ pub(super) async fn preview(
         left_off,
         reached: reached.map(|member| member.name.clone()).collect(),
         addresses: group.members.iter().filter_map(addresses).collect(),
+        hosts,
     }))
+}
+
+/// Of a planned one, for the newest points.
+async fn hosts(site: &Site, group: &Group, point: Option<&GroupPoint>) -> Result<Option<Foreseen>, ApiError> {
+    let mut points = Vec::new();
+    for member in &group.members {
+        let of = point.and_then(|point| point.members.iter().find(|of| of.vm == member.vm));
+        let given = of.map_or_else(|| LATEST.to_owned(), |of| of.point.to_string());
+        match site.runbook.catalog.find(member.vm, &given).await {
+            Ok(point) => points.push((point, Manner::of(&group.spec, &member.name))),
+            Err(_) if point.is_none() => return Ok(None),
+            Err(error) => return Err(catalog_error(error)),
+        }
+    }
+    Ok(site.runbook.foresee(&points).await)
 }
 
 pub(super) async fn fail_over(
@@ -136,7 +155,12 @@ pub(super) fn group_error(error: &GroupError) -> ApiError {
             ApiError::conflict("conflict", message)
         }
         GroupError::Cut(_) | GroupError::Script(_) => ApiError::conflict("not-possible", message),
-        GroupError::Vm(error) if matches!(**error, FailoverError::PointDamaged { .. }) => {
+        GroupError::Vm(error)
+            if matches!(
+                **error,
+                FailoverError::PointDamaged { .. } | FailoverError::NoHost { .. } | FailoverError::Host(_)
+            ) =>
+        {
             failover_error(error)
         }
         GroupError::Vm(_) | GroupError::Journal(_) | GroupError::Incomplete { .. } => {

@@ -58,6 +58,7 @@ pub(super) async fn create(
 ) -> Answer<GroupRow> {
     let spec = checked(request.spec)?;
     may_say(&caller, None, &spec)?;
+    known_hosts(&site, None, &spec)?;
     let members = resolve(&site, &spec, &[]).await?;
     may_ask(&site, None, &spec, &members).await?;
     let (coordinator, now) = (site.coordinator.clone(), site.runbook.clock.now());
@@ -76,6 +77,7 @@ pub(super) async fn change(
     let before = site.coordinator.book.find(&group).map_err(book_error)?;
     let spec = checked(request.spec)?;
     may_say(&caller, Some(&before.spec), &spec)?;
+    known_hosts(&site, Some(&before.spec), &spec)?;
     let members = resolve(&site, &spec, &before.members).await?;
     may_ask(&site, Some((&before.spec, &before.members)), &spec, &members).await?;
     alter(&site, before, move |group| (group.spec, group.members) = (spec, members)).await
@@ -239,6 +241,25 @@ fn may_say(caller: &Caller, before: Option<&GroupSpec>, spec: &GroupSpec) -> Res
         caller.role
     );
     Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", message))
+}
+
+/// Of several hosts those that a runbook names must be there; where there is one, `hosts` says nothing. What was said may stay.
+fn known_hosts(site: &Site, before: Option<&GroupSpec>, spec: &GroupSpec) -> Result<(), ApiError> {
+    let hosts = &site.runbook.hosts;
+    for (vm, steps) in spec.runbook.vm.iter().filter(|_| hosts.are_several()) {
+        let said = before.and_then(|before| before.runbook.vm.get(vm)).map(|steps| &steps.hosts);
+        let strangers = hosts.strangers(&steps.hosts);
+        if let Some(stranger) = strangers.first().filter(|_| said != Some(&steps.hosts)) {
+            let known: Vec<&str> = hosts.all().iter().map(|host| host.name.as_str()).collect();
+            let message = format!(
+                "runbook.vm.{vm}.hosts: this site has no host `{}`; it has {}",
+                stranger.escape_debug(),
+                known.join(", ")
+            );
+            return Err(ApiError::bad_request("bad-group", message));
+        }
+    }
+    Ok(())
 }
 
 fn ids(group: &Group) -> impl Iterator<Item = VmId> {

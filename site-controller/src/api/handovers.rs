@@ -64,9 +64,8 @@ fn handover_error(error: HandoverError) -> ApiError {
         | HandoverError::Unfinished { .. }
         | HandoverError::Held(_)
         | HandoverError::WhichAgent(_) => ApiError::conflict("handover", message),
-        HandoverError::Failover(_)
-        | HandoverError::Journal(_)
-        | HandoverError::Hypervisor(_)
-        | HandoverError::Died(_) => ApiError::internal(message).with_hint("run the same command again"),
+        HandoverError::Failover(_) | HandoverError::Journal(_) | HandoverError::Host(_) => {
+            ApiError::internal(message).with_hint("run the same command again")
+        }
     }
 }

@@ -74,7 +74,7 @@ pub(super) async fn undo(
                 let given = point.point.to_string();
                 let done = site.runbook.undo(point.vm, &given, &watcher).await;
                 let report = done.map_err(|error| failover_error(&error))?;
-                Ok(Progress::Done { report })
+                Ok(Progress::Done { report: Box::new(report) })
             }
         }
     }))

@@ -36,9 +36,10 @@ pub fn one(record: &DrillRecord) -> String {
             member.running_ms.map_or_else(|| "not started".into(), |ms| format!("{how} after {}", span(ms)));
         let _ = writeln!(
             out,
-            "  {} as {}: {ran}, from point {}",
+            "  {} as {}{}: {ran}, from point {}",
             member.name,
             member.as_name,
+            member.host_name().map_or_else(String::new, |host| format!(" at host {host}")),
             member.point.short()
         );
         for step in member.addresses.iter().chain(&member.after_resume) {

@@ -2,7 +2,7 @@
 
 use super::{
     readiness::ready,
-    tables::{kind_of, span, table},
+    tables::{hosts, kind_of, span, table},
 };
 use crate::{
     api::types::{GroupFailoverPreview, GroupPointList, GroupRow, GroupState, InventoryList},
@@ -117,7 +117,7 @@ pub fn failover_preview(preview: &GroupFailoverPreview) -> String {
         if !away.is_empty() {
             let _ = writeln!(out, "It can't be done now: no connected agent has {}.", away.join(", "));
         }
-        return out + &addresses(preview);
+        return out + &addresses(preview) + &hosts(preview.hosts.as_ref());
     }
     let at = preview.cut_at.map_or_else(String::new, |at| at.to_string());
     let _ = writeln!(out, "Emergency failover of {members} to their point of {at}, started here: {order}.");
@@ -133,7 +133,7 @@ pub fn failover_preview(preview: &GroupFailoverPreview) -> String {
              loses nothing."
         );
     }
-    out + &addresses(preview)
+    out + &addresses(preview) + &hosts(preview.hosts.as_ref())
 }
 
 fn addresses(preview: &GroupFailoverPreview) -> String {
@@ -151,7 +151,8 @@ pub fn failover(report: &GroupReport) -> String {
             (false, true) => "resumed",
             (false, false) => "booted",
         };
-        let _ = writeln!(out, "  {}: {how} from point {}", member.name, member.point);
+        let place = member.host.as_ref().map_or_else(String::new, |host| format!(" at host {host}"));
+        let _ = writeln!(out, "  {}: {how}{place} from point {}", member.name, member.point);
         if let Some(why) = &member.cold_boot {
             let _ = writeln!(out, "    BOOTED COLD, its memory is lost: {why}");
         }

@@ -23,7 +23,7 @@ pub fn going(list: &ReplicaList) -> String {
 pub fn removed(list: &ReplicaList) -> String {
     let bytes = ByteSize(list.replicas.iter().map(|row| row.folder.bytes).sum());
     match list.replicas.len() {
-        0 => "Every folder is needed by somebody; nothing was removed.\n".into(),
+        0 => "Every folder is needed by somebody, or may be; nothing was removed.\n".into(),
         1 => format!("Removed 1 folder of {bytes}.\n"),
         many => format!("Removed {many} folders of {bytes} together.\n"),
     }
@@ -36,6 +36,7 @@ fn row(row: &ReplicaRow) -> Vec<String> {
         Needed::Domain { name, running: false } => format!("{name}, which is off"),
         Needed::Failover => "its failover".into(),
         Needed::Undo { until } => format!("an undo, until {until}"),
+        Needed::Unknown { host } => format!("not known: host {host} could not be looked at"),
         Needed::Nobody => "nobody".into(),
     };
     vec![

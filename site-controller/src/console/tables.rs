@@ -6,7 +6,11 @@ use crate::{
         FailoverPreview, Kept, PointList, PrunePreview, PruneReport, Released, SiteStatus, UndoPreview, VmRow,
     },
     catalog::{PointState, PointSummary},
-    failover::{journal::Phase, progress::FailoverReport},
+    failover::{
+        journal::Phase,
+        placing::{Foreseen, ForeseenHost},
+        progress::FailoverReport,
+    },
     verify::VerifyReport,
 };
 use lifeboat::{
@@ -251,11 +255,28 @@ pub fn preview(preview: &FailoverPreview) -> String {
              `--start`, or two copies of it will run."
         );
     }
+    out += &hosts(preview.hosts.as_ref());
     if let Some(record) = &preview.unfinished {
         let _ = writeln!(out, "  this goes on with the failover that was begun at {}", record.started_at);
     }
     for addresses in &preview.addresses {
         let _ = writeln!(out, "  its addresses here: {addresses}");
+    }
+    out
+}
+
+/// At which hosts replicas would run, where there are several.
+pub(super) fn hosts(foreseen: Option<&Foreseen>) -> String {
+    let Some(Foreseen { placed, passed_over, problem }) = foreseen else { return String::new() };
+    let mut out = String::new();
+    for ForeseenHost { vm, host } in placed {
+        let _ = writeln!(out, "  {vm} starts at host {host}");
+    }
+    for over in passed_over {
+        let _ = writeln!(out, "  host {} is passed over: {}", over.host, over.why);
+    }
+    if let Some(problem) = problem {
+        let _ = writeln!(out, "  It can't be done now: {problem}");
     }
     out
 }
@@ -322,8 +343,9 @@ pub fn failover(report: &FailoverReport) -> String {
             report.name
         );
     }
+    let place = report.host.as_ref().map_or_else(|| "this site".into(), |host| format!("host {host}"));
     let mut out = format!(
-        "{} {verb} at this site from point {} ({})\n  RPO {} (age of the point when the failover began)\n  RTO {} (until the \
+        "{} {verb} at {place} from point {} ({})\n  RPO {} (age of the point when the failover began)\n  RTO {} (until the \
          replica ran)\n",
         report.name,
         report.seq,

@@ -1,8 +1,11 @@
 //! What the replicas of a drill showed, kept beside its record: the end of each console, and a picture of each screen.
 //! Promises: both are bounded; what can't be had is noted and fails nothing. Called by `run`.
 
-use super::{record::DrillRecord, run::Driller};
-use crate::failover::steps::blocking;
+use super::{
+    record::{DrillMember, DrillRecord},
+    run::Driller,
+};
+use crate::failover::runbook::FailoverError;
 use lifeboat::hypervisor::libvirt::{Picture, XmlView};
 use std::{
     fs,
@@ -31,7 +34,7 @@ impl Driller {
                 }
                 Err(error) => record.notes.push(format!("{name}: its console could not be kept: {error}")),
             }
-            match self.picture(record.members[at].as_vm).await {
+            match self.picture(&record.members[at]).await {
                 Ok(Some(picture)) => {
                     let ending = if picture.kind == "image/png" { "png" } else { "ppm" };
                     let screen = format!("screen-{vm}.{ending}");
@@ -49,12 +52,9 @@ impl Driller {
     }
 
     /// Of a replica that has a screen and runs.
-    async fn picture(
-        &self,
-        replica: lifeboat::id::VmId,
-    ) -> Result<Option<Picture>, crate::failover::runbook::FailoverError> {
-        let hypervisor = self.runbook.hypervisor.clone();
-        blocking(move || {
+    async fn picture(&self, member: &DrillMember) -> Result<Option<Picture>, FailoverError> {
+        let (replica, host) = (member.as_vm, self.runbook.hosts.at(member.host.as_ref())?);
+        host.work(move |hypervisor| {
             let domain = hypervisor.domain_by_uuid(replica)?;
             let has_screen = domain.xml(XmlView::Active)?.contains("<video>");
             if has_screen { Ok(Some(domain.picture()?)) } else { Ok(None) }

@@ -3,7 +3,7 @@
 //! read by `api`.
 
 use crate::{
-    failover::{afterwards::Afterwards, replica_xml::Isolated},
+    failover::{afterwards::Afterwards, hosts::Placed, replica_xml::Isolated},
     group::{addresses::AddressRules, spec::NetworkHere},
 };
 use lifeboat::{
@@ -51,6 +51,9 @@ pub struct DrillMember {
     /// What the replica for trial is called.
     pub as_vm: VmId,
     pub as_name: String,
+    /// Where the site has several hosts, that at which the replica runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Placed>,
     /// It goes on with its memory, rather than boots.
     pub resumes: bool,
     /// The VM was off: its disks are restored, and nothing is started.
@@ -135,6 +138,17 @@ impl DrillRecord {
         };
         let dir = self.dir.join(member.vm.to_string());
         Isolated { name: member.as_name.clone(), uuid: member.as_vm, network, dir }
+    }
+
+    /// Whether a replica of it was placed at this host.
+    pub(super) fn is_at(&self, host: &str) -> bool {
+        self.members.iter().any(|member| member.host_name() == Some(host))
+    }
+}
+
+impl DrillMember {
+    pub fn host_name(&self) -> Option<&str> {
+        self.host.as_ref().map(|host| host.name.as_str())
     }
 }
 

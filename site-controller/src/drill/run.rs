@@ -10,7 +10,6 @@ use crate::{
         preflight::{self, PreflightError},
         progress::Watcher,
         runbook::{FailoverError, Runbook},
-        steps::blocking,
     },
     group::{
         Group, GroupSpec,
@@ -158,6 +157,7 @@ impl Driller {
                 seq: point.seq,
                 cut_at: point.cut_at,
                 as_vm: VmId::from_bytes(*uuid::Uuid::new_v4().as_bytes()),
+                host: None,
                 resumes: point.has_memory,
                 left_off: point.stays_off,
                 restored_ms: None,
@@ -219,6 +219,7 @@ impl Driller {
         spec: &GroupSpec,
         watcher: &Watcher,
     ) -> Result<(), DrillError> {
+        self.choose_hosts(record, spec, watcher).await?;
         self.make_network(record, watcher).await?;
         fault::point("drill.network");
         self.step(record, watcher, "checking this site")?;
@@ -228,8 +229,10 @@ impl Driller {
             memory = memory.saturating_add(needs.memory);
             bytes = bytes.saturating_add(takes);
         }
-        // What runs here must not feel it.
-        preflight::memory(memory)?;
+        // What runs here must not feel it. Of several hosts each was looked at when it was chosen.
+        if !self.runbook.hosts.are_several() {
+            preflight::memory(memory)?;
+        }
         preflight::room(&self.runbook.replica_dir, bytes)?;
         self.step(record, watcher, "restoring")?;
         self.restore_all(record, watcher).await?;
@@ -273,14 +276,17 @@ impl Driller {
             "<network><name>{name}</name><bridge name='lbd{}' stp='off' delay='0'/><dns enable='no'/></network>",
             record.id
         );
-        let hypervisor = self.runbook.hypervisor.clone();
-        let made = blocking(move || Ok(hypervisor.start_transient_network(&xml)?)).await;
-        if let Err(error) = made {
-            record.notes.push(format!("no network could be made, so that all cables are out: {error}"));
-            if let Some(network) = &mut record.network {
-                network.missing = true;
+        for host in self.hosts_of(record).map_err(FailoverError::from)? {
+            let xml = xml.clone();
+            let made = host
+                .work(move |hypervisor| Ok::<_, FailoverError>(hypervisor.start_transient_network(&xml)?));
+            if let Err(error) = made.await {
+                record.notes.push(format!("no network could be made, so that all cables are out: {error}"));
+                if let Some(network) = &mut record.network {
+                    network.missing = true;
+                }
+                return Ok(self.book.save(record)?);
             }
-            self.book.save(record)?;
         }
         Ok(())
     }
@@ -307,6 +313,9 @@ impl Driller {
     ) -> Result<(), String> {
         let replicas: Vec<String> =
             record.members.iter().map(|member| format!("{}={}", member.name, member.as_name)).collect();
+        let hosts = record.members.iter();
+        let hosts: Vec<String> =
+            hosts.filter_map(|member| Some(format!("{}={}", member.name, member.host_name()?))).collect();
         let network = record.network.as_ref().filter(|network| !network.missing);
         let env = [
             ("LIFEBOAT_GROUP", record.name.clone()),
@@ -314,13 +323,19 @@ impl Driller {
             ("LIFEBOAT_DRILL", record.id.clone()),
             ("LIFEBOAT_POINT", record.cut_at.to_string()),
             ("LIFEBOAT_REPLICAS", replicas.join(" ")),
+            ("LIFEBOAT_HOSTS", hosts.join(" ")),
             ("LIFEBOAT_NETWORK", network.map(|network| network.name.clone()).unwrap_or_default()),
         ];
         let limit = spec.runbook.script_limit.parse::<Span>();
         scripts::run(command, &env, limit.map_or(Duration::from_secs(60), |span| span.0)).await
     }
 
-    fn step(&self, record: &mut DrillRecord, watcher: &Watcher, step: &str) -> Result<(), DrillError> {
+    pub(super) fn step(
+        &self,
+        record: &mut DrillRecord,
+        watcher: &Watcher,
+        step: &str,
+    ) -> Result<(), DrillError> {
         watcher.step(step);
         step.clone_into(&mut record.step);
         Ok(self.book.save(record)?)

@@ -14,12 +14,16 @@ use crate::{
         progress::Watcher,
         replica_xml::{self, Needs, Place, Rewritten},
         runbook::FailoverError,
-        steps::{blocking, disk_files},
+        steps::disk_files,
     },
     group::{GroupSpec, spec::WaitFor},
     restore::Reader,
 };
-use lifeboat::{fault, format::manifest::blob, hypervisor::libvirt::StartAs};
+use lifeboat::{
+    fault,
+    format::manifest::blob,
+    hypervisor::libvirt::{Hypervisor, StartAs},
+};
 use std::{collections::BTreeMap, path::PathBuf};
 
 struct Staged {
@@ -64,14 +68,13 @@ impl Driller {
         member: &DrillMember,
     ) -> Result<(Needs, u64), FailoverError> {
         let (needs, bytes) = self.needs(record, member).await?;
-        let (hypervisor, replica, name) =
-            (self.runbook.hypervisor.clone(), member.as_vm, member.as_name.clone());
+        let (replica, name) = (member.as_vm, member.as_name.clone());
         let dir = self.runbook.replica_dir.clone();
-        blocking(move || {
-            preflight::check(&hypervisor, replica, &name, &needs, &dir, bytes)?;
+        let check = move |hypervisor: &Hypervisor| -> Result<_, FailoverError> {
+            preflight::check(hypervisor, replica, &name, &needs, &dir, bytes)?;
             Ok((needs, bytes))
-        })
-        .await
+        };
+        self.runbook.hosts.at(member.host.as_ref())?.work(check).await
     }
 
     /// Disks and memory, into a folder of its own.
@@ -107,29 +110,31 @@ impl Driller {
         let staged = self.stage(record, &member).await?;
         let image = record.isolated(&member).dir.join(MEMORY);
         let was_running = staged.reader.plan().manifest.meta.was_running;
-        let (hypervisor, xml, from) = (self.runbook.hypervisor.clone(), staged.xml.xml, image.clone());
-        blocking(move || {
-            if member.resumes {
+        let host = self.runbook.hosts.at(member.host.as_ref())?;
+        let (xml, from, resumes) = (staged.xml.xml, image.clone(), member.resumes);
+        let start = move |hypervisor: &Hypervisor| -> Result<(), FailoverError> {
+            if resumes {
                 let start_as = if was_running { StartAs::Running } else { StartAs::Paused };
                 Ok(hypervisor.restore(&from.to_string_lossy(), None, start_as)?)
             } else {
                 Ok(hypervisor.start_transient(&xml)?)
             }
-        })
-        .await?;
+        };
+        host.work(start).await?;
         fault::point("drill.started");
         record.members[at].running_ms = Some(self.since(record));
         // It has served.
         let _ = std::fs::remove_file(image);
         if member.resumes && was_running {
-            self.runbook.watch_for_grief(member.as_vm).await?;
+            self.runbook.watch_for_grief(member.as_vm, member.host.as_ref()).await?;
         }
         if was_running || !member.resumes {
             self.give_addresses(record, at, &staged.before).await?;
         }
         if member.resumes && was_running {
+            let (replica, place) = (member.as_vm, member.host.as_ref());
             let manner = Manner::of(spec, &member.name);
-            let done = self.runbook.settle_replica(member.as_vm, staged.before, &manner).await?;
+            let done = self.runbook.settle_replica(replica, place, staged.before, &manner).await?;
             record.members[at].after_resume = done;
         }
         Ok(())
@@ -148,7 +153,7 @@ impl Driller {
         if cards.rules.is_empty() {
             return Ok(());
         }
-        let (replica, name) = (member.as_vm, member.name.clone());
+        let (replica, name) = ((member.as_vm, member.host.as_ref()), member.name.clone());
         let done = self.runbook.settle_addresses(replica, &cards, None, |_| Ok(())).await?;
         record.errors.extend(done.iter().filter(|step| !step.done).map(|step| format!("{name}: {step}")));
         record.members[at].addresses = done;
@@ -174,7 +179,8 @@ impl Driller {
                 continue;
             }
             watcher.step(format!("{}: waiting: {wait:?}", member.name));
-            if let Err(why) = starts::wait_for(&*self.runbook, member.as_vm, &wait, at_most).await {
+            let replica = (member.as_vm, member.host.as_ref());
+            if let Err(why) = starts::wait_for(&*self.runbook, replica, &wait, at_most).await {
                 record.errors.push(format!("{}: {why}", member.name));
             }
         }

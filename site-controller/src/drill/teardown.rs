@@ -6,19 +6,16 @@ use super::{
     record::{DrillRecord, DrillState},
     run::{DrillError, Driller},
 };
-use crate::failover::{runbook::FailoverError, steps::blocking};
-use lifeboat::{
-    fault,
-    hypervisor::libvirt::{Hypervisor, HypervisorError},
-    id::VmId,
+use crate::failover::{
+    runbook::FailoverError,
+    steps::{blocking, remove_dir},
 };
-use std::{fs, io};
+use lifeboat::fault;
 
 impl Driller {
     /// Removes what the drill made. What can't be removed now is tried again later.
     pub(super) async fn tear_down(&self, record: &mut DrillRecord) {
-        let (hypervisor, all) = (self.runbook.hypervisor.clone(), record.clone());
-        match blocking(move || remove(&hypervisor, &all)).await {
+        match self.remove(record).await {
             Ok(()) => record.torn_down = true,
             Err(error) => {
                 let why = format!("not all of it could be removed yet: {error}");
@@ -63,31 +60,22 @@ impl Driller {
     }
 }
 
-fn remove(hypervisor: &Hypervisor, record: &DrillRecord) -> Result<(), FailoverError> {
-    let end_all = || record.members.iter().try_for_each(|member| end(hypervisor, member.as_vm));
-    end_all()?;
-    fault::point("drill.ended");
-    if let Some(network) = record.network.as_ref().filter(|network| network.ours) {
-        hypervisor.end_network(&network.name)?;
-    }
-    match fs::remove_dir_all(&record.dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            return Err(FailoverError::File { path: record.dir.clone(), source });
+impl Driller {
+    async fn remove(&self, record: &DrillRecord) -> Result<(), FailoverError> {
+        let hosts = self.hosts_of(record)?;
+        self.end_replicas(record, &hosts).await?;
+        fault::point("drill.ended");
+        for host in hosts.iter().filter(|host| !self.runbook.hosts.are_several() || record.is_at(&host.name))
+        {
+            let Some(network) = record.network.as_ref().filter(|network| network.ours) else { break };
+            let name = network.name.clone();
+            host.work(move |hypervisor| Ok::<_, FailoverError>(hypervisor.end_network(&name)?)).await?;
         }
-        _ => {}
-    }
-    // A start that a controller asked for before it died may have come through only now; without files none follows.
-    end_all()
-}
-
-fn end(hypervisor: &Hypervisor, replica: VmId) -> Result<(), FailoverError> {
-    let gone = |error: HypervisorError| match error {
-        // It ended by itself meanwhile; nowhere defined, it is gone then.
-        HypervisorError::NotFound { .. } | HypervisorError::WrongState { .. } => Ok(()),
-        error => Err(error.into()),
-    };
-    match hypervisor.domain_by_uuid(replica) {
-        Ok(domain) => domain.destroy().or_else(gone),
-        Err(error) => gone(error),
+        let dir = record.dir.clone();
+        blocking(move || remove_dir(&dir)).await?;
+        // A start that a controller asked for before it died may have come through only now; without files none follows.
+        self.end_replicas(record, &hosts).await?;
+        record.members.iter().for_each(|member| self.runbook.hosts.release(member.as_vm));
+        Ok(())
     }
 }

@@ -4,11 +4,11 @@
 //! Called by `steps` once the replica runs.
 
 use super::{
+    hosts::Placed,
     images,
     journal::{Manner, Record},
     progress::Watcher,
     runbook::{FailoverError, Runbook},
-    steps::blocking,
 };
 use lifeboat::{
     clock::Clock,
@@ -16,7 +16,7 @@ use lifeboat::{
     hypervisor::{
         domain_xml::resumed::Resumed,
         guest_agent::{AgentChannel, AgentError, GuestAgent, ProgramEnd},
-        libvirt::{Domain, XmlView},
+        libvirt::{Domain, Hypervisor, XmlView},
         monitor::Monitor,
     },
     id::VmId,
@@ -86,20 +86,24 @@ impl Runbook {
         }
         watcher.step("after the resume: clock, network, generation id, hook");
         let before = images::text_blob(&reader, blob::DOMAIN_XML).await?;
-        self.settle_replica(record.vm, before, &record.manner).await
+        self.settle_replica(record.vm, record.host.as_ref(), before, &record.manner).await
     }
 
     /// What a replica that goes on is given; `before` is the XML of its point.
     pub async fn settle_replica(
         &self,
         replica: VmId,
+        at: Option<&Placed>,
         before: String,
         manner: &Manner,
     ) -> Result<Vec<Afterwards>, FailoverError> {
-        let (hypervisor, clock) = (self.hypervisor.clone(), self.clock.clone());
+        let clock = self.clock.clone();
         let own = &manner.guest_hook;
         let hook = if own.is_empty() { self.guest_hook.clone() } else { own.clone() };
-        blocking(move || Ok(settle(&hypervisor.domain_by_uuid(replica)?, &before, &*clock, &hook))).await
+        let settle = move |hypervisor: &Hypervisor| -> Result<_, FailoverError> {
+            Ok(settle(&hypervisor.domain_by_uuid(replica)?, &before, &*clock, &hook))
+        };
+        self.hosts.at(at)?.work(settle).await
     }
 }
 

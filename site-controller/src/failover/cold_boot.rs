@@ -6,13 +6,17 @@
 //! Called by `steps`.
 
 use super::{
+    hosts::Placed,
     journal::{Phase, Record},
     progress::Watcher,
     runbook::{FailoverError, Runbook},
-    steps::blocking,
 };
 use crate::restore::Reader;
-use lifeboat::{fault, hypervisor::libvirt::HypervisorError, id::VmId};
+use lifeboat::{
+    fault,
+    hypervisor::libvirt::{DomainState, HypervisorError},
+    id::VmId,
+};
 use std::{io, path::Path, time::Duration};
 
 impl Runbook {
@@ -81,7 +85,7 @@ impl Runbook {
         reader: &Reader,
         watcher: &Watcher,
     ) -> Result<(), FailoverError> {
-        if !(record.phase == Phase::Starting && self.is_active(record.vm).await?) {
+        if !(record.phase == Phase::Starting && self.is_active(record).await?) {
             self.start(record, reader, watcher).await?;
         }
         self.confirm(record, watcher).await?;
@@ -93,14 +97,14 @@ impl Runbook {
         if !record.resumes || !reader.plan().manifest.meta.was_running {
             return Ok(());
         }
-        self.watch_for_grief(record.vm).await
+        self.watch_for_grief(record.vm, record.host.as_ref()).await
     }
 
     /// An error if the resumed replica ends, or is stopped, within a moment.
-    pub async fn watch_for_grief(&self, replica: VmId) -> Result<(), FailoverError> {
+    pub async fn watch_for_grief(&self, replica: VmId, at: Option<&Placed>) -> Result<(), FailoverError> {
+        let host = self.hosts.at(at)?;
         for _ in 0..LOOKS {
-            let hypervisor = self.hypervisor.clone();
-            let grief = blocking(move || Ok(hypervisor.domain_by_uuid(replica)?.came_to_grief()?));
+            let grief = host.ask(move |hypervisor| hypervisor.domain_by_uuid(replica)?.came_to_grief());
             if let Some(grief) = grief.await? {
                 return Err(FailoverError::WentWrong { grief });
             }
@@ -111,9 +115,11 @@ impl Runbook {
 
     /// What is left of the failed resume must not run beside the other.
     async fn end(&self, record: &Record) -> Result<(), FailoverError> {
-        if self.is_active(record.vm).await? {
-            let (hypervisor, vm) = (self.hypervisor.clone(), record.vm);
-            blocking(move || Ok(hypervisor.domain_by_uuid(vm)?.destroy()?)).await?;
+        let (host, state) = self.hosts.whereabouts(record.vm, Some(record)).await?;
+        if state.is_some_and(DomainState::is_active) {
+            let vm = record.vm;
+            host.work(move |hypervisor| Ok::<_, FailoverError>(hypervisor.domain_by_uuid(vm)?.destroy()?))
+                .await?;
         }
         Ok(())
     }

@@ -1,15 +1,20 @@
 //! The folders that failovers made for their replicas: who needs each, and removing those that nobody does.
 //! Promises: a folder is removed only if nothing that libvirt has defined here names a file in it, or has a disk that is
-//! based on one, and if no failover or undo may come back to it. Whatever can't be told is taken for needed. Called by `api`.
+//! based on one, and if no failover or undo may come back to it. Whatever can't be told, by a host that does not answer above
+//! all, is taken for needed. Called by `api`.
 
 use super::{
+    hosts::HostError,
     journal::Record,
     replica_xml,
     runbook::{FailoverError, Runbook},
     steps::{blocking, remove_dir},
 };
 use lifeboat::{
-    hypervisor::libvirt::{Hypervisor, HypervisorError, XmlView},
+    hypervisor::{
+        domain_xml::DomainSpec,
+        libvirt::{Hypervisor, HypervisorError, XmlView},
+    },
     id::VmId,
     units::UnixMs,
 };
@@ -38,6 +43,10 @@ pub enum Needed {
     Undo {
         until: UnixMs,
     },
+    /// Perhaps by what a host has defined that could not be looked at.
+    Unknown {
+        host: String,
+    },
     Nobody,
 }
 
@@ -51,6 +60,7 @@ pub struct Folder {
 }
 
 /// A file that a domain names or stands on, and the domain.
+#[derive(Debug)]
 struct Used {
     file: PathBuf,
     domain: String,
@@ -59,7 +69,7 @@ struct Used {
 
 impl Runbook {
     pub async fn folders(&self) -> Result<Vec<Folder>, FailoverError> {
-        let (hypervisor, root) = (self.hypervisor.clone(), self.replica_dir.clone());
+        let root = self.replica_dir.clone();
         let mut records = BTreeMap::new();
         for vm in self.journal.vms()? {
             records.extend(self.journal.load(vm)?.map(|mut record| {
@@ -69,13 +79,27 @@ impl Runbook {
         }
         let attempts: BTreeMap<VmId, PathBuf> =
             records.iter().map(|(vm, record)| (*vm, self.attempt_dir(record))).collect();
+        let (mut used, mut unknown) = (Vec::new(), None);
+        for host in self.hosts.all() {
+            let (ours, root) = (host.is_local() || !self.hosts.are_several(), root.clone());
+            match host.work(move |hypervisor| seen(hypervisor, &root, ours)).await {
+                Ok((found, known)) => {
+                    used.extend(found);
+                    unknown = unknown.or((!known).then(|| host.name.clone()));
+                }
+                Err(FailoverError::Host(HostError::Away { host, .. })) => unknown = unknown.or(Some(host)),
+                Err(error) => return Err(error),
+            }
+        }
         blocking(move || {
-            let used = used(&hypervisor)?;
             let mut found = Vec::new();
             for (vm, dir) in
                 listed(&root).map_err(|source| FailoverError::File { path: root.clone(), source })?
             {
-                let needed = by(&dir, &used, records.get(&vm), attempts.get(&vm));
+                let mut needed = by(&dir, &used, records.get(&vm), attempts.get(&vm));
+                if let (Needed::Nobody, Some(host)) = (&needed, &unknown) {
+                    needed = Needed::Unknown { host: host.clone() };
+                }
                 found.push(Folder { vm, bytes: size(&dir), dir, needed });
             }
             Ok(found)
@@ -117,9 +141,10 @@ fn by(dir: &Path, used: &[Used], record: Option<&Record>, attempt: Option<&PathB
     if attempt.is_some_and(|attempt| attempt == dir) { Needed::Failover } else { Needed::Nobody }
 }
 
-/// Every file that a domain names, and what those are based on.
-fn used(hypervisor: &Hypervisor) -> Result<Vec<Used>, FailoverError> {
-    let mut used = Vec::new();
+/// Every file that a host's domains name, and what those are based on; and whether that is all there is. `ours`: what they name
+/// by path lies here. Otherwise only what lies in `root`, which all hosts share, does.
+fn seen(hypervisor: &Hypervisor, root: &Path, ours: bool) -> Result<(Vec<Used>, bool), FailoverError> {
+    let (mut used, mut known) = (Vec::new(), true);
     for domain in hypervisor.domains()? {
         let seen = || -> Result<_, HypervisorError> {
             let running = domain.state()?.is_active();
@@ -133,14 +158,25 @@ fn used(hypervisor: &Hypervisor) -> Result<Vec<Used>, FailoverError> {
             found => found?,
         };
         let inactive = if active.is_some() { inactive.ok() } else { Some(inactive?) };
+        // libvirt knows what an image is based on while it runs.
+        known &= ours || running || inactive.as_deref().is_none_or(|xml| !may_have_bases(xml, root));
         for xml in active.into_iter().chain(inactive) {
             for file in replica_xml::files(&xml)? {
+                if !ours && !file.starts_with(root) {
+                    continue;
+                }
                 let stack = with_bases(&file).map_err(|source| FailoverError::File { path: file, source })?;
                 used.extend(stack.into_iter().map(|file| Used { file, domain: name.clone(), running }));
             }
         }
     }
-    Ok(used)
+    Ok((used, known))
+}
+
+/// Whether a definition has an image outside of this folder that may be based on another.
+fn may_have_bases(xml: &str, root: &Path) -> bool {
+    let Ok(spec) = DomainSpec::read(xml) else { return true };
+    spec.disks.iter().any(|disk| disk.driver_format != "raw" && !Path::new(&disk.source).starts_with(root))
 }
 
 /// A file, and if it is a qcow2 overlay, those it is based on. What is not there, or is no image, is based on nothing.

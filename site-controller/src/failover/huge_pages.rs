@@ -2,7 +2,10 @@
 //! Promises: a lack is told with its size before anything is changed. Reading only. Called by `replica_xml`, `preflight`.
 
 use super::replica_xml::elements;
-use lifeboat::units::ByteSize;
+use lifeboat::{
+    hypervisor::libvirt::{Hypervisor, HypervisorError},
+    units::ByteSize,
+};
 use std::{fs, path::Path};
 use xmltree::Element;
 
@@ -71,7 +74,7 @@ pub fn check(asked: &[HugePages], root: &Path) -> Result<(), Lack> {
     let usual = || {
         let meminfo = read("proc/meminfo");
         let line = meminfo.lines().find_map(|line| line.strip_prefix("Hugepagesize:"));
-        line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(2048)
+        line.and_then(|line| line.trim().strip_suffix(" kB")?.parse().ok()).unwrap_or(USUAL_KIB)
     };
     for HugePages { kib, bytes, memfd } in asked {
         let kib: u64 = kib.unwrap_or_else(usual);
@@ -96,6 +99,25 @@ pub fn check(asked: &[HugePages], root: &Path) -> Result<(), Lack> {
     }
     Ok(())
 }
+
+/// Whether another host has them, as its libvirt says; what is mounted there that does not tell.
+pub fn check_there(asked: &[HugePages], there: &Hypervisor) -> Result<Option<Lack>, HypervisorError> {
+    for HugePages { kib, bytes, .. } in asked {
+        let kib = kib.unwrap_or(USUAL_KIB);
+        let free = match there.free_huge_pages(kib) {
+            Ok(free) => free,
+            Err(HypervisorError::Refused { .. }) => return Ok(Some(Lack::Size { kib })),
+            Err(error) => return Err(error),
+        };
+        if free.0 < *bytes {
+            return Ok(Some(Lack::Free { kib, needed: ByteSize(*bytes), free }));
+        }
+    }
+    Ok(None)
+}
+
+/// Where no size is named, that of x86.
+const USUAL_KIB: u64 = 2048;
 
 #[cfg(test)]
 mod tests {

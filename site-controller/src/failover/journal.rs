@@ -2,7 +2,7 @@
 //! Promises: a phase is entered in the journal, synced, before the work that must not be done twice; a controller that
 //! dies anywhere goes on from the last phase it entered. Called by `runbook` only.
 
-use super::{addresses::plan::Plan, afterwards::Afterwards};
+use super::{addresses::plan::Plan, afterwards::Afterwards, hosts::Placed};
 use crate::{
     group::{
         GroupSpec,
@@ -76,6 +76,8 @@ pub struct Manner {
     pub networks: BTreeMap<String, NetworkHere>,
     /// What its cards, and its guest, have here for addresses.
     pub addresses: AddressRules,
+    /// Of several hosts those that it may run at; none: any.
+    pub hosts: Vec<String>,
 }
 
 impl Manner {
@@ -88,6 +90,7 @@ impl Manner {
             // What was checked when the group was made.
             networks: spec.networks().unwrap_or_default(),
             addresses: spec.addresses(member, Occasion::Failover).unwrap_or_default(),
+            hosts: steps.map(|steps| steps.hosts.clone()).unwrap_or_default(),
         }
     }
 }
@@ -140,6 +143,9 @@ pub struct Record {
     pub refused: Vec<String>,
     #[serde(default)]
     pub manner: Manner,
+    /// Where the site has several hosts, that which was chosen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<Placed>,
     /// A replica ran, before its resume was given up or an undo: it may have been heard.
     #[serde(default)]
     pub has_run: bool,
@@ -184,6 +190,7 @@ impl Record {
             cold_boot: None,
             refused: Vec::new(),
             manner: Manner::default(),
+            host: None,
             has_run: false,
             after_resume: Vec::new(),
             address_plan: None,
@@ -349,6 +356,7 @@ pub(crate) mod tests {
             cold_boot: None,
             refused: Vec::new(),
             manner: Manner::default(),
+            host: None,
             has_run: false,
             after_resume: Vec::new(),
             address_plan: None,

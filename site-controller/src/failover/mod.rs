@@ -3,16 +3,20 @@
 //! [`addresses`] gives it other addresses where it is to have them, [`afterwards`] sees to what a guest that goes on from an older instant needs, `cold_boot` to one that does not go on,
 //! [`progress`] tells whoever watches, [`stonith`] ends the source by an operator's command, [`undo`]
 //! takes a completed failover to another point, [`folders`] tells which replicas' disks nobody needs any more; [`group`]
-//! does it for several VMs, planned or not.
+//! does it for several VMs, planned or not. [`hosts`] are those that replicas run on; where there are several, [`placing`]
+//! decides which replica goes to which (`placement` is the decision itself).
 
 pub mod addresses;
 pub mod afterwards;
 mod cold_boot;
 pub mod folders;
 pub mod group;
+pub mod hosts;
 pub mod huge_pages;
 pub mod images;
 pub mod journal;
+mod placement;
+pub mod placing;
 pub mod preflight;
 pub mod progress;
 pub mod replica_xml;

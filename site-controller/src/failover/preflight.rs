@@ -90,23 +90,45 @@ pub fn problems(
         Ok(_) | Err(HypervisorError::NotFound { .. }) => {}
         Err(error) => return Err(error.into()),
     }
-    let missing = needs.files.iter().filter(|path| !path.exists());
-    found.extend(missing.map(|path| PreflightError::FileMissing { path: path.display().to_string() }));
+    for path in &needs.files {
+        let there = if hypervisor.is_local() { path.exists() } else { sees(hypervisor, path)? };
+        if !there {
+            found.push(PreflightError::FileMissing { path: path.display().to_string() });
+        }
+    }
     for name in &needs.networks {
         if !hypervisor.network_is_active(name)? {
             found.push(PreflightError::NetworkMissing { what: "network", name: name.clone() });
         }
     }
-    let missing = needs.bridges.iter().filter(|name| !Path::new("/sys/class/net").join(name).exists());
-    found.extend(missing.map(|name| PreflightError::NetworkMissing { what: "bridge", name: name.clone() }));
-    if let Err(lack) = huge_pages::check(&needs.huge_pages, Path::new("/")) {
-        found.push(lack.into());
+    for name in &needs.bridges {
+        let there = match hypervisor.is_local() {
+            true => Path::new("/sys/class/net").join(name).exists(),
+            false => hypervisor.has_interface(name)?.unwrap_or(true),
+        };
+        if !there {
+            found.push(PreflightError::NetworkMissing { what: "bridge", name: name.clone() });
+        }
     }
+    let lack = match hypervisor.is_local() {
+        true => huge_pages::check(&needs.huge_pages, Path::new("/")).err(),
+        false => huge_pages::check_there(&needs.huge_pages, hypervisor)?,
+    };
+    found.extend(lack.map(PreflightError::HugePages));
     if let Some(why) = hypervisor.lacks_machine(&needs.machine)? {
         let machine = needs.machine.machine.clone().unwrap_or_else(|| "of this kind".into());
         found.push(PreflightError::MachineMissing { machine, why });
     }
     Ok((ours, found))
+}
+
+/// A file of another host. What its libvirt can't say, QEMU will.
+fn sees(hypervisor: &Hypervisor, path: &Path) -> Result<bool, HypervisorError> {
+    match hypervisor.sees_file(path) {
+        Ok(seen) => Ok(seen.unwrap_or(true)),
+        Err(HypervisorError::Refused { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Memory that a new process can have, bytes; where the kernel does not say, as much as anybody wants.

@@ -18,7 +18,7 @@ pub enum Progress {
     /// The step has come so far.
     Bytes { step: String, done: u64, total: u64 },
     /// It is done: the last line of a failover that worked.
-    Done { report: FailoverReport },
+    Done { report: Box<FailoverReport> },
     /// The same of a group's.
     GroupDone { report: Box<GroupReport> },
     /// A drill is over; its record tells how it went.
@@ -48,6 +48,9 @@ pub struct FailoverReport {
     pub left_off: bool,
     /// Nothing was done now: this failover had been completed before.
     pub already_done: bool,
+    /// Where the site has several hosts, that at which it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// Why it was booted although the point holds memory.
     #[serde(default)]
     pub cold_boot: Option<String>,
@@ -80,6 +83,7 @@ impl FailoverReport {
             resumed: record.resumes,
             left_off: record.leaves_off(),
             already_done,
+            host: record.host.as_ref().map(|host| host.name.clone()),
             cold_boot: record.cold_boot.clone(),
             refused: record.refused.clone(),
             after_resume: record.after_resume.clone(),

@@ -53,9 +53,17 @@ pub struct Needs {
     pub huge_pages: Vec<HugePages>,
     /// Bytes of ordinary memory.
     pub memory: u64,
+    pub vcpus: u32,
     pub machine: Machine,
     /// As it was at the source: its guest may have to have other addresses here.
     pub wiring: Wiring,
+}
+
+impl Needs {
+    /// Of a replica that is not started.
+    pub fn idle(self) -> Self {
+        Self { memory: 0, vcpus: 0, ..self }
+    }
 }
 
 /// Whose place a replica takes.
@@ -95,6 +103,8 @@ pub fn rewrite(
     if needs.huge_pages.is_empty() {
         needs.memory = huge_pages::memory_bytes(&domain);
     }
+    let vcpus = domain.get_child("vcpu").and_then(Element::get_text);
+    needs.vcpus = vcpus.and_then(|count| count.trim().parse().ok()).unwrap_or(1);
     drop_runtime_labels(&mut domain);
     label::take_off(&mut domain);
     if let Some(os) = domain.get_child("os") {

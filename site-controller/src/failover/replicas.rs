@@ -2,17 +2,21 @@
 //! has come. Called by `group`, through its trait.
 
 use super::{
-    group::{record::Kind, world::Replicas},
+    group::{
+        record::Kind,
+        world::{Replicas, ToPlace},
+    },
+    hosts::{HostError, Placed},
     journal::{Manner, Phase, Record},
     preflight::{self, PreflightError},
     progress::{FailoverReport, Watcher},
-    runbook::{FailoverError, Request, Runbook},
+    runbook::{FailoverError, LATEST, Request, Runbook},
     steps::{blocking, remove_dir},
 };
 use crate::group::spec::WaitFor;
 use async_trait::async_trait;
 use lifeboat::{
-    hypervisor::libvirt::{HypervisorError, XmlView},
+    hypervisor::libvirt::{DomainState, Hypervisor, HypervisorError, XmlView},
     id::{PointId, VmId},
     units::Generation,
 };
@@ -38,17 +42,34 @@ impl Replicas for Runbook {
         blocking(move || Ok(preflight::room(&dir, bytes)?)).await
     }
 
+    async fn place(
+        &self,
+        members: &[ToPlace],
+        watcher: &Watcher,
+    ) -> Result<Vec<Option<Placed>>, FailoverError> {
+        if !self.hosts.are_several() {
+            return Ok(vec![None; members.len()]);
+        }
+        let mut points = Vec::new();
+        for ToPlace { vm, point, manner } in members {
+            let given = point.map_or_else(|| LATEST.to_owned(), |point| point.to_string());
+            points.push((self.catalog.find(*vm, &given).await?, manner.clone()));
+        }
+        Runbook::place(self, &points, watcher).await
+    }
+
     async fn prepare(
         &self,
         vm: VmId,
         point: PointId,
         kind: Kind,
         manner: Manner,
+        host: Option<Placed>,
         watcher: &Watcher,
     ) -> Result<bool, FailoverError> {
         let _claim = self.claim(vm)?;
         let (vm_name, point_id) = (vm.to_string(), point.to_string());
-        let request = Request { vm: vm_name, point: point_id, skip_fence_command: false, manner };
+        let request = Request { vm: vm_name, point: point_id, skip_fence_command: false, manner, host };
         let before = self.journal.load(vm)?;
         let begins = before.is_none();
         let mut record = match before {
@@ -60,9 +81,10 @@ impl Replicas for Runbook {
             None => self.begin(vm, &request, watcher).await?,
         };
         let kind = if kind == Kind::Planned { "planned" } else { "emergency" };
-        if record.kind != kind || record.manner != request.manner {
+        if record.kind != kind || record.manner != request.manner || record.host != request.host {
             record.kind = kind.into();
             record.manner = request.manner;
+            record.host = request.host;
             self.journal.save(&record)?;
         }
         Ok(begins)
@@ -112,7 +134,8 @@ impl Replicas for Runbook {
         let _claim = self.claim(vm)?;
         let mut record = self.begun(vm)?;
         let done = record.phase == Phase::Running;
-        if record.phase == Phase::Starting && !self.is_active(vm).await? {
+        self.keep_or_place(&mut record, watcher).await?;
+        if record.phase == Phase::Starting && !self.is_active(&record).await? {
             self.attempt_anew(&mut record)?;
         }
         self.noting(&mut record, Step::Restore, watcher).await?;
@@ -121,7 +144,8 @@ impl Replicas for Runbook {
     }
 
     async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError> {
-        Runbook::is_active(self, vm).await
+        let (_, state) = self.hosts.whereabouts(vm, self.journal.load(vm)?.as_ref()).await?;
+        Ok(state.is_some_and(DomainState::is_active))
     }
 
     async fn has_run(&self, vm: VmId) -> Result<bool, FailoverError> {
@@ -135,23 +159,29 @@ impl Replicas for Runbook {
 
     async fn withdraw(&self, vm: VmId) -> Result<(), FailoverError> {
         let _claim = self.claim(vm)?;
+        self.hosts.release(vm);
         let Some(record) = self.journal.load(vm)? else { return Ok(()) };
-        if Runbook::is_active(self, vm).await? {
+        if Runbook::is_active(self, &record).await? {
             return Err(PreflightError::AlreadyRunning.into());
         }
-        let (hypervisor, dir) = (self.hypervisor.clone(), self.attempt_dir(&record));
-        blocking(move || {
-            match hypervisor.domain_by_uuid(vm) {
+        let dir = self.attempt_dir(&record);
+        for host in self.hosts.all() {
+            let ours = dir.to_string_lossy().into_owned();
+            let undefine = move |hypervisor: &Hypervisor| match hypervisor.domain_by_uuid(vm) {
                 // What is defined here otherwise, an operator's, stays.
-                Ok(domain) if domain.xml(XmlView::Inactive)?.contains(&*dir.to_string_lossy()) => {
-                    domain.undefine()?;
+                Ok(domain) if domain.xml(XmlView::Inactive)?.contains(&ours) => domain.undefine(),
+                Ok(_) | Err(HypervisorError::NotFound { .. }) => Ok(()),
+                Err(error) => Err(error),
+            };
+            match host.ask(undefine).await {
+                // Nothing was started there, or it would not be said to be inactive.
+                Err(error @ HostError::Away { .. }) => {
+                    tracing::warn!(%vm, %error, "its definition may be left there")
                 }
-                Ok(_) | Err(HypervisorError::NotFound { .. }) => {}
-                Err(error) => return Err(error.into()),
+                done => done?,
             }
-            remove_dir(&dir)
-        })
-        .await?;
+        }
+        blocking(move || remove_dir(&dir)).await?;
         Ok(self.journal.remove(vm)?)
     }
 
@@ -166,7 +196,7 @@ impl Replicas for Runbook {
         Ok(())
     }
 
-    async fn is_up(&self, vm: VmId, wait: &WaitFor) -> Result<bool, FailoverError> {
+    async fn is_up(&self, vm: VmId, at: Option<&Placed>, wait: &WaitFor) -> Result<bool, FailoverError> {
         match wait {
             WaitFor::Delay(_) => Ok(true),
             WaitFor::Tcp { host: Some(host), port } => {
@@ -176,10 +206,15 @@ impl Replicas for Runbook {
             WaitFor::Tcp { host: None, .. } => Err(FailoverError::Wait(
                 "write `tcp:HOST:PORT`: the guest's address is not known here".into(),
             )),
-            WaitFor::Agent => Ok(agent_is_connected(&self.active_xml(vm).await?)),
+            WaitFor::Agent => Ok(agent_is_connected(&self.active_xml(vm, at).await?.0)),
             WaitFor::Console(text) => {
-                let file = console_file(&self.active_xml(vm).await?)
+                let (xml, is_local) = self.active_xml(vm, at).await?;
+                let file = console_file(&xml)
                     .ok_or_else(|| FailoverError::Wait("its console is not written to a file".into()))?;
+                if !is_local && !file.starts_with(&self.replica_dir) {
+                    let why = "its console is a file of another host, which can't be read from here";
+                    return Err(FailoverError::Wait(why.into()));
+                }
                 let text = text.clone();
                 blocking(move || Ok(end_of(&file)?.contains(&text))).await
             }
@@ -226,9 +261,13 @@ impl Runbook {
         self.enter(record, Phase::Fenced)
     }
 
-    async fn active_xml(&self, vm: VmId) -> Result<String, FailoverError> {
-        let hypervisor = self.hypervisor.clone();
-        blocking(move || Ok(hypervisor.domain_by_uuid(vm)?.xml(XmlView::Active)?)).await
+    /// And whether what it names by path lies here.
+    async fn active_xml(&self, vm: VmId, at: Option<&Placed>) -> Result<(String, bool), FailoverError> {
+        let own = if at.is_none() { self.journal.load(vm)?.and_then(|record| record.host) } else { None };
+        let host = self.hosts.at(at.or(own.as_ref()))?;
+        let xml = host.ask(move |hypervisor| hypervisor.domain_by_uuid(vm)?.xml(XmlView::Active)).await?;
+        // Of the only one that was always so.
+        Ok((xml, host.is_local() || !self.hosts.are_several()))
     }
 }
 

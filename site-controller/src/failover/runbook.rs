@@ -4,12 +4,13 @@
 //! replica may have run on are never written over. Called by `api`.
 
 use super::{
+    hosts::{HostError, Hosts, Placed},
     images::{self, ImageError},
     journal::{Journal, JournalError, Manner, Phase, Record},
     preflight::{self, PreflightError},
     progress::{FailoverReport, Watcher},
     replica_xml::XmlError,
-    steps::{blocking, name_of},
+    steps::name_of,
     stonith::{Stonith, StonithError},
 };
 use crate::{
@@ -45,6 +46,8 @@ pub struct Request {
     /// The operator knows that the source is off.
     pub skip_fence_command: bool,
     pub manner: Manner,
+    /// Of several hosts the one that was chosen; without one it is chosen when it begins.
+    pub host: Option<Placed>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +70,15 @@ pub enum FailoverError {
     Hypervisor(#[from] HypervisorError),
     #[error(transparent)]
     Stonith(#[from] StonithError),
+    #[error(transparent)]
+    Host(HostError),
+    #[error("no host of this site can take {name} now, and nothing was stopped. {why}")]
+    NoHost { name: String, why: String },
+    #[error(
+        "it does not see the folder of the replicas{why}: `replica_dir` must be on storage that all hosts have mounted at the \
+         same path"
+    )]
+    NotShared { why: String },
     #[error("a failover of this VM is under way; wait for it")]
     Busy,
     #[error(
@@ -109,12 +121,23 @@ pub enum FailoverError {
     Died(String),
 }
 
+impl From<HostError> for FailoverError {
+    fn from(error: HostError) -> Self {
+        match error {
+            HostError::Hypervisor(error) => Self::Hypervisor(error),
+            HostError::Journal(error) => Self::Journal(error),
+            HostError::Died(why) => Self::Died(why),
+            error => Self::Host(error),
+        }
+    }
+}
+
 /// Fails VMs over at this site.
 pub struct Runbook {
     pub store: Store,
     pub catalog: Catalog,
     pub intake: Arc<Intake>,
-    pub hypervisor: Hypervisor,
+    pub hosts: Arc<Hosts>,
     pub journal: Journal,
     pub replica_dir: PathBuf,
     /// Ends a source.
@@ -141,26 +164,14 @@ impl Runbook {
         store: Store,
         catalog: Catalog,
         intake: Arc<Intake>,
-        hypervisor: Hypervisor,
+        hosts: Arc<Hosts>,
         journal: Journal,
         replica_dir: PathBuf,
         clock: Arc<dyn Clock>,
     ) -> Self {
         let (stonith, busy) = (Stonith::default(), Mutex::default());
         let (guest_hook, site) = (Vec::new(), String::new());
-        Self {
-            store,
-            catalog,
-            intake,
-            hypervisor,
-            journal,
-            replica_dir,
-            stonith,
-            clock,
-            guest_hook,
-            site,
-            busy,
-        }
+        Self { store, catalog, intake, hosts, journal, replica_dir, stonith, clock, guest_hook, site, busy }
     }
 
     /// Runs a failover to its end, or takes up one that was interrupted.
@@ -207,18 +218,24 @@ impl Runbook {
         let generation = self.store.generation(vm).await.next();
         let mut record = Record::new(&point, generation, self.clock.now());
         record.manner = request.manner.clone();
+        record.host = match &request.host {
+            None => {
+                self.place(&[(point, request.manner.clone())], watcher).await?.into_iter().next().flatten()
+            }
+            chosen => chosen.clone(),
+        };
         watcher.step("checking this site");
         let reader = self.reader(&record).await?;
         record.resumes = reader.plan().manifest.meta.has_memory();
         let (xml, _) = self.replica_xml(&reader, &record).await?;
         let needed = images::bytes_needed(&reader);
-        let (hypervisor, dir, name) =
-            (self.hypervisor.clone(), self.replica_dir.clone(), record.vm_name.clone());
-        blocking(move || {
-            preflight::check(&hypervisor, vm, &name, &xml.needs, &dir, needed).map(drop).map_err(Into::into)
-        })
-        .await?;
+        let (dir, name) = (self.replica_dir.clone(), record.vm_name.clone());
+        let check = move |hypervisor: &Hypervisor| -> Result<(), FailoverError> {
+            preflight::check(hypervisor, vm, &name, &xml.needs, &dir, needed).map(drop).map_err(Into::into)
+        };
+        self.hosts.at(record.host.as_ref())?.work(check).await?;
         self.journal.save(&record)?;
+        self.hosts.confirm(vm);
         fault::point("failover.begun");
         Ok(record)
     }
@@ -234,7 +251,7 @@ impl Runbook {
             return self.choose_anew(&record, request, watcher).await;
         }
         watcher.step(format!("taking up the failover that was begun at {}", record.started_at));
-        if record.phase == Phase::Starting && !self.is_active(record.vm).await? {
+        if record.phase == Phase::Starting && !self.is_active(&record).await? {
             self.attempt_anew(&mut record)?;
         }
         Ok(record)
@@ -273,6 +290,7 @@ impl Runbook {
         skip_fence_command: bool,
         watcher: &Watcher,
     ) -> Result<FailoverReport, FailoverError> {
+        self.keep_or_place(record, watcher).await?;
         self.fence(record, watcher).await?;
         self.stop_source(record, skip_fence_command, watcher).await?;
         self.restore(record, watcher).await?;
@@ -285,7 +303,7 @@ impl Runbook {
         if self.names_another(record, request).await? {
             return Err(FailoverError::RunsFromAnother { point: record.point });
         }
-        let state = self.domain_state(record.vm).await?;
+        let (_, state) = self.hosts.whereabouts(record.vm, Some(record)).await?;
         if state.is_some_and(|state| state.is_active() || record.leaves_off()) {
             return Ok(());
         }

@@ -17,7 +17,7 @@ use crate::{
 use lifeboat::{
     fault,
     format::manifest::{ImageKind, blob},
-    hypervisor::libvirt::{Domain, DomainState, HypervisorError, StartAs},
+    hypervisor::libvirt::{DomainState, Hypervisor, StartAs},
     id::VmId,
     units::Seq,
 };
@@ -69,6 +69,7 @@ impl Runbook {
         if record.phase < Phase::Running {
             self.start_or_boot(record, watcher).await?;
             self.is_running(record)?;
+            self.hosts.release(record.vm);
         }
         self.give_addresses(record, watcher).await?;
         self.after_resume(record, watcher).await
@@ -105,8 +106,10 @@ impl Runbook {
         Ok(self.journal.save(record)?)
     }
 
-    pub(super) async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError> {
-        Ok(self.domain_state(vm).await?.is_some_and(DomainState::is_active))
+    /// At whichever host.
+    pub(super) async fn is_active(&self, record: &Record) -> Result<bool, FailoverError> {
+        let (_, state) = self.hosts.whereabouts(record.vm, Some(record)).await?;
+        Ok(state.is_some_and(DomainState::is_active))
     }
 
     /// `note` is called with each disk that is complete.
@@ -159,11 +162,17 @@ impl Runbook {
             }
             None => active,
         };
+        self.undefine_elsewhere(record).await?;
         watcher.step("defining the replica");
         let xml = replica_xml::labelled(&definition.xml, record.generation)?;
-        let hypervisor = self.hypervisor.clone();
-        let domain = blocking(move || Ok(hypervisor.define(&xml)?)).await?;
+        let host = self.hosts.at(record.host.as_ref())?;
+        let define =
+            move |hypervisor: &Hypervisor| -> Result<_, FailoverError> { Ok(hypervisor.define(&xml)?) };
+        let domain = host.work(define).await?;
         fault::point("failover.defined");
+        if let Some(host) = &mut record.host {
+            host.started = true;
+        }
         self.enter(record, Phase::Starting)?;
         fault::point("failover.starting");
         if record.leaves_off() {
@@ -174,12 +183,12 @@ impl Runbook {
         if record.resumes {
             watcher.step("resuming the replica");
             let image = self.memory_image(record).to_string_lossy().into_owned();
-            let hypervisor = self.hypervisor.clone();
             let start_as = if was_running { StartAs::Running } else { StartAs::Paused };
-            blocking(move || Ok(hypervisor.restore(&image, None, start_as)?)).await?;
+            let restore = move |hypervisor: &Hypervisor| hypervisor.restore(&image, None, start_as);
+            host.work(move |hypervisor| Ok::<_, FailoverError>(restore(hypervisor)?)).await?;
         } else {
             watcher.step("booting the replica from the point's disks");
-            blocking(move || Ok(domain.start()?)).await?;
+            host.work(move |_| Ok::<_, FailoverError>(domain.start()?)).await?;
         }
         fault::point("failover.started");
         Ok(())
@@ -191,7 +200,7 @@ impl Runbook {
         } else {
             "confirming that it runs"
         });
-        match self.domain_state(record.vm).await? {
+        match self.hosts.at(record.host.as_ref())?.state(record.vm).await? {
             Some(state) if state.is_active() || record.leaves_off() => Ok(()),
             state => Err(FailoverError::DidNotRun { state: name_of(state) }),
         }
@@ -233,16 +242,6 @@ impl Runbook {
         Ok((xml.needs, images::bytes_needed(&reader)))
     }
 
-    pub(super) async fn domain_state(&self, vm: VmId) -> Result<Option<DomainState>, FailoverError> {
-        let hypervisor = self.hypervisor.clone();
-        blocking(move || match hypervisor.domain_by_uuid(vm).and_then(|domain: Domain| domain.state()) {
-            Ok(state) => Ok(Some(state)),
-            Err(HypervisorError::NotFound { .. }) => Ok(None),
-            Err(error) => Err(error.into()),
-        })
-        .await
-    }
-
     pub(super) fn enter(&self, record: &mut Record, phase: Phase) -> Result<(), FailoverError> {
         record.phase = phase;
         Ok(self.journal.save(record)?)
@@ -258,7 +257,7 @@ impl Runbook {
 }
 
 /// Nothing happens where there is none.
-pub(super) fn remove_dir(dir: &Path) -> Result<(), FailoverError> {
+pub fn remove_dir(dir: &Path) -> Result<(), FailoverError> {
     match std::fs::remove_dir_all(dir) {
         Err(source) if source.kind() != io::ErrorKind::NotFound => {
             Err(FailoverError::File { path: dir.into(), source })

@@ -11,7 +11,7 @@ use super::{
     preflight::{self, PreflightError},
     progress::{FailoverReport, Watcher},
     runbook::{FailoverError, Runbook},
-    steps::{blocking, remove_dir},
+    steps::remove_dir,
 };
 use crate::{restore::RestoreError, store::PointSummary};
 use lifeboat::{
@@ -79,11 +79,11 @@ impl Runbook {
         }
         self.stage(&mut record, point, window, watcher).await?;
         watcher.step("stopping the replica");
-        let hypervisor = self.hypervisor.clone();
-        blocking(move || match hypervisor.domain_by_uuid(vm) {
+        let (host, _) = self.hosts.whereabouts(vm, Some(&record)).await?;
+        host.work(move |hypervisor| match hypervisor.domain_by_uuid(vm) {
             Ok(domain) if domain.state()?.is_active() => Ok(domain.destroy()?),
             Ok(_) | Err(HypervisorError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
+            Err(error) => Err(FailoverError::from(error)),
         })
         .await?;
         fault::point("undo.stopped");
@@ -154,13 +154,13 @@ impl Runbook {
         watcher.step("checking the point");
         let needs = self.needs_of(point, record.manner.clone()).await;
         let (needs, bytes) = needs.map_err(|error| if_damaged(error, point.point))?;
-        let (hypervisor, vm, name, dir) =
-            (self.hypervisor.clone(), record.vm, record.vm_name.clone(), self.replica_dir.clone());
-        blocking(move || {
-            let (_, problems) = preflight::problems(&hypervisor, vm, &name, &needs)?;
+        let (vm, name, dir) = (record.vm, record.vm_name.clone(), self.replica_dir.clone());
+        let (host, _) = self.hosts.whereabouts(vm, Some(record)).await?;
+        host.work(move |hypervisor| {
+            let (_, problems) = preflight::problems(hypervisor, vm, &name, &needs)?;
             let in_the_way = |problem: &PreflightError| !matches!(problem, PreflightError::AlreadyRunning);
             if let Some(problem) = problems.into_iter().find(in_the_way) {
-                return Err(problem.into());
+                return Err(FailoverError::from(problem));
             }
             Ok(preflight::room(&dir, bytes)?)
         })

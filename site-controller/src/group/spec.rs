@@ -78,7 +78,7 @@ pub struct VmSteps {
     /// When it counts as up: `agent`, `tcp:PORT`, `tcp:HOST:PORT`, `console:TEXT`, `delay:5s`; all of them.
     pub wait_for: Vec<String>,
     pub wait_at_most: String,
-    /// libvirt hosts that it may start on; none: any of the site's.
+    /// Hosts of the site that it may run on, by name or libvirt URI; none: any. Where there is one host it says nothing.
     pub hosts: Vec<String>,
     /// A command that is run in the guest once it goes on.
     pub guest_hook: Vec<String>,

@@ -2,8 +2,6 @@
 
 use super::{Claim, HandoverError, Handovers};
 use crate::failover::journal::Phase;
-use lifeboat::hypervisor::libvirt::HypervisorError;
-use std::io;
 
 impl Handovers {
     /// Refused unless the VM runs here, by a failover after which this site gave it to nobody.
@@ -17,13 +15,10 @@ impl Handovers {
         if now > record.generation {
             return Err(HandoverError::GivenAway { name, ours: record.generation, now });
         }
-        let hypervisor = runbook.hypervisor.clone();
-        let state = tokio::task::spawn_blocking(move || hypervisor.domain_by_uuid(vm)?.state()).await;
-        let state = match state.map_err(|panic| HandoverError::Died(io::Error::other(panic)))? {
-            Ok(state) if state.is_active() => None,
-            Ok(state) => Some(state.to_string()),
-            Err(HypervisorError::NotFound { .. }) => Some("gone".to_owned()),
-            Err(error) => return Err(error.into()),
+        let state = match runbook.hosts.whereabouts(vm, Some(&record)).await?.1 {
+            Some(state) if state.is_active() => None,
+            Some(state) => Some(state.to_string()),
+            None => Some("gone".to_owned()),
         };
         if let Some(state) = state {
             return Err(HandoverError::NotRunning { name, state });

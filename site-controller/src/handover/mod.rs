@@ -11,6 +11,7 @@ mod claim;
 use crate::{
     catalog::CatalogError,
     failover::{
+        hosts::HostError,
         journal::JournalError,
         runbook::{FailoverError, Runbook},
     },
@@ -18,13 +19,12 @@ use crate::{
     store::StoreError,
 };
 use lifeboat::{
-    hypervisor::libvirt::HypervisorError,
     id::{PointId, VmId},
     units::{Generation, UnixMs},
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{io, sync::Arc};
+use std::sync::Arc;
 
 /// A site's word that a VM runs there since it was failed over to it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -110,9 +110,7 @@ pub enum HandoverError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
-    Hypervisor(#[from] HypervisorError),
-    #[error("a task of the hand-over died: {0}")]
-    Died(#[source] io::Error),
+    Host(#[from] HostError),
 }
 
 impl From<FailoverError> for HandoverError {

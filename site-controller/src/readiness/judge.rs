@@ -11,6 +11,7 @@ use crate::{
     drill::Driller,
     failover::{
         addresses::plan::Cards,
+        hosts::HostError,
         journal::{Manner, Phase},
         preflight,
         replica_xml::Needs,
@@ -21,6 +22,7 @@ use crate::{
 };
 use lifeboat::{
     error::chain,
+    hypervisor::libvirt::Hypervisor,
     id::{GroupId, VmId},
     units::UnixMs,
     wire::message::VmState,
@@ -38,12 +40,12 @@ pub struct Judge {
 }
 
 /// A VM in what is looked at, and the point that a failover now would take.
-struct Member {
-    vm: VmId,
-    name: String,
+pub(super) struct Member {
+    pub(super) vm: VmId,
+    pub(super) name: String,
     point: Option<PointSummary>,
     /// What its group's runbook says.
-    manner: Manner,
+    pub(super) manner: Manner,
 }
 
 impl Judge {
@@ -159,6 +161,7 @@ impl Judge {
         mut findings: Vec<Finding>,
     ) -> Readiness {
         let (mut memory_bytes, mut disk_bytes) = (0u64, 0u64);
+        let (several, mut wanted) = (self.runbook.hosts.are_several(), Vec::new());
         for member in &members {
             findings.extend(self.source(member));
             let failed_over = self.failed_over(member, &mut findings);
@@ -170,7 +173,11 @@ impl Judge {
                     findings.extend(rules::addresses(&member.name, &cards));
                     memory_bytes = memory_bytes.saturating_add(needs.memory);
                     disk_bytes = disk_bytes.saturating_add(bytes);
-                    findings.extend(self.place(member, needs).await);
+                    if several {
+                        wanted.push(member.wanted(point, needs));
+                    } else {
+                        findings.extend(self.place(member, needs).await);
+                    }
                 }
                 Err(error) => {
                     findings.push(Finding::new(
@@ -182,7 +189,12 @@ impl Judge {
                 }
             }
         }
-        findings.extend(rules::memory(memory_bytes, preflight::free_memory()));
+        if several {
+            findings.extend(self.places(wanted).await);
+        } else {
+            findings.extend(rules::memory(memory_bytes, preflight::free_memory()));
+        }
+        findings.extend(members.iter().flat_map(|member| self.strangers(member)));
         if let Err(problem) = preflight::room(&self.runbook.replica_dir, disk_bytes) {
             let found = rules::preflight(name, &problem);
             findings.push(Finding { vm: None, ..found });
@@ -258,9 +270,9 @@ impl Judge {
 
     /// What this site must have for the replica.
     async fn place(&self, member: &Member, needs: Needs) -> Vec<Finding> {
-        let (hypervisor, vm, name) = (self.runbook.hypervisor.clone(), member.vm, member.name.clone());
-        let looked = tokio::task::spawn_blocking(move || {
-            let mut findings: Vec<Finding> = match preflight::problems(&hypervisor, vm, &name, &needs) {
+        let (vm, name) = (member.vm, member.name.clone());
+        let look = move |hypervisor: &Hypervisor| -> Result<_, HostError> {
+            let mut findings: Vec<Finding> = match preflight::problems(hypervisor, vm, &name, &needs) {
                 Ok((_, problems)) => {
                     problems.iter().map(|problem| rules::preflight(&name, problem)).collect()
                 }
@@ -280,10 +292,14 @@ impl Judge {
                     }
                 }
             }
-            findings
-        });
-        looked.await.unwrap_or_else(|panic| {
-            vec![Finding::new(Weight::Blocks, "check-failed", Some(&member.name), panic.to_string())]
+            Ok(findings)
+        };
+        let looked = match self.runbook.hosts.at(None) {
+            Ok(host) => host.work(look).await,
+            Err(error) => Err(error),
+        };
+        looked.unwrap_or_else(|error| {
+            vec![Finding::new(Weight::Blocks, "check-failed", Some(&member.name), error.to_string())]
         })
     }
 

@@ -1,9 +1,10 @@
 //! Whether a failover would work, asked before it is needed: of each group, and of each VM that is in none.
 //! Promises: *ready* is said only where every check that a failover makes itself has just passed; what stands in its way is
-//! named with what to do. Asking changes nothing. [`judge`] looks, also at what `drills` showed, [`watch`] does so by itself and
+//! named with what to do. Asking changes nothing. [`judge`] looks, also at what `drills` showed and `hosts` have, [`watch`] does so by itself and
 //! says what has changed. Called by `api`.
 
 mod drills;
+mod hosts;
 pub mod judge;
 mod rules;
 pub mod watch;

@@ -25,6 +25,9 @@ pub struct Failover {
     pub rto_ms: Option<u64>,
     /// Of a VM: it went on with its memory, rather than booted.
     pub resumed: Option<bool>,
+    /// Of a VM, where the site has several hosts: that at which it ran, or is to run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// Why it booted, what was refused, what could not be done, what went wrong.
     pub notes: Vec<String>,
 }
@@ -70,7 +73,10 @@ pub fn of_vm(record: &Record) -> Vec<Failover> {
     let refused = record.refused.iter().filter(|_| record.cold_boot.is_none()).cloned();
     let notes = record.cold_boot.iter().cloned().chain(refused).chain(undone);
     let notes = notes.chain(record.last_error.iter().cloned()).collect();
-    earlier.chain([last.of(record.point, record.resumes, notes)]).collect()
+    let all = earlier.chain([last.of(record.point, record.resumes, notes)]);
+    // An undo goes on at the same one.
+    let host = record.host.as_ref().map(|host| host.name.clone());
+    all.map(|of| Failover { host: host.clone(), ..of }).collect()
 }
 
 pub fn of_group(record: &GroupRecord) -> Vec<Failover> {
@@ -117,6 +123,7 @@ fn made(times: Times) -> Failover {
         rpo_ms: if what == What::Planned { cut_at.map(|_| 0) } else { lost },
         rto_ms: running_at.map(|at| at.0.saturating_sub(started_at.0)),
         resumed: None,
+        host: None,
         notes: Vec::new(),
     }
 }

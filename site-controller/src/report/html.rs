@@ -276,7 +276,8 @@ fn evidence(drill: &DrillRecord) -> String {
             (Some(ms), true) => format!("resumed after {}", span(ms)),
             (Some(ms), false) => format!("booted after {}", span(ms)),
         };
-        said.push(format!("{}: {how}, from point {}", member.name, member.point.short()));
+        let place = member.host_name().map_or_else(String::new, |host| format!(" at host {host}"));
+        said.push(format!("{}: {how}{place}, from point {}", member.name, member.point.short()));
         said.extend(member.console.iter().chain(&member.screen).cloned());
         said.extend(member.addresses.iter().map(ToString::to_string));
         said.extend(member.after_resume.iter().filter(|step| !step.done).map(ToString::to_string));
@@ -310,7 +311,7 @@ fn failover_row(failover: &Failover) -> Vec<String> {
     vec![
         failover.started_at.to_string(),
         what(failover.what).into(),
-        outcome.into(),
+        failover.host.as_ref().map_or_else(|| outcome.into(), |host| format!("{outcome} at host {host}")),
         at(failover.cut_at),
         failover.rpo_ms.map_or_else(|| "-".into(), span),
         failover.rto_ms.map_or_else(|| "-".into(), span),

@@ -15,6 +15,10 @@ pub mod request;
 mod tests;
 
 use crate::{
+    failover::{
+        hosts::{HostError, Hosts},
+        journal::Journal,
+    },
     intake::slot::Slots,
     restore::RestoreError,
     store::{PointError, Store, StoreError},
@@ -22,19 +26,19 @@ use crate::{
 use disks::DiskFile;
 use lifeboat::{
     format::manifest::ManifestError,
-    hypervisor::libvirt::{DomainState, Hypervisor, HypervisorError},
+    hypervisor::libvirt::DomainState,
     id::{PointId, VmId},
     nbd::NbdError,
     units::Seq,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, sync::Arc};
 
 #[derive(Debug, thiserror::Error)]
 pub enum SeedError {
     #[error(transparent)]
-    Hypervisor(#[from] HypervisorError),
+    Host(#[from] HostError),
     #[error("the VM is {state} at this site; a seed is of disks that nobody writes to. Shut it off first")]
     Active { state: DomainState },
     #[error("{0}")]
@@ -102,11 +106,20 @@ pub struct SeededDisk {
     pub changed_bytes: u64,
 }
 
+/// Where VMs are at this site.
+#[derive(Clone)]
+pub struct Here {
+    pub hosts: Arc<Hosts>,
+    pub journal: Journal,
+    /// What all hosts share.
+    pub replica_dir: PathBuf,
+}
+
 /// Takes seeds into the store of this site.
 #[derive(Clone)]
 pub struct Seeder {
     pub store: Store,
-    pub hypervisor: Option<Hypervisor>,
+    pub here: Option<Here>,
     /// For sockets of the processes that read images.
     pub run_dir: PathBuf,
     /// For nameless files.
@@ -138,12 +151,11 @@ impl Seeder {
 
     /// Refuses a VM that runs here.
     pub async fn check_off(&self, vm: VmId) -> Result<(), SeedError> {
-        let Some(hypervisor) = self.hypervisor.clone() else { return Ok(()) };
-        let state = tokio::task::spawn_blocking(move || hypervisor.domain_by_uuid(vm)?.state()).await;
-        match state.map_err(|panic| SeedError::Died(io::Error::other(panic)))? {
-            Ok(state) if state.is_active() => Err(SeedError::Active { state }),
-            Ok(_) | Err(HypervisorError::NotFound { .. }) => Ok(()),
-            Err(error) => Err(error.into()),
+        let Some(here) = &self.here else { return Ok(()) };
+        let record = here.journal.load(vm).map_err(HostError::from)?;
+        match here.hosts.whereabouts(vm, record.as_ref()).await? {
+            (_, Some(state)) if state.is_active() => Err(SeedError::Active { state }),
+            _ => Ok(()),
         }
     }
 }

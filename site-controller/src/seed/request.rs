@@ -7,6 +7,7 @@ use super::{
 };
 use crate::{
     catalog::{Catalog, CatalogError},
+    failover::hosts::HostError,
     intake::board::Board,
 };
 use lifeboat::{
@@ -42,6 +43,8 @@ pub struct SeedRequest {
 struct Defined {
     spec: DomainSpec,
     xml: String,
+    /// The host, if it is another than this one.
+    elsewhere: Option<String>,
 }
 
 impl Seeder {
@@ -76,7 +79,7 @@ impl Seeder {
         let disks = match (request.disks, request.dir, &defined) {
             (disks, None, _) if !disks.is_empty() => disks,
             (none, Some(dir), _) if none.is_empty() => blocking(move || disks::in_folder(&dir)).await?,
-            (none, None, Some(defined)) if none.is_empty() => disks::of_domain(&defined.spec)?,
+            (none, None, Some(defined)) if none.is_empty() => self.disks_of(defined)?,
             (none, None, None) if none.is_empty() => {
                 let why = format!(
                     "libvirt has no domain of {name} here; name its disks, or a folder that holds them"
@@ -91,7 +94,7 @@ impl Seeder {
     /// The disks that libvirt's definition of the VM names here; `None` without one.
     pub async fn own_disks(&self, vm: VmId, name: &str) -> Result<Option<Order>, SeedError> {
         let Some(defined) = self.defined(vm.to_string()).await? else { return Ok(None) };
-        let disks = disks::of_domain(&defined.spec)?;
+        let disks = self.disks_of(&defined)?;
         Ok(Some(Order { vm, name: name.to_owned(), disks, definition: Some(defined.xml) }))
     }
 
@@ -113,19 +116,50 @@ impl Seeder {
         Ok(meant.map(|(vm, seen)| (vm, seen.name)))
     }
 
+    /// Where its failover put it, or else at the first host that has it.
     async fn defined(&self, name: String) -> Result<Option<Defined>, SeedError> {
-        let Some(hypervisor) = self.hypervisor.clone() else { return Ok(None) };
-        blocking(move || {
-            let found = find(&hypervisor, &name).and_then(|domain| domain.xml(XmlView::Inactive));
-            let xml = match found {
-                Ok(xml) => xml,
-                Err(HypervisorError::NotFound { .. }) => return Ok(None),
+        let Some(here) = &self.here else { return Ok(None) };
+        let record = match name.parse::<VmId>() {
+            Ok(vm) => here.journal.load(vm).map_err(HostError::from)?,
+            Err(_) => None,
+        };
+        let placed = record.as_ref().and_then(|record| record.host.as_ref());
+        let own = placed.map(|placed| here.hosts.at(Some(placed))).transpose()?;
+        let others = here.hosts.all().iter().filter(|host| own.is_none_or(|own| own.name != host.name));
+        for host in own.into_iter().chain(others) {
+            let wanted = name.clone();
+            let found = host.ask(move |hypervisor| {
+                match find(hypervisor, &wanted).and_then(|domain| domain.xml(XmlView::Inactive)) {
+                    Err(HypervisorError::NotFound { .. }) => Ok(None),
+                    found => found.map(Some),
+                }
+            });
+            let xml = match found.await {
+                Ok(Some(xml)) => xml,
+                Ok(None) => continue,
+                Err(HostError::Away { .. }) if own.is_none_or(|own| own.name != host.name) => continue,
                 Err(error) => return Err(error.into()),
             };
             let spec = DomainSpec::read(&xml).map_err(|error| SeedError::Disks(error.to_string()))?;
-            Ok(Some(Defined { spec, xml }))
-        })
-        .await
+            let elsewhere = here.hosts.are_several() && !host.is_local();
+            return Ok(Some(Defined { spec, xml, elsewhere: elsewhere.then(|| host.name.clone()) }));
+        }
+        Ok(None)
+    }
+
+    /// Of what another host has, only what it shares with this one can be read.
+    fn disks_of(&self, defined: &Defined) -> Result<Vec<DiskFile>, SeedError> {
+        let disks = disks::of_domain(&defined.spec)?;
+        let (Some(host), Some(here)) = (&defined.elsewhere, &self.here) else { return Ok(disks) };
+        match disks.iter().find(|disk| !disk.path.starts_with(&here.replica_dir)) {
+            Some(disk) => Err(SeedError::Disks(format!(
+                "disk {} ({}) is a file of host {host}, and not in `replica_dir`, which this one shares with it; name files that \
+                 lie here, or go on without a seed (`--no-seed`)",
+                disk.target,
+                disk.path.display()
+            ))),
+            None => Ok(disks),
+        }
     }
 }
 

@@ -39,7 +39,7 @@ impl World {
         let objects = LocalObjects::open(&dir.path().join("store"), ByteSize(0)).await.unwrap();
         let (store, _) = testing::open(Arc::new(objects) as Arc<dyn Objects>).await.unwrap();
         let (run_dir, scratch_dir) = (dir.path().to_path_buf(), dir.path().to_path_buf());
-        let seeder = Seeder { store: store.clone(), hypervisor: None, run_dir, scratch_dir };
+        let seeder = Seeder { store: store.clone(), here: None, run_dir, scratch_dir };
         Self { slots: Slots::new(store.clone()), dir, store, seeder }
     }
 

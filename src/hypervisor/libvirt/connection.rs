@@ -52,16 +52,26 @@ impl Drop for Link {
 impl Hypervisor {
     /// Connects to `uri` (`qemu:///system`, or with `?socket=…`).
     pub fn connect(uri: &str) -> Result<Self, HypervisorError> {
-        prepare_library();
-        let (events, _) = broadcast::channel(EVENTS_KEPT);
-        let inner = Inner { uri: uri.into(), link: Mutex::new(None), links_made: AtomicU64::new(0), events };
-        let hypervisor = Self { inner: Arc::new(inner) };
+        let hypervisor = Self::lazy(uri);
         hypervisor.link()?;
         Ok(hypervisor)
     }
 
+    /// The same, by the first call that needs it.
+    pub fn lazy(uri: &str) -> Self {
+        prepare_library();
+        let (events, _) = broadcast::channel(EVENTS_KEPT);
+        let inner = Inner { uri: uri.into(), link: Mutex::new(None), links_made: AtomicU64::new(0), events };
+        Self { inner: Arc::new(inner) }
+    }
+
     pub fn uri(&self) -> &str {
         &self.inner.uri
+    }
+
+    /// Whether its host is this one: what it names by path lies here.
+    pub fn is_local(&self) -> bool {
+        host_of(&self.inner.uri).is_none()
     }
 
     /// What happens to domains from now on. A receiver that lags, and [`Happened::EventsMissed`], both mean: look anew.
@@ -180,6 +190,23 @@ impl Hypervisor {
     }
 }
 
+/// The host that a connection URI leads to (`qemu+ssh://root@kvm2:22/system`); `None`: this one.
+pub fn host_of(uri: &str) -> Option<&str> {
+    let (scheme, rest) = uri.split_once("://")?;
+    let place = rest.split(['/', '?']).next().unwrap_or_default();
+    let place = place.rsplit_once('@').map_or(place, |(_, host)| host);
+    let host = match place.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+        Some((address, _)) => address,
+        None => place.split(':').next().unwrap_or_default(),
+    };
+    let transport = scheme.split_once('+').map_or("", |(_, transport)| transport);
+    match host {
+        "" if matches!(transport, "" | "unix") => None,
+        "" => Some("localhost"),
+        host => Some(host),
+    }
+}
+
 fn parse_uuid(what: &str, uuid: &str) -> Result<VmId, HypervisorError> {
     uuid.parse().map_err(|_| HypervisorError::Refused {
         what: what.into(),
@@ -209,4 +236,26 @@ fn prepare_library() {
             }
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uri_says_which_host_it_leads_to() {
+        for (uri, host) in [
+            ("qemu:///system", None),
+            ("qemu+unix:///system?socket=/run/other/sock", None),
+            ("qemu+ssh://root@kvm2.example.com/system", Some("kvm2.example.com")),
+            ("qemu+ssh://a@b@kvm2:2222/system?keyfile=/x@y", Some("kvm2")),
+            ("qemu+tls://[2001:db8::7]:16514/system", Some("2001:db8::7")),
+            ("qemu+tcp://127.0.0.1/system", Some("127.0.0.1")),
+            ("qemu://kvm3/system", Some("kvm3")),
+            ("qemu+tls:///system", Some("localhost")),
+            ("nonsense", None),
+        ] {
+            assert_eq!(host_of(uri), host, "{uri}");
+        }
+    }
 }

@@ -11,13 +11,14 @@ mod host;
 mod job;
 mod off;
 mod process;
+mod storage;
 mod trial;
 
-pub use connection::Hypervisor;
+pub use connection::{Hypervisor, host_of};
 pub use domain::{Domain, DomainAgent, DomainMonitor, DomainState, StartAs, XmlView};
 pub use error::HypervisorError;
 pub use events::{DomainEvent, Happened};
-pub use host::Machine;
+pub use host::{Load, Machine};
 pub use job::{MIGRATION_OUT, SAVE};
 pub use off::Off;
 pub use process::QemuProcess;

@@ -1,6 +1,9 @@
 //! Failovers.
 
-use crate::{catalog::PointSummary, failover::journal::Record};
+use crate::{
+    catalog::PointSummary,
+    failover::{journal::Record, placing::Foreseen},
+};
 use lifeboat::{id::VmId, units::UnixMs};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -43,6 +46,9 @@ pub struct FailoverPreview {
     /// What the runbook says of its addresses here.
     #[serde(default)]
     pub addresses: Vec<String>,
+    /// Where the site has several hosts, which is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<Foreseen>,
 }
 
 /// `POST /v1/undos`; answered by lines of `failover::progress::Progress`. `POST /v1/undos/preview`: what it would mean.
@@ -103,6 +109,9 @@ pub struct GroupFailoverPreview {
     /// What the runbook says of addresses here, by member.
     #[serde(default)]
     pub addresses: BTreeMap<String, Vec<String>>,
+    /// Where the site has several hosts, which are taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hosts: Option<Foreseen>,
 }
 
 /// `POST /v1/drills`; answered by lines of `failover::progress::Progress`.

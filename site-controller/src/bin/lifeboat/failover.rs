@@ -61,7 +61,7 @@ impl Failover {
             confirm(&tables::preview(&preview), "the VM's name", &preview.name)?;
         }
         match follow(&site.client, "/v1/failovers", &request, site.json).await? {
-            Progress::Done { report } => site.print(&report, tables::failover),
+            Progress::Done { report } => site.print(&*report, tables::failover),
             other => anyhow::bail!("the site controller answered {other:?}"),
         }
     }

@@ -155,25 +155,44 @@ async fn plan(other: &Client, meant: &Meant, steps: &[(Claim, String)]) -> anyho
         theirs: rows.get(&claim.vm).map(|row| row.generation),
     };
     let group = match &meant.group {
-        Some(spec) => Some(what_of(other, spec).await?),
+        Some(spec) => Some(what_of(other, spec).await?.0),
         None => None,
     };
     Ok(Plan { name: meant.name.clone(), members: steps.iter().map(step).collect(), group })
 }
 
 /// What is to be done about the group there.
-async fn what_of(other: &Client, spec: &GroupSpec) -> anyhow::Result<&'static str> {
+async fn what_of(other: &Client, spec: &GroupSpec) -> anyhow::Result<(&'static str, GroupSpec)> {
     let rows: Vec<GroupRow> = other.get("/v1/groups").await?;
     Ok(match rows.into_iter().find(|row| row.group.spec.name == spec.name) {
-        None => CREATE,
-        Some(row) if row.group.spec == *spec && !row.group.paused => KEEP,
-        Some(_) => CHANGE,
+        None => (CREATE, with_hosts_of(spec, None)),
+        Some(row) => {
+            let wanted = with_hosts_of(spec, Some(&row.group.spec));
+            let same = row.group.spec == wanted && !row.group.paused;
+            (if same { KEEP } else { CHANGE }, wanted)
+        }
     })
 }
 
+/// Each site has hosts of its own: what the group says of them there stays.
+fn with_hosts_of(spec: &GroupSpec, there: Option<&GroupSpec>) -> GroupSpec {
+    let mut wanted = spec.clone();
+    for steps in wanted.runbook.vm.values_mut() {
+        steps.hosts.clear();
+    }
+    for (vm, steps) in
+        there.iter().flat_map(|there| &there.runbook.vm).filter(|(_, steps)| !steps.hosts.is_empty())
+    {
+        wanted.runbook.vm.entry(vm.clone()).or_default().hosts.clone_from(&steps.hosts);
+    }
+    wanted.runbook.vm.retain(|vm, _| wanted.vms.contains(vm));
+    wanted
+}
+
 async fn put_group(other: &Client, spec: &GroupSpec) -> anyhow::Result<&'static str> {
-    let (what, group) = (what_of(other, spec).await?, format!("/v1/groups/{}", path_segment(&spec.name)));
-    let request = GroupRequest { spec: spec.clone() };
+    let (what, spec) = what_of(other, spec).await?;
+    let group = format!("/v1/groups/{}", path_segment(&spec.name));
+    let request = GroupRequest { spec };
     match what {
         CREATE => drop(other.post::<_, GroupRow>("/v1/groups", &request).await?),
         CHANGE => {

@@ -42,7 +42,7 @@ impl Undo {
             confirm(&tables::undo_preview(&preview), "its name", &preview.name)?;
         }
         match follow(&site.client, "/v1/undos", &request, site.json).await? {
-            Progress::Done { report } => site.print(&report, tables::failover),
+            Progress::Done { report } => site.print(&*report, tables::failover),
             Progress::GroupDone { report } => site.print(&*report, groups::failover),
             other => anyhow::bail!("the site controller answered {other:?}"),
         }

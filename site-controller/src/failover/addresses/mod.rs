@@ -8,17 +8,20 @@ pub mod plan;
 
 use super::{
     afterwards::Afterwards,
+    hosts::Placed,
     images,
     journal::Record,
     progress::Watcher,
     replica_xml::{self, Rewritten, XmlError},
     runbook::{FailoverError, Runbook},
-    steps::blocking,
 };
 use crate::group::addresses::AddressRules;
 use lifeboat::{address::Address, format::manifest::blob, id::VmId};
 use plan::{Cards, Plan};
 use std::time::{Duration, Instant};
+
+/// A replica, and its host.
+type At<'a> = (VmId, Option<&'a Placed>);
 
 impl Runbook {
     /// Once for each failover, where the runbook says anything of it.
@@ -60,7 +63,8 @@ impl Runbook {
                 .collect());
         }
         let known = record.address_plan.clone();
-        self.settle_addresses(record.vm, &cards, known, |plan| {
+        let host = record.host.clone();
+        self.settle_addresses((record.vm, host.as_ref()), &cards, known, |plan| {
             record.address_plan = Some(plan.clone());
             Ok(self.journal.save(record)?)
         })
@@ -95,7 +99,7 @@ impl Runbook {
     /// Does all that can be done. `known`: it was decided before; otherwise `note` is told before anything is done.
     pub async fn settle_addresses(
         &self,
-        replica: VmId,
+        at: At<'_>,
         cards: &Cards,
         known: Option<Plan>,
         mut note: impl FnMut(&Plan) -> Result<(), FailoverError> + Send,
@@ -106,7 +110,7 @@ impl Runbook {
         }
         let plan = match known {
             Some(plan) => plan,
-            None => match self.decide(replica, cards).await? {
+            None => match self.decide(at, cards).await? {
                 Ok(plan) => {
                     note(&plan)?;
                     plan
@@ -120,9 +124,9 @@ impl Runbook {
             },
         };
         said.extend(plan.said.iter().cloned());
-        said.extend(self.in_guest(replica, &plan).await?);
+        said.extend(self.in_guest(at, &plan).await?);
         if !cards.resumes {
-            said.extend(self.once_more(replica, cards, &plan).await?);
+            said.extend(self.once_more(at, cards, &plan).await?);
         }
         if said.is_empty() {
             let why = "the guest has no address that a rule is about".to_owned();
@@ -132,9 +136,10 @@ impl Runbook {
     }
 
     /// Asks the guest, once it answers. One that boots may have its interfaces, and their first addresses, only later.
-    async fn decide(&self, replica: VmId, cards: &Cards) -> Result<Result<Plan, String>, FailoverError> {
-        let (hypervisor, cards) = (self.hypervisor.clone(), cards.clone());
-        blocking(move || {
+    async fn decide(&self, at: At<'_>, cards: &Cards) -> Result<Result<Plan, String>, FailoverError> {
+        let cards = cards.clone();
+        let (replica, host) = (at.0, self.hosts.at(at.1)?);
+        host.work(move |hypervisor| {
             if !cards.agent {
                 return Ok(Err("the guest has no channel for an agent, which would do it".to_owned()));
             }
@@ -170,9 +175,10 @@ impl Runbook {
         .await
     }
 
-    async fn in_guest(&self, replica: VmId, plan: &Plan) -> Result<Vec<Afterwards>, FailoverError> {
-        let (hypervisor, plan) = (self.hypervisor.clone(), plan.clone());
-        blocking(move || {
+    async fn in_guest(&self, at: At<'_>, plan: &Plan) -> Result<Vec<Afterwards>, FailoverError> {
+        let plan = plan.clone();
+        let (replica, host) = (at.0, self.hosts.at(at.1)?);
+        host.work(move |hypervisor| {
             let agent = hypervisor.domain_by_uuid(replica)?.guest_agent();
             Ok(guest::carry_out(&agent, &plan, Instant::now() + DONE_WITHIN))
         })
@@ -182,13 +188,14 @@ impl Runbook {
     /// A guest that boots may configure itself only now, and so bring back what was taken away. Gives what was done besides.
     async fn once_more(
         &self,
-        replica: VmId,
+        at: At<'_>,
         cards: &Cards,
         plan: &Plan,
     ) -> Result<Vec<Afterwards>, FailoverError> {
         let settled: Vec<Address> = plan.interfaces.iter().flat_map(|of| of.add.iter().copied()).collect();
-        let (hypervisor, cards, plan) = (self.hypervisor.clone(), cards.clone(), plan.clone());
-        blocking(move || {
+        let (cards, plan) = (cards.clone(), plan.clone());
+        let (replica, host) = (at.0, self.hosts.at(at.1)?);
+        host.work(move |hypervisor| {
             let agent = hypervisor.domain_by_uuid(replica)?.guest_agent();
             let mut done = Vec::<Afterwards>::new();
             for _ in 0..LOOKS_AGAIN {

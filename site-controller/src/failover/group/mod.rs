@@ -4,6 +4,7 @@
 //! in between there is one synced write. A controller that dies anywhere takes it up from the record. Called by `api` and
 //! the daemon.
 
+mod prepare;
 pub mod record;
 pub mod scripts;
 pub mod starts;
@@ -11,12 +12,12 @@ mod undo;
 pub mod world;
 
 use super::{
-    journal::{Journal, JournalError, Manner},
+    hosts::Placed,
+    journal::{Journal, JournalError},
     progress::{FailoverReport, Watcher},
     runbook::FailoverError,
 };
 use crate::group::Group;
-use futures_util::{StreamExt, TryStreamExt, stream};
 use lifeboat::{
     clock::Clock,
     fault,
@@ -149,7 +150,12 @@ impl Groups {
                 record.cut = before.as_ref().filter(|before| !before.is_over()).and_then(|before| before.cut);
                 record.skip_fence_command = skip_command;
                 self.name(&mut record, point)?;
-                if let Err(refused) = self.prepare(&record, watcher).await {
+                let placed = self.place(&record, watcher).await;
+                let prepared = match placed {
+                    Ok(placed) => self.prepare(&record, placed, watcher).await,
+                    Err(error) => Err(error),
+                };
+                if let Err(refused) = prepared {
                     // Nothing was begun: whatever is tried next is tried afresh.
                     if record.cut.is_none() {
                         match before.filter(GroupRecord::is_over) {
@@ -186,10 +192,12 @@ impl Groups {
             }
             before => GroupRecord::after(before.as_ref(), Kind::Planned, group, self.clock.now()),
         };
+        // Before any source stands.
+        let placed = self.place(&record, watcher).await?;
         record.cut = Some(cut);
         self.journal.save_group(&record)?;
         fault::point("planned.begun");
-        match self.until_commit(&mut record, watcher).await {
+        match self.until_commit(&mut record, placed, watcher).await {
             Ok(()) => self.forward(&mut record, watcher).await,
             // Where the journal can't be written, the record on disk decides, at the next start.
             Err(GroupError::Journal(error)) => Err(error.into()),
@@ -234,13 +242,18 @@ impl Groups {
         }
     }
 
-    async fn until_commit(&self, record: &mut GroupRecord, watcher: &Watcher) -> Result<(), GroupError> {
+    async fn until_commit(
+        &self,
+        record: &mut GroupRecord,
+        placed: Vec<Option<Placed>>,
+        watcher: &Watcher,
+    ) -> Result<(), GroupError> {
         let cut = record.cut.ok_or(SourceError("no cut is named".into()))?;
         watcher.step("bringing the sources to stand");
         let point = self.sources.final_cut(&record.group, cut).await?;
         self.name(record, &point)?;
         fault::point("planned.named");
-        self.prepare(record, watcher).await?;
+        self.prepare(record, placed, watcher).await?;
         self.restore(record, watcher).await?;
         self.enter(record, Phase::Restored)?;
         fault::point("planned.restored");
@@ -379,46 +392,6 @@ impl Groups {
             }
         }
         true
-    }
-
-    fn name(&self, record: &mut GroupRecord, point: &WholePoint) -> Result<(), GroupError> {
-        for part in &mut record.parts {
-            let found = point.members.iter().find(|(vm, _)| *vm == part.vm);
-            // A member that joined later has no part in it: an older group point is not the group's any more.
-            part.point = Some(found.ok_or_else(|| GroupError::NoPoint(record.group.spec.name.clone()))?.1);
-        }
-        record.cut_at = Some(point.cut_at);
-        self.enter(record, Phase::Named)
-    }
-
-    /// All members, or none: what can't be done for one is begun for none of them.
-    async fn prepare(&self, record: &GroupRecord, watcher: &Watcher) -> Result<(), GroupError> {
-        let points: Vec<_> = record.parts.iter().filter_map(|part| Some((part, part.point?))).collect();
-        let all: Vec<_> = points.iter().map(|(part, point)| (part.vm, *point)).collect();
-        self.replicas.room_for(&all).await?;
-        let mut begun = Vec::new();
-        for (part, point) in points {
-            let (watcher, manner) = (watcher.of(&part.name), Manner::of(&record.group.spec, &part.name));
-            match self.replicas.prepare(part.vm, point, record.kind, manner, &watcher).await {
-                Ok(true) => begun.push(part.vm),
-                Ok(false) => {}
-                Err(error) => {
-                    for vm in begun {
-                        self.replicas.withdraw(vm).await?;
-                    }
-                    return Err(error.into());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    async fn restore(&self, record: &GroupRecord, watcher: &Watcher) -> Result<(), GroupError> {
-        let all = record.parts.clone().into_iter().map(|part| {
-            let (replicas, watcher) = (self.replicas.clone(), watcher.of(&part.name));
-            async move { replicas.restore(part.vm, &watcher).await }
-        });
-        Ok(stream::iter(all).buffer_unordered(SIDE_BY_SIDE).try_collect().await?)
     }
 
     async fn before(&self, record: &mut GroupRecord, watcher: &Watcher) -> Result<(), GroupError> {

@@ -9,7 +9,7 @@ use super::{
     world::Replicas,
 };
 use crate::{
-    failover::{progress::Watcher, runbook::FailoverError},
+    failover::{hosts::Placed, progress::Watcher, runbook::FailoverError},
     group::spec::WaitFor,
 };
 use futures_util::{StreamExt, stream};
@@ -90,7 +90,7 @@ impl Groups {
         let Ok((waits, at_most)) = record.group.spec.waits(&part.name) else { return started };
         for wait in waits {
             watcher.step(format!("waiting: {wait:?}"));
-            if let Err(why) = wait_for(&*self.replicas, part.vm, &wait, at_most).await {
+            if let Err(why) = wait_for(&*self.replicas, (part.vm, None), &wait, at_most).await {
                 watcher.step(format!("WARNING: {why}"));
                 started.warnings.push(format!("{}: {why}", part.name));
             }
@@ -99,10 +99,10 @@ impl Groups {
     }
 }
 
-/// Returns once what is waited for is there; or else why not.
+/// Returns once what is waited for is there; or else why not. Of a trial, with its host.
 pub async fn wait_for(
     replicas: &dyn Replicas,
-    replica: VmId,
+    (replica, at): (VmId, Option<&Placed>),
     wait: &WaitFor,
     at_most: Duration,
 ) -> Result<(), String> {
@@ -111,7 +111,7 @@ pub async fn wait_for(
             tokio::time::sleep(*span).await;
             return Ok(());
         }
-        while !replicas.is_up(replica, wait).await? {
+        while !replicas.is_up(replica, at, wait).await? {
             tokio::time::sleep(LOOK).await;
         }
         Ok::<(), FailoverError>(())

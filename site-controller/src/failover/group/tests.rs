@@ -3,7 +3,11 @@
 
 use super::*;
 use crate::{
-    failover::group::world::SourceError,
+    failover::{
+        group::world::{SourceError, ToPlace},
+        hosts::Placed,
+        journal::Manner,
+    },
     group::{MemberVm, spec::WaitFor},
 };
 use async_trait::async_trait;
@@ -52,6 +56,8 @@ struct Tables {
     is_damaged: BTreeSet<VmId>,
     /// Replicas that there is room for.
     room_for: Option<usize>,
+    /// No host has room for all.
+    no_host: bool,
     cut_fails: bool,
     unreached: bool,
 }
@@ -88,12 +94,25 @@ impl Replicas for World {
         let full = self.call(|tables| points.len() > tables.room_for.unwrap_or(usize::MAX));
         if full { Err(FailoverError::Wait("no room for all of them".into())) } else { Ok(()) }
     }
+    async fn place(&self, members: &[ToPlace], _: &Watcher) -> Result<Vec<Option<Placed>>, FailoverError> {
+        let full = self.call(|tables| {
+            // Nobody stands for a failover that has no hosts.
+            assert!(!tables.no_host || tables.sources.values().all(|source| *source != Source::Stands));
+            tables.no_host
+        });
+        if full {
+            Err(FailoverError::NoHost { name: "web".into(), why: String::new() })
+        } else {
+            Ok(vec![None; members.len()])
+        }
+    }
     async fn prepare(
         &self,
         vm: VmId,
         _: PointId,
         _: Kind,
         _: Manner,
+        _: Option<Placed>,
         _: &Watcher,
     ) -> Result<bool, FailoverError> {
         self.call(|tables| {
@@ -169,6 +188,7 @@ impl Replicas for World {
                 resumed: !left_off,
                 left_off,
                 already_done: false,
+                host: None,
                 cold_boot: None,
                 refused: Vec::new(),
                 after_resume: Vec::new(),
@@ -203,7 +223,7 @@ impl Replicas for World {
         });
         Ok(())
     }
-    async fn is_up(&self, _: VmId, wait: &WaitFor) -> Result<bool, FailoverError> {
+    async fn is_up(&self, _: VmId, _: Option<&Placed>, wait: &WaitFor) -> Result<bool, FailoverError> {
         Ok(*wait == WaitFor::Agent)
     }
 }
@@ -462,4 +482,19 @@ async fn an_emergency_that_can_t_be_done_for_one_member_is_begun_for_none_and_st
     world.0.lock().unwrap().room_for = None;
     groups.planned(shop(), CUT, &Watcher::nobody()).await.unwrap();
     assert!(one_site(&world));
+}
+
+#[tokio::test]
+async fn a_failover_for_which_no_host_has_room_is_refused_before_any_source_stands() {
+    let dir = tempfile::tempdir().unwrap();
+    let world = world();
+    world.0.lock().unwrap().no_host = true;
+    let groups = controller(&world, dir.path());
+    let planned = groups.planned(shop(), CUT, &Watcher::nobody()).await.unwrap_err();
+    assert!(planned.to_string().contains("nothing was stopped"), "{planned}");
+    let refused = groups.emergency(shop(), &point(&shop(), CUT), false, &Watcher::nobody()).await;
+    assert!(refused.unwrap_err().to_string().contains("no host"));
+    assert_eq!(groups.journal.load_group(shop().id).unwrap(), None);
+    let tables = world.0.lock().unwrap();
+    assert!(tables.sources.values().all(|source| *source == Source::Runs) && tables.prepared.is_empty());
 }

@@ -4,6 +4,7 @@
 use super::record::Kind;
 use crate::{
     failover::{
+        hosts::Placed,
         journal::Manner,
         progress::{FailoverReport, Watcher},
         runbook::FailoverError,
@@ -26,11 +27,27 @@ pub struct WholePoint {
     pub members: Vec<(VmId, PointId)>,
 }
 
+/// A replica that is to have a host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ToPlace {
+    pub vm: VmId,
+    /// Without one, the newest is as good: what the VM is made of hardly changes.
+    pub point: Option<PointId>,
+    pub manner: Manner,
+}
+
 /// This site's side: one VM at a time, each step safe to repeat.
 #[async_trait]
 pub trait Replicas: Send + Sync {
     /// Whether there is room for the replicas of all these points together.
     async fn room_for(&self, points: &[(VmId, PointId)]) -> Result<(), FailoverError>;
+    /// Decides at which hosts of this site the replicas run, all of them together. One for each, in their order; `None` where
+    /// there is one host.
+    async fn place(
+        &self,
+        members: &[ToPlace],
+        watcher: &Watcher,
+    ) -> Result<Vec<Option<Placed>>, FailoverError>;
     /// Finds the point and asks whether it can work. Nothing that anybody would notice is changed. `true` if it begins
     /// here, `false` if it was begun before.
     async fn prepare(
@@ -39,6 +56,7 @@ pub trait Replicas: Send + Sync {
         point: PointId,
         kind: Kind,
         manner: Manner,
+        host: Option<Placed>,
         watcher: &Watcher,
     ) -> Result<bool, FailoverError>;
     /// Makes the images of another point beside the replica that runs. Nothing that anybody would notice is changed.
@@ -79,7 +97,8 @@ pub trait Replicas: Send + Sync {
     async fn generation(&self, vm: VmId) -> Generation;
     /// Raises the generation, so that whoever is given it is the VM.
     async fn raise(&self, vm: VmId, generation: Generation) -> Result<(), FailoverError>;
-    async fn is_up(&self, vm: VmId, wait: &WaitFor) -> Result<bool, FailoverError>;
+    /// `at`: of a trial, its host; otherwise that of the VM's failover.
+    async fn is_up(&self, vm: VmId, at: Option<&Placed>, wait: &WaitFor) -> Result<bool, FailoverError>;
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

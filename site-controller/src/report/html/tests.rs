@@ -33,6 +33,7 @@ fn report() -> Report {
         rpo_ms: Some(4000),
         rto_ms: Some(1000),
         resumed: Some(false),
+        host: Some("<kvm2>".into()),
         notes: vec!["<script>alert('1')</script> & \"\u{1b}[31m\"".into()],
     };
     let subject = Subject {

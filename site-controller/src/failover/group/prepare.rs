@@ -1,0 +1,71 @@
+//! What is done for the members of a group before any of them is started: points named, hosts chosen, images restored.
+//! Promises: hosts are chosen for all members together; what can't be done for one is begun for none. Called by `group`.
+
+use super::{
+    GroupError, Groups, SIDE_BY_SIDE,
+    record::{GroupRecord, Part, Phase},
+    world::{ToPlace, WholePoint},
+};
+use crate::failover::{hosts::Placed, journal::Manner, progress::Watcher};
+use futures_util::{StreamExt, TryStreamExt, stream};
+
+impl Groups {
+    pub(super) fn name(&self, record: &mut GroupRecord, point: &WholePoint) -> Result<(), GroupError> {
+        for part in &mut record.parts {
+            let found = point.members.iter().find(|(vm, _)| *vm == part.vm);
+            // A member that joined later has no part in it: an older group point is not the group's any more.
+            part.point = Some(found.ok_or_else(|| GroupError::NoPoint(record.group.spec.name.clone()))?.1);
+        }
+        record.cut_at = Some(point.cut_at);
+        self.enter(record, Phase::Named)
+    }
+
+    /// Of each member the host at which it is to run.
+    pub(super) async fn place(
+        &self,
+        record: &GroupRecord,
+        watcher: &Watcher,
+    ) -> Result<Vec<Option<Placed>>, GroupError> {
+        let manner = |part: &Part| Manner::of(&record.group.spec, &part.name);
+        let parts = record.parts.iter();
+        let all: Vec<_> =
+            parts.map(|part| ToPlace { vm: part.vm, point: part.point, manner: manner(part) }).collect();
+        Ok(self.replicas.place(&all, watcher).await?)
+    }
+
+    /// All members, or none: what can't be done for one is begun for none of them.
+    pub(super) async fn prepare(
+        &self,
+        record: &GroupRecord,
+        placed: Vec<Option<Placed>>,
+        watcher: &Watcher,
+    ) -> Result<(), GroupError> {
+        let parts = record.parts.iter().zip(placed);
+        let points: Vec<_> = parts.filter_map(|(part, host)| Some((part, part.point?, host))).collect();
+        let all: Vec<_> = points.iter().map(|(part, point, _)| (part.vm, *point)).collect();
+        self.replicas.room_for(&all).await?;
+        let mut begun = Vec::new();
+        for (part, point, host) in points {
+            let (watcher, manner) = (watcher.of(&part.name), Manner::of(&record.group.spec, &part.name));
+            match self.replicas.prepare(part.vm, point, record.kind, manner, host, &watcher).await {
+                Ok(true) => begun.push(part.vm),
+                Ok(false) => {}
+                Err(error) => {
+                    for vm in begun {
+                        self.replicas.withdraw(vm).await?;
+                    }
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) async fn restore(&self, record: &GroupRecord, watcher: &Watcher) -> Result<(), GroupError> {
+        let all = record.parts.clone().into_iter().map(|part| {
+            let (replicas, watcher) = (self.replicas.clone(), watcher.of(&part.name));
+            async move { replicas.restore(part.vm, &watcher).await }
+        });
+        Ok(stream::iter(all).buffer_unordered(SIDE_BY_SIDE).try_collect().await?)
+    }
+}
