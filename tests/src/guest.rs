@@ -170,10 +170,16 @@ impl Guest {
         self.virsh("qemu-monitor-command", &[command])
     }
 
-    /// One question to the guest's agent; its answer.
+    /// One question to the guest's agent; its answer. A guest may stand in a cut: it is asked again then.
     pub fn ask_agent(&self, question: &Value) -> Result<Value> {
-        let answer =
-            self.virsh("qemu-agent-command", &["--timeout", AGENT_PATIENCE_S, &question.to_string()])?;
+        let question = question.to_string();
+        let what = format!("{} to go on, so that its agent can be asked", self.name);
+        let answer = eventually(STANDS_AT_MOST, &what, || {
+            match self.virsh("qemu-agent-command", &["--timeout", AGENT_PATIENCE_S, &question]) {
+                Err(error) if format!("{error:#}").contains("domain is not running") => Ok(None),
+                answer => answer.map(Some),
+            }
+        })?;
         let answer: Value =
             serde_json::from_str(&answer).with_context(|| format!("the agent said {answer}"))?;
         answer.get("return").cloned().with_context(|| format!("the agent refused: {answer}"))
@@ -231,4 +237,5 @@ impl Guest {
     }
 }
 
+const STANDS_AT_MOST: Duration = Duration::from_secs(30);
 const AGENT_PATIENCE_S: &str = "20";
