@@ -2,7 +2,7 @@
 //! `daemon`, asked by the commands of the same names. Promises: an answer to `yield` or `unprotect` means that nothing is held any more.
 
 use crate::protect::{
-    neighbour::{Asked, Neighbour, Neighbours, uptime},
+    neighbour::{Asked, Neighbour, Neighbours},
     status::{AgentStatus, Board},
 };
 use axum::{
@@ -10,7 +10,7 @@ use axum::{
     extract::State,
     routing::{get, post},
 };
-use lifeboat::{clock::Clock, local_api::ApiError, units::UnixMs};
+use lifeboat::{boot, clock::Clock, local_api::ApiError, units::UnixMs};
 use serde::{Deserialize, Serialize};
 use std::{sync::Arc, time::Duration};
 
@@ -60,7 +60,7 @@ async fn keep_aside(
         return Err(ApiError::bad_request("bad-time", "keep aside for how long? up to 30d: `10m`"));
     }
     let by: String = request.by.chars().filter(|c| !c.is_control()).take(BY_MAX).collect();
-    let until_uptime_ms = u64::try_from(uptime().as_millis()).unwrap_or(0).saturating_add(request.for_ms);
+    let until_uptime_ms = boot::uptime_ms().saturating_add(request.for_ms);
     let until = UnixMs(clock.now().0.saturating_add(request.for_ms));
     remembered(neighbour.ask(Some(Asked { until_uptime_ms, until, by })))?;
     until_aside(&neighbour).await?;

@@ -4,11 +4,9 @@
 //! goes on only when a lease lets it. It resumes nothing else. Run by `lifeboat-agent guard`.
 
 use super::{FenceError, keeper::pause};
-use crate::{
-    config::AgentConfig,
-    witness::{boot_ms, files::Files},
-};
+use crate::{config::AgentConfig, witness::files::Files};
 use lifeboat::{
+    boot,
     hypervisor::libvirt::{Hypervisor, HypervisorError, QemuProcess},
     id::VmId,
 };
@@ -84,14 +82,14 @@ pub fn run(config: &AgentConfig) -> Result<(), FenceError> {
         for vm in bound {
             look(&files, &libvirt, vm, rows.entry(vm).or_default());
         }
-        if let Err(error) = files.beat(boot_ms()) {
+        if let Err(error) = files.beat(boot::uptime_ms()) {
             tracing::error!(%error, "that this host is guarded can't be told to its agent");
         }
     }
 }
 
 fn look(files: &Files, libvirt: &Arc<Libvirt>, vm: VmId, row: &mut Row) {
-    let (now, until) = (boot_ms(), files.until(vm).unwrap_or_default());
+    let (now, until) = (boot::uptime_ms(), files.until(vm).unwrap_or_default());
     if now < until.soft {
         if let Some((pid, started)) = files.stopped(vm) {
             tracing::warn!(%vm, "a lease holds again: its QEMU goes on");

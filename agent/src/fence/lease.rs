@@ -3,8 +3,7 @@
 //! Promises: a VM is on the list before its first lease is needed. The other reader is packaging/libvirt-hook.sh.
 
 use super::decide::Lease;
-use crate::protect::neighbour::uptime;
-use lifeboat::{durable, id::VmId, units::Generation};
+use lifeboat::{boot::uptime, durable, id::VmId, units::Generation, volatile};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -43,8 +42,8 @@ impl Leases {
 
     /// The hook lets everything pass.
     pub fn unprotect(&self, vm: VmId) -> io::Result<()> {
-        absent(&self.state.join(PROTECTED).join(vm.to_string()))?;
-        absent(&self.lease(vm))?;
+        volatile::remove(&self.state.join(PROTECTED).join(vm.to_string()))?;
+        volatile::remove(&self.lease(vm))?;
         self.forget_refusal(vm)
     }
 
@@ -71,7 +70,7 @@ impl Leases {
     }
 
     pub fn drop(&self, vm: VmId) -> io::Result<()> {
-        absent(&self.lease(vm))
+        volatile::remove(&self.lease(vm))
     }
 
     /// `lasts`: as it would be granted now.
@@ -96,7 +95,7 @@ impl Leases {
     }
 
     pub fn forget_refusal(&self, vm: VmId) -> io::Result<()> {
-        absent(&self.run.join(REFUSED).join(vm.to_string()))
+        volatile::remove(&self.run.join(REFUSED).join(vm.to_string()))
     }
 
     fn lease(&self, vm: VmId) -> PathBuf {
@@ -105,16 +104,7 @@ impl Leases {
 
     /// Whole or not at all; that a power cut takes it away is what it is for.
     fn write(&self, vm: VmId, text: &str) -> io::Result<()> {
-        let draft = self.run.join(LEASES).join(format!(".{vm}"));
-        fs::write(&draft, format!("{text}\n"))?;
-        fs::rename(&draft, self.lease(vm))
-    }
-}
-
-fn absent(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        volatile::replace(&self.lease(vm), &format!("{text}\n"))
     }
 }
 

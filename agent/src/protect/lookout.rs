@@ -4,12 +4,10 @@
 //! A hook of libvirt's would not help: on the host that a guest leaves, it calls none before any of this.
 //! Called by the daemon, one task per VM.
 
-use super::{
-    neighbour::{Neighbour, uptime},
-    saves::Saves,
-};
+use super::{neighbour::Neighbour, saves::Saves};
 use crate::capture::others;
 use lifeboat::{
+    boot,
     hypervisor::libvirt::{Domain, DomainEvent, Happened, Hypervisor},
     id::VmId,
 };
@@ -48,7 +46,7 @@ pub async fn watch(
             () = tokio::time::sleep(pause) => {}
             _ = stop.wait_for(|stop| *stop) => return,
         }
-        neighbour.expire(uptime());
+        neighbour.expire(boot::uptime());
         let looked = tokio::task::spawn_blocking(move || {
             let found = look.look();
             (look, found)

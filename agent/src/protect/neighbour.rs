@@ -258,13 +258,6 @@ impl Book {
     }
 }
 
-/// Time since the host was started, the time it slept included.
-pub fn uptime() -> Duration {
-    let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
-    let seconds = text.split_whitespace().next().and_then(|seconds| seconds.parse().ok());
-    Duration::try_from_secs_f64(seconds.unwrap_or(0.0)).unwrap_or(Duration::ZERO)
-}
-
 const ENDED: &str = "protection was ended by `lifeboat-agent unprotect`; remove the VM from agent.toml, or restart the agent to go on";
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! that can't be read, has passed. Written by `keeping` and the guard; the other reader is packaging/libvirt-hook.sh.
 
 use super::hold::Until;
-use lifeboat::{durable, id::VmId};
+use lifeboat::{boot, durable, id::VmId, volatile};
 use std::{
     fs, io,
     path::{Path, PathBuf},
@@ -19,8 +19,7 @@ pub struct Files {
 
 impl Files {
     pub fn open(state: &Path, run: &Path) -> io::Result<Self> {
-        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned();
-        let files = Self { bound: state.join(BOUND), run: run.join(KEPT), boot };
+        let files = Self { bound: state.join(BOUND), run: run.join(KEPT), boot: boot::id()? };
         for dir in [&files.bound, &files.run] {
             fs::create_dir_all(dir)?;
         }
@@ -38,7 +37,7 @@ impl Files {
 
     pub fn unbind(&self, vm: VmId) -> io::Result<()> {
         durable::remove(&self.bound.join(vm.to_string()))?;
-        absent(&self.run.join(vm.to_string()))
+        volatile::remove(&self.run.join(vm.to_string()))
     }
 
     pub fn all_bound(&self) -> io::Result<Vec<VmId>> {
@@ -85,7 +84,7 @@ impl Files {
     }
 
     pub fn forget_paused(&self, vm: VmId) -> io::Result<()> {
-        absent(&self.run.join(format!("{vm}.paused")))
+        volatile::remove(&self.run.join(format!("{vm}.paused")))
     }
 
     /// The guard has stopped this process, which started then.
@@ -100,20 +99,11 @@ impl Files {
     }
 
     pub fn forget_stopped(&self, vm: VmId) -> io::Result<()> {
-        absent(&self.run.join(format!("{vm}.stopped")))
+        volatile::remove(&self.run.join(format!("{vm}.stopped")))
     }
 
     fn write(&self, name: &str, text: &str) -> io::Result<()> {
-        let draft = self.run.join(format!(".{name}.new"));
-        fs::write(&draft, text)?;
-        fs::rename(&draft, self.run.join(name))
-    }
-}
-
-fn absent(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
+        volatile::replace(&self.run.join(name), text)
     }
 }
 

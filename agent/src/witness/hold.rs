@@ -7,7 +7,7 @@ use lifeboat::{
     witness::{Entry, LeaseId, Revision, Word},
 };
 
-/// Until when a guest may run, by [`super::boot_ms`]: paused through libvirt at `soft`, by the kernel at `hard`.
+/// Until when a guest may run, by [`lifeboat::boot::uptime_ms`]: paused through libvirt at `soft`, by the kernel at `hard`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Until {
     pub soft: u64,

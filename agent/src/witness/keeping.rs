@@ -3,7 +3,6 @@
 //! witness is configured, started by `daemon`; asked by `fence`.
 
 use super::{
-    boot_ms,
     files::Files,
     hold::{Act, Hold, Kept, Known, Until, Wish, act},
 };
@@ -12,7 +11,7 @@ use crate::{
     ship::uplink::Routes,
 };
 use lifeboat::{
-    fault,
+    boot, fault,
     id::VmId,
     units::Generation,
     witness::{Change, LeaseId, Leasing, Revision, Witness, WitnessError, Word},
@@ -60,7 +59,7 @@ impl Keeping {
     }
 
     pub fn kept(&self) -> Kept {
-        self.state().hold.kept(boot_ms())
+        self.state().hold.kept(boot::uptime_ms())
     }
 
     pub fn wish(&self, wish: Wish) {
@@ -81,7 +80,7 @@ impl Keeping {
     fn promised(&self, sent: u64, for_ms: u64) {
         let until = {
             let mut state = self.state();
-            state.hold.promised(sent, for_ms, boot_ms());
+            state.hold.promised(sent, for_ms, boot::uptime_ms());
             state.hold.bound.then(|| state.hold.until())
         };
         if let Some(until) = until {
@@ -103,7 +102,7 @@ impl Keeping {
         let at_site = async {
             loop {
                 if let SiteWord::Open(generation) = given.neighbour.state().site {
-                    given.routes.say_alive(self.vm, generation, boot_ms());
+                    given.routes.say_alive(self.vm, generation, boot::uptime_ms());
                 }
                 tokio::time::sleep(LOOK).await;
                 if let Some((sent, for_ms)) = given.routes.promise(self.vm) {
@@ -162,7 +161,7 @@ impl Keeping {
         if wish == Wish::Unbind {
             self.unbind();
         }
-        let sent = boot_ms();
+        let sent = boot::uptime_ms();
         let guarded = self.files.is_guarded(sent);
         // Without a guard nothing is prolonged.
         if let Some((lease, _)) = *ours
@@ -217,7 +216,7 @@ impl Keeping {
         over: Revision,
         generation: Generation,
     ) -> Result<Option<String>, WitnessError> {
-        let (vm, sent) = (self.vm, boot_ms());
+        let (vm, sent) = (self.vm, boot::uptime_ms());
         let lease = given.witness.grant(given.ttl).await?;
         let before = self.state().hold.bound;
         // First, and whatever comes of it: from the next step on the witness may say that we keep it.

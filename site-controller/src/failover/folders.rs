@@ -16,6 +16,7 @@ use lifeboat::{
         libvirt::{Hypervisor, HypervisorError, XmlView},
     },
     id::VmId,
+    qemu::qcow2::{self, CHAIN_MAX},
     units::UnixMs,
 };
 use schemars::JsonSchema;
@@ -23,8 +24,8 @@ use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    io::{self, Read},
-    os::unix::fs::{FileExt, MetadataExt},
+    io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -183,8 +184,8 @@ fn may_have_bases(xml: &str, root: &Path) -> bool {
 fn with_bases(file: &Path) -> io::Result<Vec<PathBuf>> {
     let mut stack = vec![file.to_owned()];
     while let Some(base) = base_of(&stack[stack.len() - 1])? {
-        if stack.len() > BASES_MAX {
-            return Err(io::Error::other(format!("it stands on more than {BASES_MAX} images")));
+        if stack.len() > CHAIN_MAX {
+            return Err(io::Error::other(format!("it stands on more than {CHAIN_MAX} images")));
         }
         stack.push(base);
     }
@@ -192,33 +193,13 @@ fn with_bases(file: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(real.collect())
 }
 
-/// The backing file that a qcow2 header names (QEMU's docs/interop/qcow2.txt: big-endian, its place at byte 8, its length
-/// at byte 16).
 fn base_of(file: &Path) -> io::Result<Option<PathBuf>> {
     // Not of a device that may be slow, nor of a socket.
     if !fs::metadata(file).is_ok_and(|meta| meta.is_file()) {
         return Ok(None);
     }
-    let opened = File::open(file)?;
-    let mut head = [0; 20];
-    if (&opened).take(20).read(&mut head)? < 20 || head[..4] != *b"QFI\xfb" {
-        return Ok(None);
-    }
-    let [.., a, b, c, d, e, f, g, h, i, j, k, l] = head;
-    let (at, len) = (u64::from_be_bytes([a, b, c, d, e, f, g, h]), u32::from_be_bytes([i, j, k, l]));
-    if at == 0 {
-        return Ok(None);
-    }
-    if len > NAME_MAX {
-        return Err(io::Error::other("its header names a base of more bytes than a name may have"));
-    }
-    let mut name = vec![0; len as usize];
-    opened.read_exact_at(&mut name, at)?;
-    let name = String::from_utf8_lossy(&name).into_owned();
-    // `json:{"driver":"raw","file":{"filename":"/srv/a.raw"}}`: QEMU's long form.
-    let quoted = name.starts_with("json:").then(|| name.split('"').rfind(|word| word.starts_with('/')));
-    let base = quoted.flatten().unwrap_or_else(|| name.strip_prefix("file:").unwrap_or(&name)).to_owned();
-    Ok(Some(file.parent().unwrap_or(Path::new("/")).join(base)))
+    let leads = qcow2::read(&File::open(file)?)?.unwrap_or_default();
+    Ok(leads.base.and_then(|named| qcow2::beside(file, &named)))
 }
 
 /// The folders that are named as failovers name theirs; whatever else lies there is somebody else's.
@@ -249,10 +230,6 @@ fn size(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.metadata().ok()).map(|meta| meta.blocks() * 512).sum()
 }
-
-/// As QEMU has it.
-const BASES_MAX: usize = 200;
-const NAME_MAX: u32 = 1023;
 
 #[cfg(test)]
 mod tests {

@@ -346,6 +346,21 @@ mod tests {
         drop(let_go);
     }
 
+    #[test]
+    fn what_a_controller_that_died_has_left_for_hosts_to_see_goes_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        for name in ["probe-7/seen", "11223344/1-1/vda.raw"] {
+            let file = dir.path().join(name);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "").unwrap();
+        }
+        for _ in 0..2 {
+            crate::failover::placing::sweep_probes(dir.path());
+        }
+        crate::failover::placing::sweep_probes(&dir.path().join("missing"));
+        assert!(dir.path().join("11223344/1-1/vda.raw").exists() && !dir.path().join("probe-7").exists());
+    }
+
     #[tokio::test]
     async fn where_no_host_can_take_a_replica_each_says_why() {
         use crate::failover::{placing::Wanted, replica_xml::Needs, runbook::FailoverError};

@@ -301,6 +301,8 @@ fn lack(hypervisor: &Hypervisor, of: &Wanted) -> Result<Option<String>, Failover
     Ok(lacks.then(|| "its processor lacks something that the guest was started with".into()))
 }
 
+const PROBE: &str = "probe-";
+
 /// A file in a new folder among the replicas', which nobody can have looked for before.
 struct Probe {
     folder: PathBuf,
@@ -309,12 +311,22 @@ struct Probe {
 
 impl Probe {
     fn put(among: &Path) -> io::Result<Self> {
-        let folder = among.join(format!("probe-{}", uuid::Uuid::new_v4().simple()));
+        let folder = among.join(format!("{PROBE}{}", uuid::Uuid::new_v4().simple()));
         fs::create_dir_all(among)?;
         fs::create_dir(&folder)?;
         let probe = Self { file: folder.join("seen"), folder };
         fs::write(&probe.file, b"lifeboat")?;
         Ok(probe)
+    }
+}
+
+/// What a controller that died has left of its looks.
+pub(super) fn sweep_probes(among: &Path) {
+    for entry in fs::read_dir(among).into_iter().flatten().flatten() {
+        let is_probe = entry.file_name().to_str().is_some_and(|name| name.starts_with(PROBE));
+        if is_probe && let Err(error) = fs::remove_dir_all(entry.path()) {
+            tracing::warn!(folder = %entry.path().display(), %error, "a folder that was to be seen by hosts is left");
+        }
     }
 }
 
@@ -458,11 +470,12 @@ impl Runbook {
         Ok(())
     }
 
-    /// What failovers that are not completed were promised, before the controller was started.
+    /// What failovers that are not completed were promised, before the controller was started. Before any host is asked.
     pub fn recall_promises(&self) -> Result<(), FailoverError> {
         if !self.hosts.are_several() {
             return Ok(());
         }
+        sweep_probes(&self.replica_dir);
         for vm in self.journal.vms()? {
             let Some(record) = self.journal.load(vm)?.filter(|record| record.phase < Phase::Running) else {
                 continue;

@@ -4,9 +4,10 @@ use super::*;
 use crate::{
     fence::{decide::Lease, lease::Leases},
     protect::holds::{Hold, Holds},
-    witness::{boot_ms, files::Files, hold::Until},
+    witness::{files::Files, hold::Until},
 };
 use lifeboat::{
+    boot,
     id::{CutId, PointId, VmId},
     units::Generation,
 };
@@ -176,7 +177,7 @@ fn a_bound_vm_starts_only_while_the_witness_or_the_site_has_confirmed_it() {
     let files = Files::open(&world.dir.path().join("it's state"), &world.run).unwrap();
     files.bind(VM).unwrap();
     assert!(!world.lets("start"), "until when is not known");
-    let until = |ms: i64| Until { soft: boot_ms().saturating_add_signed(ms), hard: u64::MAX };
+    let until = |ms: i64| Until { soft: boot::uptime_ms().saturating_add_signed(ms), hard: u64::MAX };
     files.allow(VM, until(60_000)).unwrap();
     assert!(world.lets("start") && files.until(VM).is_some());
     files.allow(VM, until(-1)).unwrap();
