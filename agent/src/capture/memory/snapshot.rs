@@ -4,8 +4,8 @@
 //!
 //! Promises: the sink never blocks QEMU, so that neither our death nor our slowness holds the guest's writes up; QEMU
 //! is never told to cancel, which on 7.2 leaves vCPUs blocked; capabilities are put back as found, also after our death
-//! (`watchdog::capabilities`). A guest that its operator had paused would be resumed by QEMU: it is read as
-//! stop-and-read does. Costs, per point: all memory is read, and the guest's first write to each page takes a fault.
+//! (`watchdog::capabilities`). QEMU 7.2 resumes the guest by itself, also one that its operator had paused: that is read as
+//! stop-and-read does. QEMU 10.0 leaves it as it was, which we stopped: it is told to go on once it is protected. Costs, per point: all memory is read, and the guest's first write to each page takes a fault.
 
 mod follow;
 mod room;
@@ -164,14 +164,16 @@ impl Snapshot {
         }
         fault::point("snapshot.started");
         let began = Instant::now();
-        loop {
-            if guest_status(&*monitor)? == "running" {
-                break;
-            }
-            let status = migration_status(&*monitor)?;
+        while guest_status(&*monitor)? != "running" {
+            let Progress { status, pages } = Progress::ask(&*monitor)?;
             if matches!(status.as_str(), "failed" | "cancelled" | "none") || began.elapsed() > PATIENCE {
                 following.discard();
                 return Err(MemoryError::Snapshot { status });
+            }
+            // All is write-protected, and QEMU has done what it does about the guest, before it answered this: one that
+            // leaves it as it found it is told; to any other it says nothing new.
+            if pages > 0 || status == "completed" {
+                monitor.execute("cont", json!({}))?;
             }
             std::thread::sleep(Duration::from_micros(500));
         }
@@ -261,6 +263,23 @@ impl Drop for Snapshot {
     /// The follower puts the capabilities back: the process should not end before that. If it does, others see to it.
     fn drop(&mut self) {
         self.wait_for_earlier();
+    }
+}
+
+/// How far QEMU's snapshot is.
+struct Progress {
+    status: String,
+    /// Pages that were written. There are none before all memory is write-protected (QEMU, migration/migration.c,
+    /// `bg_migration_thread`).
+    pages: u64,
+}
+
+impl Progress {
+    fn ask(monitor: &dyn Monitor) -> Result<Self, MonitorError> {
+        let told = monitor.execute("query-migrate", json!({}))?;
+        let pages = ["normal", "duplicate"].map(|kind| told["ram"][kind].as_u64().unwrap_or_default());
+        let status = told["status"].as_str().unwrap_or("none").to_owned();
+        Ok(Self { status, pages: pages.into_iter().fold(0, u64::saturating_add) })
     }
 }
 
