@@ -16,6 +16,7 @@ use crate::{
         slot::Slots,
     },
     readiness::{judge::Judge, watch::Watch},
+    report::{log::SlotLog, recorder::keep_recording},
     retention::keeper::Keeper,
     seed::{Here, Seeder},
     store::{LocalObjects, Objects, RandomIds, Store, StoreOptions},
@@ -137,7 +138,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     let watching = tokio::spawn(async move { watching.run(stopping).await });
     // Not waited for at the end: what a drill has made by then is removed at the next start.
     tokio::spawn(driller.clone().keep_schedule(stop.clone()));
-    let stopping = stop.clone();
+    let (stopping, data_dir) = (stop.clone(), config.data_dir.clone());
     let site = Arc::new(Site {
         config,
         gate,
@@ -148,6 +149,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         driller: driller.clone(),
         seeder,
         readiness,
+        slots: SlotLog::new(data_dir.join("ages")),
         handovers,
         automatic: automatic.clone(),
         stop: stopping,
@@ -156,6 +158,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
         findings,
     });
 
+    let recording = tokio::spawn(recording(site.clone(), stop.clone()));
     let listener = tokio::spawn(listen(endpoint, intake, enrolment, stop.clone()));
     let router = routes::router(site);
     let stopped = |mut stop: watch::Receiver<bool>| async move {
@@ -178,6 +181,7 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     keeping.await?;
     leading.await?;
     watching.await?;
+    recording.await?;
     api.await??;
     if let Some(remote) = remote {
         remote.await?;
@@ -215,6 +219,11 @@ fn automatic(
         silent: witness.silent,
     });
     Ok(Some(Arc::new(automatic.context("what is remembered of claims")?)))
+}
+
+/// What the report is going to need of points that go.
+async fn recording(site: Arc<Site>, stop: watch::Receiver<bool>) {
+    keep_recording(site.sources(), stop).await;
 }
 
 /// The port for operators elsewhere, where the configuration has one.

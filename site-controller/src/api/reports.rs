@@ -8,7 +8,7 @@ use crate::{
     catalog::Selector,
     report::{
         Report,
-        gather::{Period, ReportError, Sources},
+        gather::{Period, ReportError},
     },
 };
 use axum::{
@@ -25,22 +25,16 @@ pub(super) async fn report(
     State(site): State<Arc<Site>>,
     Query(query): Query<ReportQuery>,
 ) -> Result<Json<Report>, ApiError> {
-    let runbook = &site.runbook;
-    let now = runbook.clock.now();
+    let now = site.runbook.clock.now();
     let since = since(query.since.as_deref().unwrap_or(USUAL), now)?;
-    let sources = Sources {
-        site: &site.config.name,
-        catalog: &runbook.catalog,
-        coordinator: &site.coordinator,
-        journal: &runbook.journal,
-        board: &runbook.intake.board,
-        drills: &site.driller.book,
-        readiness: &site.readiness,
-    };
+    let sources = site.sources();
     sources.report(query.name.as_deref(), Period { since, now }).await.map(Json).map_err(
         |error| match error {
             ReportError::Catalog(error) => catalog_error(error),
-            ReportError::Points(_) | ReportError::Journal(_) => ApiError::internal(Words::of(&error)),
+            ReportError::Points(_)
+            | ReportError::Journal(_)
+            | ReportError::Slots(_)
+            | ReportError::Task(_) => ApiError::internal(Words::of(&error)),
         },
     )
 }

@@ -14,6 +14,7 @@ use crate::{
     group::coordinator::Coordinator,
     handover::Handovers,
     readiness::watch::Watch,
+    report::{gather::Sources, log::SlotLog},
     retention::keeper::Keeper,
     seed::Seeder,
     store::StoreError,
@@ -37,6 +38,7 @@ pub struct Site {
     pub driller: Arc<Driller>,
     pub seeder: Seeder,
     pub readiness: Arc<Watch>,
+    pub slots: SlotLog,
     pub handovers: Handovers,
     /// Where a witness is configured.
     pub automatic: Option<Arc<Automatic>>,
@@ -46,6 +48,23 @@ pub struct Site {
     /// Connections turned away since the start.
     pub refused: Box<dyn Fn() -> u64 + Send + Sync>,
     pub findings: Vec<String>,
+}
+
+impl Site {
+    /// What reports are made from.
+    pub fn sources(&self) -> Sources<'_> {
+        Sources {
+            site: &self.config.name,
+            catalog: &self.runbook.catalog,
+            coordinator: &self.coordinator,
+            journal: &self.runbook.journal,
+            board: &self.runbook.intake.board,
+            drills: &self.driller.book,
+            readiness: &self.readiness,
+            slots: &self.slots,
+            clock: &*self.runbook.clock,
+        }
+    }
 }
 
 pub(super) fn catalog_error(error: CatalogError) -> ApiError {

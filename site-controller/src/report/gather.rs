@@ -2,8 +2,11 @@
 //! `api`.
 
 use super::{
-    Report, Subject, history, points,
-    rpo::{self, Asked, Moment},
+    Report, Subject,
+    age::{Asked, Moment},
+    history,
+    log::{Of, SlotLog, SlotLogError},
+    points, rpo,
 };
 use crate::{
     catalog::{Catalog, CatalogError, PointSummary},
@@ -18,6 +21,7 @@ use crate::{
     readiness::watch::Watch,
 };
 use lifeboat::{
+    clock::Clock,
     id::{PointId, VmId},
     units::UnixMs,
 };
@@ -31,6 +35,10 @@ pub enum ReportError {
     Points(#[from] GroupPointError),
     #[error(transparent)]
     Journal(#[from] JournalError),
+    #[error("what is recorded of ages")]
+    Slots(#[from] SlotLogError),
+    #[error("what is recorded of ages could not be waited for")]
+    Task(#[from] tokio::task::JoinError),
 }
 
 /// What is asked.
@@ -42,7 +50,27 @@ pub struct Sources<'a> {
     pub board: &'a Board,
     pub drills: &'a DrillBook,
     pub readiness: &'a Watch,
+    pub slots: &'a SlotLog,
+    pub clock: &'a dyn Clock,
 }
+
+/// What the age of a subject's newest point is known by, and the points themselves.
+pub(super) struct Ages<P> {
+    pub points: P,
+    pub moments: Vec<Moment>,
+    /// Until when the age says something.
+    pub until: UnixMs,
+    pub target_ms: Option<u64>,
+}
+
+impl<P> Ages<P> {
+    pub fn since(&self, since: UnixMs) -> Asked {
+        Asked { since, until: self.until, target_ms: self.target_ms }
+    }
+}
+
+/// A group's points, and those of its members.
+pub(super) type OfGroup = (Vec<GroupPoint>, points::Members);
 
 /// The time of the report.
 #[derive(Clone, Copy)]
@@ -88,26 +116,58 @@ impl Sources<'_> {
         })
     }
 
-    async fn group(&self, group: &Group, period: Period) -> Result<Subject, ReportError> {
+    pub(super) async fn group_ages(&self, group: &Group, now: UnixMs) -> Result<Ages<OfGroup>, ReportError> {
         let all = self.coordinator.points.list(group.id).await?;
         let mut members = points::Members::new();
-        let mut until = period.now;
+        let mut until = now;
         for member in &group.members {
             let own = self.catalog.points(member.vm).await?;
             members.extend(own.into_iter().map(|point| ((member.vm, point.point), point)));
-            until = until.min(protected_until(self.journal.load(member.vm)?.as_ref(), period.now));
+            until = until.min(protected_until(self.journal.load(member.vm)?.as_ref(), now));
         }
-        let target_ms = Some(millis(group.spec.rpo()));
-        let asked = Asked { since: period.since, until, target_ms };
+        let moments = group_moments(&all, &members);
+        Ok(Ages { moments, points: (all, members), until, target_ms: Some(millis(group.spec.rpo())) })
+    }
+
+    pub(super) async fn vm_ages(
+        &self,
+        vm: VmId,
+        now: UnixMs,
+    ) -> Result<Ages<Vec<PointSummary>>, ReportError> {
+        let points = self.catalog.points(vm).await?;
+        let group = self.coordinator.book.group_of(vm);
+        let interval = self.board.seen(vm).and_then(|seen| seen.report).map(|report| report.interval_ms);
+        // Of a VM in no group: two intervals, and a second on the way, as `check` has it.
+        let alone = interval.map(|ms| ms.saturating_mul(2).saturating_add(1000));
+        let target_ms = group.map_or(alone, |group| Some(millis(group.spec.rpo())));
+        let until = protected_until(self.journal.load(vm)?.as_ref(), now);
+        Ok(Ages { moments: moments(&points), points, until, target_ms })
+    }
+
+    async fn attained<P>(
+        &self,
+        of: Of,
+        ages: &Ages<P>,
+        period: Period,
+    ) -> Result<rpo::Attained, ReportError> {
+        let (log, since) = (self.slots.clone(), period.since);
+        let recorded = tokio::task::spawn_blocking(move || log.since(of, since)).await??;
+        Ok(rpo::attained(&ages.moments, &recorded, ages.since(since), period.now))
+    }
+
+    async fn group(&self, group: &Group, period: Period) -> Result<Subject, ReportError> {
+        let ages = self.group_ages(group, period.now).await?;
+        let rpo = self.attained(Of::Group(group.id), &ages, period).await?;
+        let (all, members) = &ages.points;
         let failovers = self.journal.load_group(group.id)?.map(|record| history::of_group(&record));
         Ok(Subject {
             name: group.spec.name.clone(),
             is_group: true,
             group: None,
             members: group.members.iter().map(|member| member.name.clone()).collect(),
-            target_ms,
-            points: points::of_group(&all, &members, period.since),
-            rpo: rpo::attained(&group_moments(&all, &members), asked, period.now),
+            target_ms: ages.target_ms,
+            points: points::of_group(all, members, period.since),
+            rpo,
             drill_every: group.spec.drill.every.clone(),
             drills: self.drills_of(period, |record| record.group == group.id),
             failovers: of_period(failovers.unwrap_or_default(), period),
@@ -116,14 +176,10 @@ impl Sources<'_> {
     }
 
     async fn vm(&self, vm: VmId, name: String, period: Period) -> Result<Subject, ReportError> {
-        let all = self.catalog.points(vm).await?;
+        let ages = self.vm_ages(vm, period.now).await?;
+        let rpo = self.attained(Of::Vm(vm), &ages, period).await?;
         let group = self.coordinator.book.group_of(vm);
-        let interval = self.board.seen(vm).and_then(|seen| seen.report).map(|report| report.interval_ms);
-        // Of a VM in no group: two intervals, and a second on the way, as `check` has it.
-        let alone = interval.map(|ms| ms.saturating_mul(2).saturating_add(1000));
-        let target_ms = group.as_ref().map_or(alone, |group| Some(millis(group.spec.rpo())));
         let record = self.journal.load(vm)?;
-        let until = protected_until(record.as_ref(), period.now);
         let records = self.journal.closed(vm)?.into_iter().chain(record);
         let failovers = records.flat_map(|record| history::of_vm(&record)).collect();
         let readiness = match &group {
@@ -135,9 +191,9 @@ impl Sources<'_> {
             is_group: false,
             group: group.map(|group| group.spec.name),
             members: Vec::new(),
-            target_ms,
-            points: points::of_vm(&all, period.since),
-            rpo: rpo::attained(&moments(&all), Asked { since: period.since, until, target_ms }, period.now),
+            target_ms: ages.target_ms,
+            points: points::of_vm(&ages.points, period.since),
+            rpo,
             drill_every: None,
             drills: self.drills_of(period, |record| record.members.iter().any(|member| member.vm == vm)),
             failovers: of_period(failovers, period),
@@ -207,13 +263,16 @@ fn millis(span: Duration) -> u64 {
 
 /// What every report says of itself.
 const LIMITS: &[&str] = &[
-    "The RPO is computed from the points that are kept now: where points in between are not kept any more, the time counts as \
-     unknown. How much is known of the past is a matter of the `keep` rules.",
+    "The RPO is recorded every ten minutes while the points that tell it are there, and computed from the points for the last \
+     minutes, and for what was not recorded: before this release, or while the site was down for long. Where neither tells, the \
+     time counts as unknown.",
+    "Percentiles of what was recorded are rounded up, by 10 % at the most; how long the RPO was kept, and the longest age, are \
+     exact.",
     "A point's instant is stamped by the clock of the source (of a group: of the site), when it became durable by the site's: \
      ages are wrong by what these clocks differ.",
     "Time in which a group was paused, or a VM was no longer protected on purpose, counts like any other. From a point of a VM \
      that was off until the next one it counts as unknown.",
-    "The target is the one that holds now; earlier targets are not remembered.",
+    "What was recorded is held against the target of its time, all else against the one that holds now.",
     "That a point is kept says that its files are there; `lifeboat verify` reads and hashes them, a drill shows that the \
      replica comes up.",
     "Failovers are told as their journals remember them, of a group the last hundred; one that was withdrawn before anything \

@@ -4,8 +4,9 @@
 
 use super::{
     Report, Subject,
+    age::{Unknown, Why},
     history::{Failover, Outcome, What},
-    rpo::{Attained, Unknown, Why},
+    rpo::Attained,
 };
 use crate::{
     drill::{DrillRecord, DrillState},

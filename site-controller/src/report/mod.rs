@@ -1,14 +1,19 @@
 //! What an auditor asks of a site: which points there are, whether the RPO was kept, what drills and failovers showed, and
-//! whether a failover would work now. [`gather`] asks the other rooms, [`rpo`] and [`points`] make the figures, [`history`]
-//! tells of failovers, [`html`] is the page.
-//! Promises: no figure is guessed: what the points that are left can't tell is said to be unknown, and not counted. Changes
-//! nothing. Called by `api`.
+//! whether a failover would work now. [`gather`] asks the other rooms, [`age`], [`rpo`] and [`points`] make the figures,
+//! [`history`] tells of failovers, [`html`] is the page. Points go; what they tell of the RPO is kept before: [`recorder`] makes
+//! a [`slot`] of it every ten minutes, which [`log`] keeps.
+//! Promises: no figure is guessed: what neither slots nor points tell is said to be unknown, and not counted. Changes nothing but
+//! its log. Called by `api`, and by the daemon.
 
+pub mod age;
 pub mod gather;
 pub mod history;
 pub mod html;
+pub mod log;
 pub mod points;
+pub mod recorder;
 pub mod rpo;
+pub mod slot;
 
 use crate::{drill::DrillRecord, readiness::Readiness};
 use history::Failover;

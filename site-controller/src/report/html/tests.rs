@@ -4,7 +4,8 @@
 use super::{
     super::{
         points::{self, tests::point},
-        rpo::{Asked, Moment, attained},
+        age::{Asked, Moment},
+        rpo::attained,
     },
     *,
 };
@@ -43,7 +44,7 @@ fn report() -> Report {
         members: Vec::new(),
         target_ms: Some(1500),
         points: points::of_vm(&all, UnixMs(0)),
-        rpo: attained(&moments, asked, UnixMs(9000)),
+        rpo: attained(&moments, &[], asked, UnixMs(9000)),
         drill_every: Some("7d".into()),
         drills: Vec::new(),
         failovers: vec![failover],
