@@ -108,6 +108,8 @@ struct Intake {
     /// Per image number, one past the highest page that a frame holds.
     reach: BTreeMap<u16, u64>,
     leads: Leads,
+    /// Why a write did not finish, if it was for lack of room: whoever comes after it is to be told the same.
+    full: Option<StoreError>,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -160,7 +162,11 @@ impl OpenPoint {
         let (frame, leads) = leads::verified(&self.open.shared.verifying, self.open.vm, frame).await?;
         let mut intake = self.open.intake.lock().await;
         intake.leads.add(leads);
-        self.open.take(&mut intake, frame).await
+        let taken = self.open.take(&mut intake, frame).await;
+        if let Err(PointError::Store(error)) = &taken {
+            intake.full = error.full();
+        }
+        taken
     }
 
     /// Frames, of the first `frames`, that have not arrived: at most `most` ranges.
@@ -170,10 +176,6 @@ impl OpenPoint {
 
     pub fn point(&self) -> PointId {
         self.open.point
-    }
-
-    pub fn vm(&self) -> VmId {
-        self.open.vm
     }
 
     /// Makes the point durable, if frames 0 to `frames` are here and `meta` agrees with them. Runs to its end even if
@@ -399,7 +401,10 @@ impl Intake {
     fn check_open(&self) -> Result<(), PointError> {
         match self.stage {
             Stage::Receiving => Ok(()),
-            Stage::Writing => Err(PointError::Closed("an earlier write did not finish; abort it")),
+            Stage::Writing => {
+                let unfinished = PointError::Closed("an earlier write did not finish; abort it");
+                Err(self.full.as_ref().and_then(StoreError::full).map_or(unfinished, PointError::Store))
+            }
             Stage::Closed => Err(PointError::Closed("it was committed or aborted")),
         }
     }

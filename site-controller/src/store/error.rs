@@ -49,6 +49,18 @@ impl StoreError {
         matches!(self, Self::Full { .. })
     }
 
+    /// The same again, if it is that.
+    pub fn full(&self) -> Option<Self> {
+        match self {
+            Self::Full { path, why } => Some(Self::Full { path: path.clone(), why: why.clone() }),
+            Self::Missing { .. }
+            | Self::Exists { .. }
+            | Self::Damaged { .. }
+            | Self::Disk { .. }
+            | Self::InUse { .. } => None,
+        }
+    }
+
     /// What is wrong with an object, for whoever names the object and knows what to do.
     pub fn what(&self) -> String {
         match self {

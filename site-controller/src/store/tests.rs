@@ -391,6 +391,26 @@ async fn a_full_disk_is_told_as_such_loses_nothing_and_goes_on_when_there_is_roo
     assert_restores(&objects, &done).await;
 }
 
+/// Goal: whichever of several writes is answered first, the answer is that there is no room.
+#[tokio::test]
+async fn what_comes_after_a_write_that_found_no_room_is_told_so_too() {
+    let sim = SimDisk::new(9);
+    let (store, _) = open(disk(&sim)).await.unwrap();
+    let cut = Guest::new(9).cut(None);
+    let point = store.open_point(VM, "web-1", Generation::FIRST, cut.point, None).await.unwrap();
+    sim.set_capacity(0, 0);
+    // The first are not written yet.
+    let mut answers = Vec::new();
+    for frame in &cut.frames {
+        answers.push(point.append(frame.clone()).await.map(drop));
+    }
+    answers.push(point.commit(cut.meta.clone(), cut.frames.len() as u32).await.map(drop));
+    answers.retain(Result::is_err);
+    assert!(answers.len() > 2, "{answers:?}");
+    let is_full = |refused: &Result<(), PointError>| matches!(refused, Err(PointError::Store(error)) if error.is_full());
+    assert!(answers.iter().all(is_full), "{answers:?}");
+}
+
 #[tokio::test]
 async fn several_tasks_may_append_at_once() {
     let sim = SimDisk::new(10);

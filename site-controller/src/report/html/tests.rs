@@ -3,8 +3,8 @@
 
 use super::{
     super::{
-        points::{self, tests::point},
         age::{Asked, Moment},
+        points::{self, tests::point},
         rpo::attained,
     },
     *,
