@@ -1,23 +1,23 @@
 //! etcd as the witness, over the JSON gateway that each of its members has (`/v3/…`).
 //! Promises: a question ends in [`PATIENCE`] for each endpoint; the next endpoint is asked only where nothing can have been
-//! done at the one before, or asking twice does no harm; reads and transactions are etcd's linearizable ones.
+//! done at the one before, or asking twice does no harm; reads and transactions are etcd's linearizable ones. A token that etcd
+//! has forgotten, or that has run out, is replaced by logging in again, by one of those who wait for it.
 
 use super::{Change, Entry, LeaseId, Leasing, Revision, Witness, WitnessError, Word, config::WitnessConfig};
 use crate::{
     id::VmId,
     local_api::{Client, ClientError},
+    transport::TransportError,
 };
 use async_trait::async_trait;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::{
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
+use tokio::sync::Mutex;
 
 /// How long one endpoint may take.
 pub const PATIENCE: Duration = Duration::from_millis(1500);
@@ -40,68 +40,69 @@ impl Etcd {
         if clients.is_empty() {
             return Err(WitnessError::NoEndpoint);
         }
-        let (token, good) = Default::default();
-        Ok(Self { clients, login: config.login.clone(), token, good })
+        Ok(Self { clients, login: config.login.clone(), token: Mutex::default(), good: AtomicUsize::new(0) })
     }
 
     /// `again`: it may be asked of another endpoint although the one before may have done it.
     async fn ask(&self, path: &str, body: Value, again: bool) -> Result<Value, WitnessError> {
-        match self.ask_all(path, &body, again).await {
-            // The token is no longer good, or there is none yet.
-            Err(error)
-                if self.login.is_some() && error.is_refusal() && error.to_string().contains("token") =>
-            {
-                self.log_in().await?;
-                self.ask_all(path, &body, again).await
+        let token = self.token(None).await?;
+        match self.ask_all(path, &body, again, token.as_deref()).await {
+            Err(error) if token.is_some() && is_stale(&error) => {
+                let token = self.token(token.as_deref()).await?;
+                self.ask_all(path, &body, again, token.as_deref()).await
             }
             answer => answer,
         }
     }
 
-    async fn log_in(&self) -> Result<(), WitnessError> {
-        let Some((user, file)) = &self.login else { return Ok(()) };
-        let password = std::fs::read_to_string(file);
-        let password = password.map_err(|source| WitnessError::File { path: file.clone(), source })?;
-        *self.token() = None;
-        let asked = json!({ "name": user, "password": password.trim_end() });
-        let answer = self.ask_all(LOGIN, &asked, true).await?;
-        *self.token() = answer["token"].as_str().map(str::to_owned);
-        Ok(())
+    /// One that is not `stale`; `None`: etcd is asked as nobody. One logs in at a time, and the others take what it was given.
+    async fn token(&self, stale: Option<&str>) -> Result<Option<String>, WitnessError> {
+        let Some((user, file)) = &self.login else { return Ok(None) };
+        let mut token = self.token.lock().await;
+        if token.is_none() || token.as_deref() == stale {
+            let password = std::fs::read_to_string(file);
+            let password = password.map_err(|source| WitnessError::File { path: file.clone(), source })?;
+            let asked = json!({ "name": user, "password": password.trim_end() });
+            *token = None;
+            let answer = self.ask_all(LOGIN, &asked, true, None).await?;
+            let given = answer["token"].as_str();
+            let given = given.ok_or_else(|| WitnessError::Malformed("a log-in without a token".into()))?;
+            *token = Some(given.to_owned());
+        }
+        Ok(token.clone())
     }
 
-    async fn ask_all(&self, path: &str, body: &Value, again: bool) -> Result<Value, WitnessError> {
+    async fn ask_all(
+        &self,
+        path: &str,
+        body: &Value,
+        again: bool,
+        token: Option<&str>,
+    ) -> Result<Value, WitnessError> {
         let first = self.good.load(Ordering::Relaxed);
-        let mut last = WitnessError::NoEndpoint;
+        let mut told = WitnessError::NoEndpoint;
         for at in (0..self.clients.len()).map(|at| (first + at) % self.clients.len()) {
-            let token = self.token().clone();
-            if token.is_none()
-                && self.login.is_some()
-                && path != LOGIN
-                && let Err(error) = Box::pin(self.log_in()).await
-            {
-                last = error;
-                continue;
-            }
-            let token = self.token().clone();
-            let asked = self.clients[at].post_as::<_, Value>(path, body, token.as_deref());
-            last = match tokio::time::timeout(PATIENCE, asked).await {
+            let asked = self.clients[at].post_as::<_, Value>(path, body, token);
+            let error = match tokio::time::timeout(PATIENCE, asked).await {
                 Ok(Ok(answer)) => {
                     self.good.store(at, Ordering::Relaxed);
                     return Ok(answer);
                 }
-                Ok(Err(error)) => error.into(),
+                Ok(Err(error)) => said(error),
                 Err(_) => WitnessError::Late,
             };
-            let untouched = matches!(last, WitnessError::Unreachable(ClientError::NoLink { .. }));
-            if !again && !untouched {
+            let untouched = matches!(error, WitnessError::Unreachable(ClientError::NoLink { .. }));
+            // What one member refuses the others refuse.
+            let last = error.is_refusal() || (!again && !untouched);
+            // Nobody at home at one endpoint is no news where another has answered.
+            if last || !is_nobody(&error) || is_nobody(&told) {
+                told = error;
+            }
+            if last {
                 break;
             }
         }
-        Err(last)
-    }
-
-    fn token(&self) -> std::sync::MutexGuard<'_, Option<String>> {
-        self.token.lock().unwrap_or_else(PoisonError::into_inner)
+        Err(told)
     }
 }
 
@@ -180,6 +181,38 @@ impl Witness for Etcd {
         Ok(answer.succeeded.then_some(Revision(revision)))
     }
 }
+
+/// etcd's own words, where it has some: `{"code": 16, "message": "etcdserver: invalid auth token", ...}`.
+fn said(error: ClientError) -> WitnessError {
+    let ClientError::Api { error: body, .. } = &error else { return error.into() };
+    let json = body.what.find('{').and_then(|at| serde_json::from_str::<Value>(&body.what[at..]).ok());
+    let json = json.unwrap_or_default();
+    let message = json["message"].as_str().or_else(|| json["error"].as_str()).unwrap_or(&body.what);
+    WitnessError::Said {
+        code: json["code"].as_u64(),
+        words: message.escape_debug().take(WORDS_MAX).collect::<String>(),
+    }
+}
+
+/// Nobody listens there.
+fn is_nobody(error: &WitnessError) -> bool {
+    use TransportError::Unreachable;
+    match error {
+        WitnessError::NoEndpoint => true,
+        WitnessError::Unreachable(ClientError::NoLink { source, .. }) => matches!(source, Unreachable { .. }),
+        _ => false,
+    }
+}
+
+/// The token is no longer good: it has run out, or etcd was started again, or its users have changed.
+fn is_stale(error: &WitnessError) -> bool {
+    let WitnessError::Said { code, words } = error else { return false };
+    *code == Some(UNAUTHENTICATED) || words.contains("auth store is old")
+}
+
+const WORDS_MAX: usize = 200;
+/// gRPC's number for it.
+const UNAUTHENTICATED: u64 = 16;
 
 /// Of what a transaction answers, what is read.
 #[derive(Deserialize)]

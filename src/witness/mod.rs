@@ -78,6 +78,9 @@ pub enum WitnessError {
     Unreachable(#[from] ClientError),
     #[error("the witness did not answer in time")]
     Late,
+    /// It answered, and would or could not. `code`: gRPC's.
+    #[error("the witness says: {words}")]
+    Said { code: Option<u64>, words: String },
     #[error("the witness said what makes no sense: {0}")]
     Malformed(String),
     #[error("{}: {source}", path.display())]
@@ -89,9 +92,13 @@ pub enum WitnessError {
 impl WitnessError {
     /// It has said no: what was asked has not been done. Of the others nobody knows.
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Unreachable(ClientError::Api { status, .. }) if status.is_client_error())
+        matches!(self, Self::Said { code: Some(code), .. } if REFUSALS.contains(code))
     }
 }
+
+/// gRPC's numbers of what is said before anything is done: an argument is wrong, there is no such lease, permission is missing,
+/// it can't be done as things are, nobody has logged in.
+const REFUSALS: [u64; 5] = [3, 5, 7, 9, 16];
 
 /// What is asked of a witness. Each answer is no older than its question.
 #[async_trait]
