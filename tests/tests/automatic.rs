@@ -27,6 +27,8 @@ struct World {
     controller: Controller,
     guest: Guest,
     boot: String,
+    /// What `agent.toml` says besides.
+    settings: String,
     _rig: Rig,
 }
 
@@ -52,7 +54,8 @@ impl World {
         let guest = a.define_and_start(&small("web").disk(DiskFormat::Qcow2, 32))?;
         let boot = guest.wait_for_tick(3, BOOT)?.boot;
         let vm = "[[vm]]\nname = \"web\"\ninterval = \"500ms\"\nmax_pause = \"5s\"\n";
-        let mut agent = Agent::install(&a, &controller, &format!("{section}lease = \"9s\"\n{vm}"))?;
+        let settings = format!("{section}lease = \"9s\"\n{vm}");
+        let mut agent = Agent::install(&a, &controller, &settings)?;
         agent.start()?;
         let guard = agent.command()?.arg("guard").env("LIFEBOAT_LOG", "info").named("guard").spawn()?;
         controller.wait_points("web", 2, SOON)?;
@@ -68,6 +71,7 @@ impl World {
             controller,
             guest,
             boot,
+            settings,
             _rig: rig,
         };
         world.wait_at_agent("kept")?;
@@ -85,11 +89,33 @@ impl World {
     }
 
     /// What the site says of failing over by itself.
+    fn said(&self) -> Result<Option<String>> {
+        Ok(self.controller.json(&["group", "show", "shop"])?["automatic"].as_str().map(str::to_owned))
+    }
+
     fn wait_at_site(&self, words: &str) -> Result<()> {
         eventually(SOON, &format!("the site to say: {words}"), || {
-            let row = self.controller.json(&["group", "show", "shop"])?;
-            Ok(row["automatic"].as_str().is_some_and(|said| said.contains(words)).then_some(()))
+            Ok(self.said()?.is_some_and(|said| said.contains(words)).then_some(()))
         })
+    }
+
+    fn turn_off(&self) -> Result<()> {
+        self.controller.json(&["group", "set", "shop", "--automatic", "false"])?;
+        eventually(SOON, "the site to have nothing to say", || Ok(self.said()?.is_none().then_some(())))
+    }
+
+    fn cut_both(&self) -> Result<()> {
+        self.to_site.cut()?;
+        self.a_to_witness.cut()
+    }
+
+    /// The guest goes on, and is kept again.
+    fn heals(&self) -> Result<()> {
+        self.to_site.restore()?;
+        self.a_to_witness.restore()?;
+        self.guest.wait_for_state("running", SOON)?;
+        self.ticks_on()?;
+        self.wait_at_agent("kept")
     }
 
     fn replica_runs(&self) -> bool {
@@ -157,8 +183,7 @@ fn a_source_that_is_cut_off_from_both_stands_before_its_replica_starts_by_itself
     world.controller.env = killed_at("automatic.taken");
     world.controller.start()?;
     world.controller.wait_more_group_points("shop", 1, SOON)?;
-    world.to_site.cut()?;
-    world.a_to_witness.cut()?;
+    world.cut_both()?;
     world.guest.wait_for_state("paused", SOON)?;
     world.controller.process()?.wait(SOON).context("the controller should die when it has claimed it")?;
     ensure!(!world.replica_runs());
@@ -184,8 +209,7 @@ fn a_guest_whose_agent_and_libvirt_are_frozen_stands_before_its_replica_starts()
     let qemu = nix::unistd::Pid::from_raw(world.guest.qemu_pid()?);
     world.agent.process()?.freeze()?;
     world.a.freeze_libvirtd(true)?;
-    world.to_site.cut()?;
-    world.a_to_witness.cut()?;
+    world.cut_both()?;
     eventually(SOON, "the guest's QEMU to be stopped", || {
         ensure!(!world.replica_runs(), "both run");
         Ok(rig::is_frozen(qemu)?.then_some(()))
@@ -195,4 +219,90 @@ fn a_guest_whose_agent_and_libvirt_are_frozen_stands_before_its_replica_starts()
     world.guard.kill9()?;
     // What is frozen could not be ended.
     world.a.freeze_libvirtd(false)
+}
+
+/// Another VM of that name at the site: the failover is refused before anything is begun.
+const TAKEN: &str =
+    "<domain type='qemu'><name>web</name><memory unit='MiB'>16</memory><os><type>hvm</type></os></domain>";
+
+/// Goal: a failover that does not work is tried again later and later, each time with one line of the audit log, at once when the
+/// group was changed, and given up when automatic failover is turned off: then the source has its VM again. Method: the
+/// controller dies when it has claimed the VM; when it comes back, the replica's name is taken.
+#[test]
+fn a_failover_that_does_not_work_is_tried_later_and_later_until_automatic_failover_is_turned_off()
+-> Result<()> {
+    let mut world = World::new("auto-fails")?;
+    world.controller.stop()?;
+    world.controller.env = killed_at("automatic.claimed");
+    world.controller.start()?;
+    world.controller.wait_more_group_points("shop", 1, SOON)?;
+    world.cut_both()?;
+    world.controller.process()?.wait(SOON).context("the controller should die when it has claimed it")?;
+    let taken = world.b.folder().join("taken.xml");
+    std::fs::write(&taken, TAKEN)?;
+    world.b.virsh(["define", &taken.display().to_string()])?;
+    world.controller.kill9()?;
+    world.controller.start()?;
+    world.wait_at_site("failed 2 times: ")?;
+    let (said, tries) = eventually(SOON, "the tries to be told", || {
+        let (before, tries, after) = (world.said()?, world.audited()?, world.said()?);
+        let often = |said: Option<String>| Some((said.as_ref()?.split(": ").next()?.to_owned(), said?));
+        let (Some((before, _)), Some((after, said))) = (often(before), often(after)) else { return Ok(None) };
+        let whole = before == after && tries.iter().all(|row| !row["end"].is_null());
+        Ok(whole.then_some((said, tries)))
+    })?;
+    ensure!(said.contains(&format!("failed {} times: ", tries.len())), "{said}: {tries:?}");
+    ensure!(said.contains("web") && said.contains("; tried again in "), "{said}");
+    ensure!(tries.iter().all(|row| row["end"]["done"] == false), "{tries:?}");
+    world.controller.json(&["group", "set", "shop", "--rpo", "3s"])?;
+    world.wait_at_site("failed: ")?;
+    ensure!(world.audited()?.len() > tries.len());
+
+    world.turn_off()?;
+    ensure!(!world.replica_runs() && world.guest.state()? == "paused");
+    world.heals()?;
+    ensure!(!world.replica_runs());
+    Ok(())
+}
+
+/// Goal: a group of which automatic failover was turned off is not failed over by itself; its guest is kept still. Method: the site
+/// would begin once the lease is gone, and is told not to; then it goes.
+#[test]
+fn a_group_whose_automatic_failover_was_turned_off_is_not_failed_over() -> Result<()> {
+    let world = World::new("auto-off")?;
+    world.to_site.cut()?;
+    world.wait_at_site("the lease of agent")?;
+    world.turn_off()?;
+    world.a_to_witness.cut()?;
+    world.guest.wait_for_state("paused", SOON)?;
+    let end = std::time::Instant::now() + LONG;
+    while std::time::Instant::now() < end {
+        ensure!(!world.replica_runs(), "a replica was started");
+        ensure!(world.said()?.is_none(), "{:?}", world.said()?);
+    }
+    ensure!(world.audited()?.is_empty());
+    world.heals()
+}
+
+/// Goal: a host that is taken out of the witness frees its VMs, also those that an agent before it had bound; from then on the guest
+/// stands for no lease, nobody fails it over by himself, and it can't be asked for. Method: the agent is killed, and started with
+/// `keep = false`; both lines are cut for longer than a lease lasts.
+#[test]
+fn a_guest_whose_host_does_not_keep_it_runs_on_without_any_lease_and_is_not_failed_over() -> Result<()> {
+    let mut world = World::new("auto-keep")?;
+    world.agent.kill9()?;
+    let settings = world.settings.replace("[witness]\n", "[witness]\nkeep = false\n");
+    world.agent.configure(&world.controller.address(), &settings)?;
+    world.agent.start()?;
+    world.wait_at_agent("not kept, as `keep = false` says")?;
+    world.guest.wait_for_state("running", SOON)?;
+    world.cut_both()?;
+    world.nothing_happens()?;
+    world.wait_at_site("does not keep web at the witness")?;
+    world.ticks_on()?;
+    ensure!(!world.replica_runs() && world.guest.state()? == "running" && world.audited()?.is_empty());
+    world.turn_off()?;
+    let again = world.controller.cli(&["group", "set", "shop", "--automatic"])?;
+    ensure!(!again.status.success() && again.stderr.contains("no agent keeps these"), "{again:?}");
+    Ok(())
 }

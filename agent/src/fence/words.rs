@@ -34,6 +34,7 @@ pub fn say(name: &str, record: &Record, verdict: Verdict, guest: Guest, policy: 
 /// How the VM stands with the witness.
 pub fn of_witness(keeping: &Keeping) -> String {
     let kept = match keeping.kept() {
+        Kept::Unbound if !keeping.keeps() => "not kept, as `keep = false` says",
         Kept::Unbound => "not kept",
         Kept::Held => "kept",
         Kept::Lapsed => "no lease holds: it may not run",

@@ -68,6 +68,11 @@ impl Keeping {
         state.wish = if free { Wish::Free } else { wish };
     }
 
+    /// Whether it is kept where nothing stands against that.
+    pub fn keeps(&self) -> bool {
+        self.keeps
+    }
+
     pub fn said(&self) -> Option<String> {
         self.state().said.clone()
     }

@@ -1,8 +1,8 @@
 //! Emergency failovers that the site begins by itself, of groups that ask for it, with a witness.
 //! Promises: nothing is begun before the witness has taken the word, in one step with its saying that no source's lease is
 //! alive; from before that until the failover is done no agent is told that the VM is its own. A controller that dies anywhere
-//! goes on from the record. Why a group is not failed over is told. See docs/decisions/0044-a-witness-and-two-leases.md.
-//! Started by the daemon; asked by `api`.
+//! goes on from the record. Why a group is not failed over is told; a failover that goes wrong is tried again, later and later.
+//! See docs/decisions/0044-a-witness-and-two-leases.md. Started by the daemon; asked by `api`.
 
 pub mod decide;
 pub mod record;
@@ -10,7 +10,7 @@ pub mod record;
 use crate::{
     catalog::Selector,
     failover::{
-        group::{GroupError, Groups, world::WholePoint},
+        group::{GroupError, Groups, record::Phase as Step, world::WholePoint},
         progress::Watcher,
         runbook::Runbook,
     },
@@ -18,7 +18,7 @@ use crate::{
     readiness::{Verdict, watch::Watch},
 };
 use async_trait::async_trait;
-use decide::Member;
+use decide::{Failed, Member};
 use lifeboat::{
     error::chain,
     fault,
@@ -29,8 +29,8 @@ use record::{ClaimBook, ClaimRecord, Phase};
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 use tokio::sync::watch;
 
@@ -72,6 +72,8 @@ pub struct Automatic {
     parts: Parts,
     /// How each group stands, in words.
     said: Mutex<BTreeMap<GroupId, String>>,
+    /// Of claims whose failover went wrong.
+    failed: Mutex<BTreeMap<GroupId, Failed>>,
 }
 
 impl Automatic {
@@ -80,7 +82,7 @@ impl Automatic {
         for record in parts.book.all()? {
             record.parts.iter().for_each(|part| parts.runbook.intake.promises.close(part.vm));
         }
-        Ok(Self { parts, said: Mutex::default() })
+        Ok(Self { parts, said: Mutex::default(), failed: Mutex::default() })
     }
 
     /// How a group stands that may be failed over by itself.
@@ -138,15 +140,12 @@ impl Automatic {
 
     async fn see_to(&self, group: &Group, record: Option<ClaimRecord>) {
         let done = match record {
-            Some(record) => self.go_on(record, group.spec.automatic).await,
+            Some(record) => self.go_on(record, group).await,
             None => self.begin(group).await,
         };
         let said = done.unwrap_or_else(|error| chain(&error));
         let mut all = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        // Seconds that count up are no news.
-        let same =
-            |before: &str| before.split(" has been silent").next() == said.split(" has been silent").next();
-        if !all.get(&group.id).is_some_and(|before| same(before)) {
+        if all.get(&group.id).is_none_or(|before| decide::news(before) != decide::news(&said)) {
             tracing::info!(group = %group.spec.name, %said, "automatic failover");
         }
         all.insert(group.id, said);
@@ -209,10 +208,11 @@ impl Automatic {
         }
         tracing::warn!(group = %group.spec.name, "its agents are silent and no lease is alive: claiming it at the witness");
         fault::point("automatic.intended");
-        self.go_on(record, true).await
+        self.go_on(record, group).await
     }
 
-    async fn go_on(&self, mut record: ClaimRecord, wanted: bool) -> Result<String, AutomaticError> {
+    /// `group`: as it is now.
+    async fn go_on(&self, mut record: ClaimRecord, group: &Group) -> Result<String, AutomaticError> {
         if record.phase == Phase::Intended {
             let changes = decide::claims(&self.parts.site, &record.claim, &record.parts);
             let vms: Vec<VmId> = record.parts.iter().map(|part| part.vm).collect();
@@ -231,16 +231,30 @@ impl Automatic {
             fault::point("automatic.claimed");
         }
         let begun = self.parts.runbook.journal.load_group(record.group.id).map_err(GroupError::from)?;
-        let begun = begun.is_some_and(|begun| begun.started_at >= record.at);
-        if !wanted && !begun {
+        let begun = begun.filter(|begun| begun.started_at >= record.at);
+        if !group.spec.automatic && begun.is_none() {
             return self.give_up(&record).await;
         }
-        self.fail_over(&record).await
+        // Its operator may have done it meanwhile.
+        let done = begun.is_some_and(|begun| matches!(begun.phase, Step::Running | Step::Done));
+        let before = self.failed().get(&group.id).filter(|_| !done).cloned();
+        let (now, changed_at) = (Instant::now(), group.changed_at);
+        if let Some((before, left)) = before.as_ref().and_then(|of| Some((of, of.left(now, changed_at)?))) {
+            return Ok(before.said(left));
+        }
+        let done = self.fail_over(&record, group).await;
+        let Err(error) = &done else { return done };
+        let failed = Failed::again(before.as_ref(), Instant::now(), changed_at, chain(error));
+        let said = failed.said(failed.left(Instant::now(), changed_at).unwrap_or_default());
+        self.failed().insert(group.id, failed);
+        Ok(said)
     }
 
-    async fn fail_over(&self, record: &ClaimRecord) -> Result<String, AutomaticError> {
+    async fn fail_over(&self, record: &ClaimRecord, now: &Group) -> Result<String, AutomaticError> {
         let parts = &self.parts;
-        let (group, name) = (record.group.clone(), record.group.spec.name.clone());
+        // What its operator has mended since in its runbook counts.
+        let group = if now.members == record.group.members { now } else { &record.group }.clone();
+        let name = group.spec.name.clone();
         let point = self.point(&group).await?;
         let audit = parts.scribe.begin(&name, &record.claim).await.map_err(AutomaticError::Other)?;
         let id = group.id;
@@ -280,8 +294,13 @@ impl Automatic {
 
     fn end(&self, record: &ClaimRecord) -> Result<(), AutomaticError> {
         self.parts.book.remove(record.group.id)?;
+        self.failed().remove(&record.group.id);
         record.parts.iter().for_each(|part| self.parts.runbook.intake.promises.open(part.vm));
         Ok(())
+    }
+
+    fn failed(&self) -> MutexGuard<'_, BTreeMap<GroupId, Failed>> {
+        self.failed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn point(&self, group: &Group) -> Result<WholePoint, AutomaticError> {
