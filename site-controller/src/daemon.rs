@@ -98,6 +98,8 @@ pub async fn run(config: SiteConfig) -> anyhow::Result<()> {
     runbook.recall_promises().context("reading journals of failovers")?;
     let runbook = Arc::new(runbook);
     let runbook_of_undos = runbook.clone();
+    let hosts = runbook.hosts.clone();
+    tokio::spawn(async move { hosts.sweep_looks().await });
 
     let group_failovers =
         Arc::new(Groups::new(runbook.clone(), coordinator.clone(), runbook.journal.clone(), clock.clone()));

@@ -317,3 +317,37 @@ fn left_by_probes(controller: &Controller) -> Result<usize> {
     let entries = fs::read_dir(controller.replica_dir())?.flatten();
     Ok(entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("probe-")).count())
 }
+
+/// Goal: storage pools with which a controller that died had looked for files at a host go when another is started; those of others,
+/// and those that somebody has defined, stay. Method: pools as such a look makes them, and others, at the second host.
+#[test]
+fn pools_that_a_controller_that_died_has_left_at_a_host_go_and_those_of_others_stay() -> Result<()> {
+    let rig = Rig::new("pools-left")?;
+    let b = rig.site("b")?;
+    let second = SecondHost::new(&b)?;
+    let id = |digit: &str| format!("lifeboat-{}", digit.repeat(32));
+    let (left, defined) = (id("a"), id("b"));
+    for (how, name) in [
+        ("pool-create-as", left.as_str()),
+        ("pool-define-as", &defined),
+        ("pool-create-as", "lifeboat-images"),
+    ] {
+        let folder = b.dir(name)?.display().to_string();
+        second.virsh([how, name, "dir", "--target", &folder])?;
+    }
+    let pools = || -> Result<Vec<String>> {
+        let text = second.virsh(["pool-list", "--all", "--name"])?;
+        Ok(text.lines().map(|line| line.trim().to_owned()).filter(|name| !name.is_empty()).collect())
+    };
+    ensure!(pools()?.len() == 3, "{:?}", pools()?);
+    let mut controller = Controller::install(&b)?;
+    for uri in ["qemu:///system", &second.uri()] {
+        controller.configure(&format!("[[host]]\nuri = \"{uri}\"\n"))?;
+    }
+    controller.start()?;
+    eventually(SOON, "what was left to go", || Ok((!pools()?.contains(&left)).then_some(())))?;
+    let mut stay = pools()?;
+    stay.sort();
+    ensure!(stay == [defined.as_str(), "lifeboat-images"], "{stay:?}");
+    Ok(())
+}

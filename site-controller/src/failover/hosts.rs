@@ -251,6 +251,35 @@ impl Hosts {
         Ok((&self.all[best.0], best.1))
     }
 
+    /// Ends what looks of a controller that died have left at hosts elsewhere; a host that is away keeps it until the next start.
+    /// What is there for longer than a host may take to answer is nobody's any more.
+    pub async fn sweep_looks(&self) {
+        let sweep = async |host: &Host| {
+            let left = host.ask(Hypervisor::looks).await?;
+            if left.is_empty() {
+                return Ok(0);
+            }
+            tokio::time::sleep(ANSWERS_WITHIN).await;
+            host.ask(move |hypervisor| {
+                let still = hypervisor.looks()?;
+                let ours: Vec<&String> = left.iter().filter(|name| still.contains(name)).collect();
+                ours.iter().try_for_each(|name| hypervisor.end_look(name))?;
+                Ok(ours.len())
+            })
+            .await
+        };
+        let elsewhere = self.all.iter().filter(|host| !host.is_local());
+        join_all(elsewhere.map(async |host| match sweep(host).await {
+            Ok(0) => {}
+            Ok(ended) => tracing::info!(host = host.name, ended, "ended storage pools that were made to look"),
+            Err(HostError::Away { .. }) => {}
+            Err(error) => {
+                tracing::warn!(host = host.name, %error, "storage pools that were made to look may be left there")
+            }
+        }))
+        .await;
+    }
+
     /// What a replica was given is written down: it stays so until it runs.
     pub fn confirm(&self, vm: VmId) {
         if let Some(promise) = self.promised().get_mut(&vm) {
@@ -344,21 +373,6 @@ mod tests {
         tokio::time::resume();
         assert_eq!(hosts.all()[1].ask(|_| Ok(7)).await.unwrap(), 7);
         drop(let_go);
-    }
-
-    #[test]
-    fn what_a_controller_that_died_has_left_for_hosts_to_see_goes_and_nothing_else() {
-        let dir = tempfile::tempdir().unwrap();
-        for name in ["probe-7/seen", "11223344/1-1/vda.raw"] {
-            let file = dir.path().join(name);
-            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-            std::fs::write(file, "").unwrap();
-        }
-        for _ in 0..2 {
-            crate::failover::placing::sweep_probes(dir.path());
-        }
-        crate::failover::placing::sweep_probes(&dir.path().join("missing"));
-        assert!(dir.path().join("11223344/1-1/vda.raw").exists() && !dir.path().join("probe-7").exists());
     }
 
     #[tokio::test]

@@ -4,7 +4,8 @@
 //! [`progress`] tells whoever watches, [`stonith`] ends the source by an operator's command, [`undo`]
 //! takes a completed failover to another point, [`folders`] tells which replicas' disks nobody needs any more; [`group`]
 //! does it for several VMs, planned or not. [`hosts`] are those that replicas run on; where there are several, [`placing`]
-//! decides which replica goes to which (`placement` is the decision itself).
+//! decides which replica goes to which (`placement` is the decision itself,
+//! `probe` what it shows hosts).
 
 pub mod addresses;
 pub mod afterwards;
@@ -18,6 +19,7 @@ pub mod journal;
 mod placement;
 pub mod placing;
 pub mod preflight;
+mod probe;
 pub mod progress;
 pub mod replica_xml;
 mod replicas;

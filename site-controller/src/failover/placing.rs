@@ -10,6 +10,7 @@ use super::{
     journal::{Manner, Phase, Record},
     placement::{self, Offer, Promise, Wish},
     preflight::{self, PreflightError},
+    probe::{self, Probe},
     progress::Watcher,
     replica_xml::Needs,
     runbook::{FailoverError, Runbook},
@@ -24,7 +25,6 @@ use lifeboat::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
-    fs, io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -59,6 +59,8 @@ pub struct Placement {
     pub passed_over: Vec<PassedOver>,
     /// Hosts that can't take one of them, by its number.
     pub unfit: Vec<(usize, PassedOver)>,
+    /// Hosts that may take them, and whose libvirt can't say whether they see the folder.
+    pub unchecked: Vec<String>,
 }
 
 /// What would be decided now, for whoever asks before.
@@ -79,6 +81,8 @@ pub struct ForeseenHost {
 /// What is seen of a host: what it has, and for each replica what it lacks.
 struct Seen {
     load: Load,
+    /// It does not say whether it sees the replicas' folder.
+    unchecked: bool,
     lacks: Vec<Option<String>>,
 }
 
@@ -139,7 +143,8 @@ impl Hosts {
             }
         }
         let placed = wanted.iter().zip(hosts).map(|(of, host)| Some(self.placed(of, host?))).collect();
-        Ok(Placement { placed, passed_over: self.passed_over(&seen), unfit: self.unfit(wanted, &seen) })
+        let (passed_over, unfit) = (self.passed_over(&seen), self.unfit(wanted, &seen));
+        Ok(Placement { placed, passed_over, unfit, unchecked: self.unchecked(&seen) })
     }
 
     async fn look(&self, wanted: &[Wanted], folder: &Path) -> Vec<Result<Seen, String>> {
@@ -227,6 +232,12 @@ impl Hosts {
         pairs.filter_map(over).collect()
     }
 
+    fn unchecked(&self, seen: &[Result<Seen, String>]) -> Vec<String> {
+        let pairs = self.all().iter().zip(seen);
+        let doubtful = pairs.filter(|(_, seen)| seen.as_ref().is_ok_and(|seen| seen.unchecked));
+        doubtful.map(|(host, _)| host.name.clone()).collect()
+    }
+
     fn unfit(&self, wanted: &[Wanted], seen: &[Result<Seen, String>]) -> Vec<(usize, PassedOver)> {
         let mut unfit = Vec::new();
         for (host, seen) in self.all().iter().zip(seen) {
@@ -265,13 +276,11 @@ fn is_called(host: &Host, given: &str) -> bool {
 async fn look_at(host: &Host, wanted: &[Wanted], probe: Option<PathBuf>) -> Result<Seen, FailoverError> {
     let wanted: Vec<Wanted> = wanted.to_vec();
     host.work(move |hypervisor| {
+        let mut unchecked = false;
         if let Some(probe) = probe {
             match hypervisor.sees_file(&probe) {
                 Ok(Some(true)) => {}
-                Ok(None) => tracing::warn!(
-                    host = hypervisor.uri(),
-                    "its libvirt can't say whether it sees the replicas' folder"
-                ),
+                Ok(None) => unchecked = true,
                 Ok(Some(false)) => return Err(FailoverError::NotShared { why: String::new() }),
                 Err(error @ HypervisorError::ConnectionLost { .. }) => return Err(error.into()),
                 Err(error) => return Err(FailoverError::NotShared { why: format!(" ({error})") }),
@@ -279,7 +288,7 @@ async fn look_at(host: &Host, wanted: &[Wanted], probe: Option<PathBuf>) -> Resu
         }
         let load = hypervisor.load()?;
         let lacks = wanted.iter().map(|of| lack(hypervisor, of)).collect::<Result<_, _>>()?;
-        Ok(Seen { load, lacks })
+        Ok(Seen { load, unchecked, lacks })
     })
     .await
 }
@@ -299,41 +308,6 @@ fn lack(hypervisor: &Hypervisor, of: &Wanted) -> Result<Option<String>, Failover
     // Where it can't be told, QEMU says.
     let lacks = matches!(hypervisor.has_processor(cpu), Ok(false));
     Ok(lacks.then(|| "its processor lacks something that the guest was started with".into()))
-}
-
-const PROBE: &str = "probe-";
-
-/// A file in a new folder among the replicas', which nobody can have looked for before.
-struct Probe {
-    folder: PathBuf,
-    file: PathBuf,
-}
-
-impl Probe {
-    fn put(among: &Path) -> io::Result<Self> {
-        let folder = among.join(format!("{PROBE}{}", uuid::Uuid::new_v4().simple()));
-        fs::create_dir_all(among)?;
-        fs::create_dir(&folder)?;
-        let probe = Self { file: folder.join("seen"), folder };
-        fs::write(&probe.file, b"lifeboat")?;
-        Ok(probe)
-    }
-}
-
-/// What a controller that died has left of its looks.
-pub(super) fn sweep_probes(among: &Path) {
-    for entry in fs::read_dir(among).into_iter().flatten().flatten() {
-        let is_probe = entry.file_name().to_str().is_some_and(|name| name.starts_with(PROBE));
-        if is_probe && let Err(error) = fs::remove_dir_all(entry.path()) {
-            tracing::warn!(folder = %entry.path().display(), %error, "a folder that was to be seen by hosts is left");
-        }
-    }
-}
-
-impl Drop for Probe {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.folder);
-    }
 }
 
 impl Runbook {
@@ -392,9 +366,14 @@ impl Runbook {
             return Ok(vec![None; points.len()]);
         }
         watcher.step("choosing hosts");
-        let Placement { placed, passed_over, .. } = self.placement(points, true).await?;
+        let Placement { placed, passed_over, unchecked, .. } = self.placement(points, true).await?;
         for PassedOver { host, why } in passed_over {
             watcher.step(format!("WARNING: host {host} is passed over: {why}"));
+        }
+        for host in unchecked {
+            watcher.step(format!(
+                "WARNING: the libvirt of host {host} can't say whether it sees the replicas' folder"
+            ));
         }
         for ((point, _), placed) in points.iter().zip(&placed) {
             if let Some(placed) = placed {
@@ -475,7 +454,7 @@ impl Runbook {
         if !self.hosts.are_several() {
             return Ok(());
         }
-        sweep_probes(&self.replica_dir);
+        probe::sweep(&self.replica_dir);
         for vm in self.journal.vms()? {
             let Some(record) = self.journal.load(vm)?.filter(|record| record.phase < Phase::Running) else {
                 continue;
