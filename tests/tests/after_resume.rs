@@ -195,6 +195,35 @@ fn a_replica_whose_state_is_refused_boots_from_the_disks_of_the_point_and_says_w
     Ok(())
 }
 
+/// Goal: a replica that runs and will never go on is booted, and the report says why. Method: a guest that was halted when its
+/// point was cut: nothing in it goes on at the site either.
+#[test]
+fn a_replica_that_will_never_go_on_boots_from_the_disks_of_the_point() -> Result<()> {
+    let rig = Rig::new("no-progress")?;
+    let (a, b, _link) = rig.pair()?;
+    let controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 16).agent())?;
+    let boot = guest.wait_for_tick(3, BOOT)?.boot;
+    guest.wait_for_agent(BOOT)?;
+    guest.run_inside("/bin/busybox halt -f")?;
+    eventually(SOON, "the guest to be halted", || Ok(guest.qmp(REGISTERS)?.contains("HLT=1").then_some(())))?;
+    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 2, SOON)?;
+    guest.wait_for_state("running", SOON)?;
+    a.power_cut();
+    let report = controller.failover("web", "latest")?;
+    assert_eq!((&report["resumed"], &report["refused"]), (&false.into(), &json!([])), "{report}");
+    assert!(report["cold_boot"].as_str().is_some_and(|why| why.contains("halted for good")), "{report}");
+    let after = b
+        .guest("web")?
+        .wait(BOOT, "the replica to boot", |report| report.boot != boot && report.tick >= 3)?;
+    assert!(after.unharmed(), "{after:?}");
+    Ok(())
+}
+
+const REGISTERS: &str =
+    r#"{"execute":"human-monitor-command","arguments":{"command-line":"info registers -a"}}"#;
+
 /// Begins the failover, or goes on with it, up to a complete memory image, and spoils that.
 fn spoil(controller: &mut Controller, folder: &Path) -> Result<()> {
     controller.stop()?;

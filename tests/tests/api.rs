@@ -2,6 +2,10 @@
 //! No guest is needed.
 
 use anyhow::{Context, Result, ensure};
+use lifeboat::{
+    local_api::{Access, Client},
+    transport::https::Trust,
+};
 use rig::{Output, Rig, Site, binary, product::Controller};
 use serde_json::{Value, json};
 use std::{fs, path::PathBuf, time::Duration};
@@ -42,6 +46,27 @@ impl Elsewhere {
         let asked = self.from.command(binary("lifeboat")?).args(["--api", &self.url]);
         asked.arg("--token-file").arg(token).arg("--ca").arg(self.ca()).args(arguments).output()
     }
+}
+
+/// Goal: a program finds the API's document where it finds the API, with any token, and it tells all there is. Method: it is
+/// fetched over the network, and held against the one in docs.
+#[test]
+fn the_api_s_document_is_served_to_whoever_may_look() -> Result<()> {
+    let rig = Rig::new("api-document")?;
+    let (from, site, _link) = rig.pair()?;
+    let there = Elsewhere::running(&site, &from)?;
+    let token = fs::read_to_string(there.token("viewer")?)?.trim().to_owned();
+    let fetch = |token: String| -> Result<Value> {
+        let access = Access { url: there.url.clone(), token, trust: Trust::Authorities(there.ca()) };
+        let client = Client::remote(&access, "lifeboat-site-controller")?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        from.in_network(|| runtime.block_on(client.get::<Value>("/openapi.json")))?.context("the document")
+    };
+    let served = fetch(token)?;
+    assert_eq!(served, lifeboat_site_controller::api::openapi::document());
+    assert!(served["paths"]["/v1/group-failovers"]["post"]["x-mutating"] == true, "{}", served["paths"]);
+    ensure!(fetch("lba1-0000".into()).is_err(), "strangers get nothing");
+    Ok(())
 }
 
 fn refused(output: Output, why: &str) -> Result<()> {

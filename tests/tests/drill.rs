@@ -189,7 +189,8 @@ fn nothing_is_left_of_a_drill_wherever_its_controller_died() -> Result<()> {
 }
 
 /// Goal: a replica's card is on the network that the runbook says, with the MAC address that it had; in a drill on the
-/// network for drills. Method: networks of two names at the two sites, and libvirt's word.
+/// network for drills. A drill is its group's, whatever that is called since, and does not pass if a check fails. Method:
+/// networks of two names at the two sites, and libvirt's word; the group gets another name while its drill is kept.
 #[test]
 fn a_replica_s_card_is_on_the_network_that_the_runbook_says() -> Result<()> {
     let rig = Rig::new("networks")?;
@@ -212,11 +213,23 @@ fn a_replica_s_card_is_on_the_network_that_the_runbook_says() -> Result<()> {
     let kept = controller.json(&["drill", "shop", "--keep"])?;
     ensure!(kept["passed"] == true, "{kept:#}");
     on_network(&b, &text(&kept["members"][0]["as_name"]), "lan-try")?;
-    controller.json(&["drill", "shop", "--end"])?;
+    controller.json(&["group", "rename", "shop", "store"])?;
+    let listed = controller.json(&["drills", "store"])?;
+    ensure!(listed[0]["id"] == kept["id"] && listed[0]["state"] == "kept", "{listed:#}");
+    controller.json(&["drill", "store", "--end"])?;
     ensure!(left(&b, &controller)?.is_empty(), "{:?}", left(&b, &controller)?);
 
+    let checks = "[group.drill]\nchecks = [[\"sh\", \"-c\", \"echo nobody answers; exit 3\"]]\n";
+    apply(&controller, a.folder(), &format!("{}{checks}", group.replace("\"shop\"", "\"store\"")))?;
+    let failed = controller.cli(&["drill", "store", "--json"])?;
+    ensure!(!failed.status.success(), "{failed:?}");
+    let failed: Value = serde_json::from_str(&failed.stdout)?;
+    ensure!(failed["passed"] == false && failed["torn_down"] == true, "{failed:#}");
+    ensure!(text(&failed["checks"][0]["failed"]).contains("nobody answers"), "{failed:#}");
+    ensure!(controller.cli(&["check", "store"])?.stdout.contains("nobody answers"));
+
     a.power_cut();
-    controller.json(&["failover", "shop", "--emergency", "--yes"])?;
+    controller.json(&["failover", "store", "--emergency", "--yes"])?;
     on_network(&b, "web", "lan-b")
 }
 

@@ -8,7 +8,7 @@ use rig::{
     stillness::Stillness,
 };
 use serde_json::Value;
-use std::{fs, time::Duration};
+use std::{fs, path::Path, time::Duration};
 
 const BOOT: Duration = Duration::from_secs(90);
 const SOON: Duration = Duration::from_secs(120);
@@ -185,6 +185,9 @@ fn groups_are_made_changed_and_forgotten_without_losing_points() -> Result<()> {
         Ok(points.last().is_some_and(both).then_some(()))
     })?;
     scene.group(&["rename", "shop", "store"])?;
+    let set = scene.group(&["set", "store", "--keep", "all for 2h", "--memory", "on"])?;
+    let spec = &set["group"]["spec"];
+    ensure!(spec["keep"][0] == "all for 2h" && spec["memory"] == "on" && spec["rpo"] == "2s", "{set}");
     scene.group(&["pause", "store"])?;
     scene.agents[0].wait_state("web", "yielding", SOON)?;
     ensure!(scene.agents[0].vm("web")?["group"] == "store");
@@ -214,12 +217,15 @@ fn groups_are_made_changed_and_forgotten_without_losing_points() -> Result<()> {
     let unasked = scene.controller.cli(&["group", "delete", "store"])?;
     ensure!(!unasked.status.success() && unasked.stderr.contains("--yes"), "{unasked:?}");
     let points = scene.controller.points("web")?.len();
+    let history = scene.controller.group_points("store")?;
     scene.group(&["delete", "store", "--yes"])?;
     ensure!(scene.group(&["list"])?.as_array().is_some_and(Vec::is_empty));
     ensure!(scene.controller.points("web")?.len() >= points, "its VMs' points stay");
 
-    // What a file does not name goes only if that is asked for, and confirmed.
+    // What a file does not name goes only if that is asked for, and confirmed. What is made again has its history.
     scene.controller.json(&["apply", "-f", &path])?;
+    let now = scene.controller.group_points("store")?;
+    ensure!(history.len() > 4 && history.iter().all(|point| now.contains(point)), "{history:?} {now:?}");
     fs::write(&file, "")?;
     ensure!(scene.controller.json(&["apply", "-f", &path])?.as_array().is_some_and(Vec::is_empty));
     ensure!(scene.controller.json(&["apply", "-f", &path, "--prune", "--diff"])?[0]["what"] == "delete");
@@ -228,5 +234,38 @@ fn groups_are_made_changed_and_forgotten_without_losing_points() -> Result<()> {
     ensure!(scene.group(&["list"])?.as_array().is_some_and(|rows| rows.len() == 1));
     scene.controller.json(&["apply", "-f", &path, "--prune", "--yes"])?;
     ensure!(scene.group(&["list"])?.as_array().is_some_and(Vec::is_empty));
+    moved_between_groups(&scene, &file)
+}
+
+/// A file says where VMs are, and not in which order they are to get there; one that is wrong anywhere changes nothing.
+fn moved_between_groups(scene: &Scene, file: &Path) -> Result<()> {
+    let path = file.display().to_string();
+    let apply = |text: &str, more: &[&str]| -> Result<Value> {
+        fs::write(file, text)?;
+        scene.controller.json(&[&["apply", "-f", &path], more].concat())
+    };
+    let group = |name: &str, vms: &str| format!("[[group]]\nname = \"{name}\"\nvms = [{vms}]\n");
+    let after = "[group.runbook.vm.web]\nafter = [\"db\"]\n";
+    let both = group("store", "\"web\", \"db\"") + after;
+    fs::write(file, both.clone() + &group("mail", "\"mail\"") + "rpo = \"soon\"\n")?;
+    let wrong = scene.controller.cli(&["apply", "-f", &path])?;
+    ensure!(!wrong.status.success() && wrong.stderr.contains("rpo"), "{wrong:?}");
+    ensure!(scene.group(&["list"])?.as_array().is_some_and(Vec::is_empty), "half of it was done");
+    apply(&both, &[])?;
+    // Its member that waited for the one that goes waits for nobody then.
+    let apart = group("mail", "\"db\"") + &group("store", "\"web\"");
+    let done = apply(&apart, &[])?;
+    ensure!(done[0]["what"] == "create" && done[1]["what"] == "change", "{done}");
+    let again = apply(&apart, &[])?;
+    ensure!(again[0]["what"] == "keep" && again[1]["what"] == "keep", "{again}");
+    let done = apply(&both.replace("store", "shop"), &["--prune", "--yes"])?;
+    let what = |at: usize| done[at]["what"].as_str().unwrap_or_default();
+    ensure!((what(0), what(1), what(2)) == ("create", "delete", "delete"), "{done}");
+    let left = scene.group(&["remove", "shop", "db"])?;
+    ensure!(left["group"]["spec"]["vms"].as_array().is_some_and(|vms| vms.len() == 1), "{left}");
+    ensure!(
+        left["group"]["spec"]["runbook"]["vm"]["web"]["after"].as_array().is_some_and(Vec::is_empty),
+        "{left}"
+    );
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::{
     audit::Outcome,
+    groups::point_error,
     site::{Site, catalog_error, watched},
     types::DrillRequest,
 };
@@ -56,8 +57,9 @@ fn drill_error(error: DrillError) -> ApiError {
         DrillError::NoPoint { .. } | DrillError::NothingKept(_) => {
             ApiError::not_found("not-found", error.to_string())
         }
+        DrillError::Points(error) => point_error(error),
         DrillError::Busy => ApiError::conflict("conflict", error.to_string()),
-        DrillError::Points(_) | DrillError::Replica(_) | DrillError::Preflight(_) | DrillError::Record(_) => {
+        DrillError::Replica(_) | DrillError::Preflight(_) | DrillError::Record(_) => {
             ApiError::internal(Words::of(&error))
         }
     }

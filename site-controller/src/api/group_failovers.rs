@@ -10,7 +10,7 @@ use super::{
 use crate::{
     catalog::Selector,
     failover::{
-        group::{GroupError, GroupReport, world::WholePoint},
+        group::{GroupError, GroupReport, outline, world::WholePoint},
         journal::Manner,
         placing::Foreseen,
         progress::{Progress, Watcher},
@@ -46,6 +46,9 @@ pub(super) async fn preview(
         (!rules.is_empty()).then(|| (member.name.clone(), rules.words()))
     };
     let hosts = hosts(&site, &group, point.as_ref()).await?;
+    let fences = !site.runbook.stonith.command.is_empty() && !request.skip_fence_command;
+    let of_site = outline::OfSite { fences, guest_hook: &site.runbook.guest_hook };
+    let steps = outline::steps(&group.spec, request.planned, &left_off, of_site);
     Ok(Json(GroupFailoverPreview {
         name: group.spec.name.clone(),
         planned: request.planned,
@@ -57,6 +60,7 @@ pub(super) async fn preview(
         reached: reached.map(|member| member.name.clone()).collect(),
         addresses: group.members.iter().filter_map(addresses).collect(),
         hosts,
+        steps,
     }))
 }
 
@@ -128,7 +132,20 @@ async fn meant(site: &Site, request: &GroupFailoverRequest) -> Result<(Group, Op
     if request.planned {
         return Ok((group, None));
     }
-    let point = chosen(site, &group, &request.point).await?;
+    let begun = site.group_failovers.goes_on_with(group.id).map_err(|error| group_error(&error))?;
+    let point = match begun {
+        Some(at) if request.point == LATEST => match chosen(site, &group, &at.to_string()).await {
+            Ok(point) if point.cut_at == at => point,
+            // The group has changed since; what was begun is done all the same.
+            _ => chosen(site, &group, LATEST).await?,
+        },
+        _ => chosen(site, &group, &request.point).await?,
+    };
+    if let Some(at) = begun.filter(|at| request.point != LATEST && *at != point.cut_at) {
+        let message = format!("a failover of this group to its point of {at} is committed, and not finished");
+        return Err(ApiError::conflict("conflict", message)
+            .with_hint("run it again without --point: it goes on with that one; `lifeboat undo` takes it to another afterwards"));
+    }
     Ok((group, Some(point)))
 }
 

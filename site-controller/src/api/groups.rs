@@ -47,7 +47,7 @@ pub(super) async fn points(
     Path(group): Path<String>,
 ) -> Answer<GroupPointList> {
     let group = site.coordinator.book.find(&group).map_err(book_error)?;
-    let points = site.coordinator.points.list(group.id).await.map_err(point_error)?;
+    let points = site.coordinator.points.list(&group).await.map_err(point_error)?;
     Ok(Json(GroupPointList { group: group.spec.name, points }))
 }
 
@@ -93,14 +93,15 @@ pub(super) async fn resume(State(site): State<Arc<Site>>, Path(group): Path<Stri
     alter(&site, before, |group| group.paused = false).await
 }
 
-/// Its members are no longer protected by it; their points stay.
+/// Its members are no longer protected by it; their points stay, and its history waits for a group of its name.
 pub(super) async fn delete(State(site): State<Arc<Site>>, Path(group): Path<String>) -> Answer<Group> {
     let group = site.coordinator.book.find(&group).map_err(book_error)?;
-    let (coordinator, id) = (site.coordinator.clone(), group.id);
+    let (coordinator, id, now) = (site.coordinator.clone(), group.id, site.runbook.clock.now());
     blocking(move || {
-        coordinator.book.delete(id)?;
-        if let Err(error) = coordinator.points.forget(id) {
-            tracing::warn!(%error, "what was recorded of a group that is gone could not be removed");
+        for forgotten in coordinator.book.delete(id, now)? {
+            if let Err(error) = coordinator.points.forget(forgotten) {
+                tracing::warn!(%error, "what was recorded of a group that is gone could not be removed");
+            }
         }
         Ok(())
     })
@@ -289,7 +290,10 @@ pub(super) fn book_error(error: BookError) -> ApiError {
 }
 
 pub(super) fn point_error(error: GroupPointError) -> ApiError {
-    ApiError::internal(Words::of(&error))
+    match error {
+        GroupPointError::Several { .. } => ApiError::bad_request("ambiguous", Words::of(&error)),
+        GroupPointError::Disk { .. } | GroupPointError::Store(_) => ApiError::internal(Words::of(&error)),
+    }
 }
 
 #[cfg(test)]

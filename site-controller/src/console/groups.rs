@@ -98,7 +98,10 @@ pub fn points(list: &GroupPointList) -> String {
 }
 
 pub fn deleted(group: &Group) -> String {
-    format!("Group {} is gone; the points of its VMs stay.\n", group.spec.name)
+    format!(
+        "Group {} is gone; the points of its VMs stay, and its history, for a group of its name.\n",
+        group.spec.name
+    )
 }
 
 /// What a failover would mean.
@@ -117,7 +120,7 @@ pub fn failover_preview(preview: &GroupFailoverPreview) -> String {
         if !away.is_empty() {
             let _ = writeln!(out, "It can't be done now: no connected agent has {}.", away.join(", "));
         }
-        return out + &addresses(preview) + &hosts(preview.hosts.as_ref());
+        return out + &details(preview);
     }
     let at = preview.cut_at.map_or_else(String::new, |at| at.to_string());
     let _ = writeln!(out, "Emergency failover of {members} to their point of {at}, started here: {order}.");
@@ -133,7 +136,13 @@ pub fn failover_preview(preview: &GroupFailoverPreview) -> String {
              loses nothing."
         );
     }
-    out + &addresses(preview) + &hosts(preview.hosts.as_ref())
+    out + &details(preview)
+}
+
+fn details(preview: &GroupFailoverPreview) -> String {
+    let steps = preview.steps.iter().zip(1..).map(|(step, no)| format!("  {no}. {step}\n"));
+    let steps: String = steps.collect();
+    addresses(preview) + &hosts(preview.hosts.as_ref()) + &steps
 }
 
 fn addresses(preview: &GroupFailoverPreview) -> String {

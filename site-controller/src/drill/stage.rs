@@ -126,7 +126,7 @@ impl Driller {
         // It has served.
         let _ = std::fs::remove_file(image);
         if member.resumes && was_running {
-            self.runbook.watch_for_grief(member.as_vm, member.host.as_ref()).await?;
+            self.runbook.watch_for_grief(member.as_vm, member.host.as_ref(), 0).await?;
         }
         if was_running || !member.resumes {
             self.give_addresses(record, at, &staged.before).await?;
@@ -174,11 +174,11 @@ impl Driller {
         for wait in waits {
             if apart && matches!(wait, WaitFor::Tcp { .. }) {
                 // From here that address leads to the VM itself, or to nobody.
-                let note = format!("{}: not tried, as its network is isolated: {wait:?}", member.name);
+                let note = format!("{}: not tried, as its network is isolated: {wait}", member.name);
                 record.notes.push(note);
                 continue;
             }
-            watcher.step(format!("{}: waiting: {wait:?}", member.name));
+            watcher.step(format!("{}: waiting for {wait}", member.name));
             let replica = (member.as_vm, member.host.as_ref());
             if let Err(why) = starts::wait_for(&*self.runbook, replica, &wait, at_most).await {
                 record.errors.push(format!("{}: {why}", member.name));

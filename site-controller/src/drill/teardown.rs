@@ -45,12 +45,17 @@ impl Driller {
         }
     }
 
-    /// Ends the drills of this name, or id, whose replicas were to be kept.
+    /// Ends the drills of this group or VM, or of this id, whose replicas were to be kept.
     pub async fn end(&self, name: &str) -> Result<Vec<DrillRecord>, DrillError> {
         let _alone = self.busy.lock().await;
+        // It may have had another name then.
+        let group = self.coordinator.book.find(name).ok().map(|group| group.id);
         let mut ended = Vec::new();
         let kept = self.book.list().into_iter().filter(|record| record.state == DrillState::Kept);
-        for mut record in kept.filter(|record| record.name == name || record.id == name) {
+        let meant = |record: &DrillRecord| {
+            record.name == name || record.id == name || group.is_some_and(|group| record.group == group)
+        };
+        for mut record in kept.filter(meant) {
             record.state = DrillState::Done;
             self.keep_evidence(&mut record).await;
             self.tear_down(&mut record).await;

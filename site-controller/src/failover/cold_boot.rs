@@ -1,7 +1,7 @@
 //! A resume that goes wrong: one that is refused is tried once more, for its reason may pass; then the replica is booted from
 //! the same point's disks instead.
 //! Promises: what is wrong was seen, never guessed: QEMU refused the state, or the replica ended or was stopped within
-//! moments. A guest that stands because its operator wants it so is not touched. Each attempt has images of its own; those of
+//! moments, or will never go on. A guest that stands because its operator wants it so is not touched. Each attempt has images of its own; those of
 //! one in which the replica ran, and may have written, are left alone. Each refusal is in the journal before the next attempt.
 //! Called by `steps`.
 
@@ -10,6 +10,7 @@ use super::{
     journal::{Phase, Record},
     progress::Watcher,
     runbook::{FailoverError, Runbook},
+    waits,
 };
 use crate::restore::Reader;
 use lifeboat::{
@@ -97,20 +98,38 @@ impl Runbook {
         if !record.resumes || !reader.plan().manifest.meta.was_running {
             return Ok(());
         }
-        self.watch_for_grief(record.vm, record.host.as_ref()).await
+        self.watch_for_grief(record.vm, record.host.as_ref(), record.console_from.unwrap_or(0)).await
     }
 
-    /// An error if the resumed replica ends, or is stopped, within a moment.
-    pub async fn watch_for_grief(&self, replica: VmId, at: Option<&Placed>) -> Result<(), FailoverError> {
+    /// An error if the resumed replica ends, is stopped, panics or is halted for good within a moment. What its console said
+    /// up to `said` it said before.
+    pub async fn watch_for_grief(
+        &self,
+        replica: VmId,
+        at: Option<&Placed>,
+        said: u64,
+    ) -> Result<(), FailoverError> {
         let host = self.hosts.at(at)?;
+        let (mut halted, wrong) = (0, |grief| Err(FailoverError::WentWrong { grief }));
         for _ in 0..LOOKS {
-            let grief = host.ask(move |hypervisor| hypervisor.domain_by_uuid(replica)?.came_to_grief());
-            if let Some(grief) = grief.await? {
-                return Err(FailoverError::WentWrong { grief });
+            let look = host.ask(move |hypervisor| {
+                let domain = hypervisor.domain_by_uuid(replica)?;
+                Ok((domain.came_to_grief()?, domain.is_halted_for_good()))
+            });
+            let (grief, is_halted) = look.await?;
+            if let Some(grief) = grief {
+                return wrong(grief);
             }
+            halted += u32::from(is_halted);
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        Ok(())
+        // A guest that is only busy is never seen so each time.
+        if halted == LOOKS {
+            return wrong("is halted for good, as no processor of it takes interrupts any more,");
+        }
+        // Where a console can't be read nothing is known.
+        let panicked = waits::console_says(self, replica, at, said, PANICKED.into()).await;
+        if panicked.unwrap_or(false) { wrong("says on its console that its kernel panicked") } else { Ok(()) }
     }
 
     /// What is left of the failed resume must not run beside the other.
@@ -171,6 +190,8 @@ fn what_now(record: &mut Record, error: FailoverError) -> Now {
 pub(super) const TRIES: usize = 2;
 const LOOK_EVERY: Duration = Duration::from_millis(100);
 const LOOKS: u32 = 5;
+/// In Linux' words.
+const PANICKED: &str = "Kernel panic - not syncing";
 
 #[cfg(test)]
 mod tests {

@@ -149,6 +149,9 @@ pub struct Record {
     /// A replica ran, before its resume was given up or an undo: it may have been heard.
     #[serde(default)]
     pub has_run: bool,
+    /// How much its console's file held before it was started.
+    #[serde(default)]
+    pub console_from: Option<u64>,
     /// What was done for the resumed replica.
     #[serde(default)]
     pub after_resume: Vec<Afterwards>,
@@ -192,6 +195,7 @@ impl Record {
             manner: Manner::default(),
             host: None,
             has_run: false,
+            console_from: None,
             after_resume: Vec::new(),
             address_plan: None,
             addresses: Vec::new(),
@@ -358,6 +362,7 @@ pub(crate) mod tests {
             manner: Manner::default(),
             host: None,
             has_run: false,
+            console_from: None,
             after_resume: Vec::new(),
             address_plan: None,
             addresses: Vec::new(),

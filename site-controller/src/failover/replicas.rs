@@ -12,6 +12,7 @@ use super::{
     progress::{FailoverReport, Watcher},
     runbook::{FailoverError, LATEST, Request, Runbook},
     steps::{blocking, remove_dir},
+    waits,
 };
 use crate::group::spec::WaitFor;
 use async_trait::async_trait;
@@ -20,15 +21,7 @@ use lifeboat::{
     id::{PointId, VmId},
     units::Generation,
 };
-use std::{
-    io::{Read, Seek, SeekFrom},
-    path::PathBuf,
-    time::Duration,
-};
-
-/// Of a console's file, how much of its end is looked at.
-const CONSOLE_LOOKED_AT: u64 = 1 << 20;
-const CONNECT_WITHIN: Duration = Duration::from_secs(2);
+use std::time::Duration;
 
 #[async_trait]
 impl Replicas for Runbook {
@@ -197,28 +190,7 @@ impl Replicas for Runbook {
     }
 
     async fn is_up(&self, vm: VmId, at: Option<&Placed>, wait: &WaitFor) -> Result<bool, FailoverError> {
-        match wait {
-            WaitFor::Delay(_) => Ok(true),
-            WaitFor::Tcp { host: Some(host), port } => {
-                let connect = tokio::net::TcpStream::connect((host.as_str(), *port));
-                Ok(tokio::time::timeout(CONNECT_WITHIN, connect).await.is_ok_and(|made| made.is_ok()))
-            }
-            WaitFor::Tcp { host: None, .. } => Err(FailoverError::Wait(
-                "write `tcp:HOST:PORT`: the guest's address is not known here".into(),
-            )),
-            WaitFor::Agent => Ok(agent_is_connected(&self.active_xml(vm, at).await?.0)),
-            WaitFor::Console(text) => {
-                let (xml, is_local) = self.active_xml(vm, at).await?;
-                let file = console_file(&xml)
-                    .ok_or_else(|| FailoverError::Wait("its console is not written to a file".into()))?;
-                if !is_local && !file.starts_with(&self.replica_dir) {
-                    let why = "its console is a file of another host, which can't be read from here";
-                    return Err(FailoverError::Wait(why.into()));
-                }
-                let text = text.clone();
-                blocking(move || Ok(end_of(&file)?.contains(&text))).await
-            }
-        }
+        waits::is_up(self, vm, at, wait).await
     }
 }
 
@@ -259,57 +231,5 @@ impl Runbook {
         }
         self.store.raise_to(record.vm, record.generation).await?;
         self.enter(record, Phase::Fenced)
-    }
-
-    /// And whether what it names by path lies here.
-    async fn active_xml(&self, vm: VmId, at: Option<&Placed>) -> Result<(String, bool), FailoverError> {
-        let own = if at.is_none() { self.journal.load(vm)?.and_then(|record| record.host) } else { None };
-        let host = self.hosts.at(at.or(own.as_ref()))?;
-        let xml = host.ask(move |hypervisor| hypervisor.domain_by_uuid(vm)?.xml(XmlView::Active)).await?;
-        // Of the only one that was always so.
-        Ok((xml, host.is_local() || !self.hosts.are_several()))
-    }
-}
-
-/// libvirt shows in the active XML whether anybody listens at the guest's end of the channel.
-fn agent_is_connected(xml: &str) -> bool {
-    let targets = xml.split("<target ").skip(1).filter_map(|rest| rest.split_once('>'));
-    targets
-        .into_iter()
-        .any(|(target, _)| target.contains("org.qemu.guest_agent.0") && target.contains("state='connected'"))
-}
-
-fn console_file(xml: &str) -> Option<PathBuf> {
-    let serial = xml.split_once("<serial type='file'")?.1.split_once("</serial>")?.0;
-    Some(serial.split_once("path='")?.1.split_once('\'')?.0.into())
-}
-
-fn end_of(file: &PathBuf) -> Result<String, FailoverError> {
-    let read = || {
-        let mut opened = std::fs::File::open(file)?;
-        let from = opened.metadata()?.len().saturating_sub(CONSOLE_LOOKED_AT);
-        opened.seek(SeekFrom::Start(from))?;
-        let mut bytes = Vec::new();
-        opened.take(CONSOLE_LOOKED_AT).read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    read().map_err(|source| FailoverError::File { path: file.clone(), source })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_guest_agent_counts_as_up_only_when_it_is_connected_and_a_console_is_read_from_its_file() {
-        let xml = |state: &str| {
-            format!(
-                "<domain><devices><serial type='file'><source path='/log/web' append='on'/></serial>\
-                 <channel><target type='virtio' name='org.qemu.guest_agent.0' state='{state}'/></channel>"
-            )
-        };
-        assert!(agent_is_connected(&xml("connected")) && !agent_is_connected(&xml("disconnected")));
-        assert_eq!(console_file(&xml("connected")), Some("/log/web".into()));
-        assert_eq!(console_file("<serial type='pty'><source path='/dev/pts/1'/></serial>"), None);
     }
 }

@@ -9,6 +9,7 @@ use super::{
     progress::Watcher,
     replica_xml::{self, Needs, Place},
     runbook::{FailoverError, Runbook},
+    waits,
 };
 use crate::{
     restore::{Plan, Reader},
@@ -173,6 +174,7 @@ impl Runbook {
         if let Some(host) = &mut record.host {
             host.started = true;
         }
+        record.console_from = waits::console_before(&definition.xml);
         self.enter(record, Phase::Starting)?;
         fault::point("failover.starting");
         if record.leaves_off() {

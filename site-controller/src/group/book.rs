@@ -1,6 +1,7 @@
 //! What is remembered of groups: a JSON file for each, replaced whole.
 //! Promises: a change is durable before it is answered; a VM is in one group at most; a file that can't be read is never
-//! taken for a group that is not there. Called by `api` and by the coordinator of cuts.
+//! taken for a group that is not there; a group that was deleted is put away, and one that is made under its name is that
+//! group again, with its history. Called by `api` and by the coordinator of cuts.
 
 use super::spec::{GroupSpec, SpecError};
 use lifeboat::{
@@ -96,9 +97,7 @@ impl Book {
         let mut groups = BTreeMap::new();
         for entry in fs::read_dir(&dir).map_err(failed)? {
             let path = entry.map_err(failed)?.path();
-            let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
-            // A hidden one is a draft that a power cut left.
-            if !hidden && path.extension().is_some_and(|end| end == "json") {
+            if is_file_of_a_group(&path) {
                 let group = read(&path)?;
                 groups.insert(group.id, group);
             }
@@ -133,9 +132,11 @@ impl Book {
         self.groups().values().find(|group| group.has(vm)).cloned()
     }
 
-    /// A new group; returns once it would survive a power cut. Blocks.
+    /// A new group, or the one that last had this name; returns once it would survive a power cut. Blocks.
     pub fn create(&self, spec: GroupSpec, members: Vec<MemberVm>, now: UnixMs) -> Result<Group, BookError> {
-        let id = GroupId::from_bytes(*uuid::Uuid::new_v4().as_bytes());
+        let before = self.put_away()?.into_iter().filter(|group| group.spec.name == spec.name);
+        let before = before.max_by_key(|group| group.changed_at).map(|group| group.id);
+        let id = before.unwrap_or_else(|| GroupId::from_bytes(*uuid::Uuid::new_v4().as_bytes()));
         let group = Group {
             version: Group::VERSION,
             id,
@@ -149,7 +150,12 @@ impl Book {
         if groups.len() >= GROUPS_MAX {
             return Err(BookError::TooMany);
         }
-        self.put(&mut groups, group)
+        let made = self.put(&mut groups, group)?;
+        if before.is_some() {
+            let path = self.away(id);
+            durable::remove(&path).map_err(|source| BookError::Disk { path, source })?;
+        }
+        Ok(made)
     }
 
     /// Replaces a group by what `change` makes of it; the id stays. Blocks.
@@ -170,17 +176,49 @@ impl Book {
         self.put(&mut groups, group)
     }
 
-    /// Forgets a group; its members' points stay. Blocks.
-    pub fn delete(&self, id: GroupId) -> Result<(), BookError> {
+    /// Puts a group away; its members' points stay. Returns those that were put away long ago and are forgotten for good.
+    /// Blocks.
+    pub fn delete(&self, id: GroupId, now: UnixMs) -> Result<Vec<GroupId>, BookError> {
         let mut groups = self.groups();
-        if !groups.contains_key(&id) {
-            return Err(BookError::Unknown(id.to_string()));
-        }
-        let path = self.path(id);
+        let mut group = groups.get(&id).cloned().ok_or_else(|| BookError::Unknown(id.to_string()))?;
+        group.changed_at = now;
+        let (path, away) = (self.path(id), self.away(id));
+        let failed = |source| BookError::Disk { path: away.clone(), source };
+        fs::create_dir_all(self.dir.join(AWAY)).map_err(failed)?;
+        write(&away, &group)?;
         durable::remove(&path).map_err(|source| BookError::Disk { path, source })?;
         groups.remove(&id);
         self.changes.send_modify(|count| *count += 1);
-        Ok(())
+        drop(groups);
+        self.forget_old()
+    }
+
+    /// Beyond a bound the oldest are forgotten.
+    fn forget_old(&self) -> Result<Vec<GroupId>, BookError> {
+        let mut away = self.put_away()?;
+        away.sort_by_key(|group| group.changed_at);
+        let old = away.len().saturating_sub(AWAY_MAX);
+        let forget = |group: Group| {
+            let path = self.away(group.id);
+            durable::remove(&path).map_err(|source| BookError::Disk { path, source }).map(|()| group.id)
+        };
+        away.into_iter().take(old).map(forget).collect()
+    }
+
+    /// Those that were deleted. One that can't be read is as good as forgotten.
+    fn put_away(&self) -> Result<Vec<Group>, BookError> {
+        let dir = self.dir.join(AWAY);
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|source| BookError::Disk { path: dir, source })?,
+        };
+        let known = self.groups().keys().copied().collect::<Vec<_>>();
+        let files = entries.flatten().map(|entry| entry.path()).filter(|path| is_file_of_a_group(path));
+        let found = files.filter_map(|path| {
+            read(&path).inspect_err(|error| tracing::warn!(%error, "a group that was deleted")).ok()
+        });
+        // One that a power cut kept from being removed is alive.
+        Ok(found.filter(|group| !known.contains(&group.id)).collect())
     }
 
     fn put(
@@ -201,11 +239,7 @@ impl Book {
                 return Err(BookError::Twice(member.name.clone()));
             }
         }
-        let path = self.path(group.id);
-        serde_json::to_vec_pretty(&group)
-            .map_err(io::Error::from)
-            .and_then(|bytes| durable::replace(&path, &bytes, 0o600))
-            .map_err(|source| BookError::Disk { path, source })?;
+        write(&self.path(group.id), &group)?;
         groups.insert(group.id, group.clone());
         self.changes.send_modify(|count| *count += 1);
         Ok(group)
@@ -215,9 +249,25 @@ impl Book {
         self.dir.join(format!("{id}.json"))
     }
 
+    fn away(&self, id: GroupId) -> PathBuf {
+        self.dir.join(AWAY).join(format!("{id}.json"))
+    }
+
     fn groups(&self) -> MutexGuard<'_, BTreeMap<GroupId, Group>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// A hidden one is a draft that a power cut left.
+fn is_file_of_a_group(path: &Path) -> bool {
+    let hidden = path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'));
+    !hidden && path.extension().is_some_and(|end| end == "json")
+}
+
+fn write(path: &Path, group: &Group) -> Result<(), BookError> {
+    let bytes = serde_json::to_vec_pretty(group).map_err(io::Error::from);
+    let written = bytes.and_then(|bytes| durable::replace(path, &bytes, 0o600));
+    written.map_err(|source| BookError::Disk { path: path.to_owned(), source })
 }
 
 fn read(path: &Path) -> Result<Group, BookError> {
@@ -233,6 +283,9 @@ fn read(path: &Path) -> Result<Group, BookError> {
 }
 
 const GROUPS_MAX: usize = 1000;
+/// Where those that were deleted lie.
+const AWAY: &str = "deleted";
+const AWAY_MAX: usize = 100;
 
 #[cfg(test)]
 mod tests {
@@ -269,10 +322,36 @@ mod tests {
         let next = Book::open(dir.path().join("groups")).unwrap();
         assert_eq!(next.list(), [mail.clone(), paused]);
         assert_eq!(next.group_of(member(2).vm).unwrap().spec.name, "shop");
-        next.delete(mail.id).unwrap();
+        next.delete(mail.id, UnixMs(5)).unwrap();
         assert!(matches!(next.find("mail"), Err(BookError::Unknown(_))));
         assert_eq!(Book::open(dir.path().join("groups")).unwrap().list().len(), 1);
         assert_eq!(next.find(&shop.id.to_string()).unwrap().spec.name, "shop");
+    }
+
+    #[test]
+    fn a_group_that_is_made_again_under_its_name_is_the_one_that_was_deleted() {
+        let dir = tempfile::tempdir().unwrap();
+        let book = Book::open(dir.path().join("groups")).unwrap();
+        let make = |book: &Book, name: &str, vms: &[u8]| {
+            let (spec, members) = spec(name, vms);
+            book.create(spec, members, UnixMs(1)).unwrap()
+        };
+        let shop = make(&book, "shop", &[1, 2]);
+        assert_eq!(book.delete(shop.id, UnixMs(2)).unwrap(), []);
+        assert_ne!(make(&book, "mail", &[3]).id, shop.id);
+        let book = Book::open(dir.path().join("groups")).unwrap();
+        assert_eq!(book.list().len(), 1, "it is gone");
+        let again = make(&book, "shop", &[1]);
+        assert_eq!((again.id, again.members.len()), (shop.id, 1), "its history is its own again");
+        book.change(again.id, UnixMs(3), |group| group.spec.name = "store".into()).unwrap();
+        assert_ne!(make(&book, "shop", &[2]).id, shop.id, "that one is alive under another name");
+        // Of many the oldest are forgotten, and said.
+        let mut forgotten = Vec::new();
+        for no in 0..=AWAY_MAX {
+            let many = make(&book, &format!("many{no}"), &[9]);
+            forgotten.extend(book.delete(many.id, UnixMs(10 + no as u64)).unwrap());
+        }
+        assert_eq!(forgotten.len(), 1);
     }
 
     #[test]

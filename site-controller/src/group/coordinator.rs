@@ -146,7 +146,7 @@ impl Coordinator {
             drop(leads);
             if tidied.elapsed() > TIDY_EVERY {
                 tidied = Instant::now();
-                if let Err(error) = self.points.tidy(id).await {
+                if let Err(error) = self.points.tidy(&group).await {
                     tracing::warn!(group = %group.spec.name, %error, "group points could not be tidied");
                 }
             }

@@ -68,6 +68,8 @@ pub enum GroupPointError {
     Disk { path: PathBuf, source: io::Error },
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("the ids of {count} points of the group begin with `{given}`; write more of it")]
+    Several { given: String, count: usize },
 }
 
 /// Those of all groups of a site.
@@ -129,8 +131,9 @@ impl GroupPoints {
         Ok(point)
     }
 
-    /// The points of a group whose members' points are all there and whole, oldest first.
-    pub async fn list(&self, group: GroupId) -> Result<Vec<GroupPoint>, GroupPointError> {
+    /// The points of a group whose members' points are all there and whole, oldest first. Of VMs that have left the group
+    /// nothing is asked, and nothing is told.
+    pub async fn list(&self, group: &Group) -> Result<Vec<GroupPoint>, GroupPointError> {
         let mut all = self.recorded(group);
         let (whole, _) = self.there(&all).await?;
         all.retain(|point| is_there(point, &whole));
@@ -146,14 +149,14 @@ impl GroupPoints {
 
     /// Those of them that hold all that are members now: what a failover of the group may take.
     pub async fn offered(&self, group: &Group) -> Result<Vec<GroupPoint>, GroupPointError> {
-        let mut points = self.list(group.id).await?;
+        let mut points = self.list(group).await?;
         points.retain(|point| holds_all(point, group));
         Ok(points)
     }
 
     /// The newest of those, and how many are recorded; without a look at all of them.
     pub async fn newest(&self, group: &Group) -> Result<(Option<GroupPoint>, u64), GroupPointError> {
-        let mut recorded = self.recorded(group.id);
+        let mut recorded = self.recorded(group);
         recorded.retain(|point| holds_all(point, group));
         recorded.sort_by_key(|point| (point.cut_at, point.no));
         let count = recorded.len() as u64;
@@ -191,36 +194,49 @@ impl GroupPoints {
         let found = match selector {
             Selector::Latest => points.last(),
             Selector::AtOrBefore(at) => points.iter().rev().find(|point| point.cut_at <= *at),
-            Selector::Id(prefix) => {
-                points.iter().find(|point| point.cut.to_string().starts_with(prefix.as_str()))
+            Selector::Id(given) => {
+                let mut meant =
+                    points.iter().filter(|point| point.cut.to_string().starts_with(given.as_str()));
+                let (found, more) = (meant.next(), meant.count());
+                if more > 0 {
+                    return Err(GroupPointError::Several { given: given.clone(), count: more + 1 });
+                }
+                found
             }
         };
         Ok(found.cloned())
     }
 
     /// Forgets those of which a member's point was pruned.
-    pub async fn tidy(&self, group: GroupId) -> Result<usize, GroupPointError> {
-        let all = self.recorded(group);
+    pub async fn tidy(&self, group: &Group) -> Result<usize, GroupPointError> {
+        let (id, all) = (group.id, self.all(group.id));
         let (_, there) = self.there(&all).await?;
         let newest = all.last().map(|point| point.no);
         let mut gone = 0;
         // The newest one stays, so that numbers only rise.
-        for point in all.iter().filter(|point| !is_there(point, &there) && Some(point.no) != newest) {
-            let path = self.dir.join(group.to_string()).join(format!("{:016}.json", point.no));
+        for point in all.into_iter().filter(|point| Some(point.no) != newest) {
+            let no = point.no;
+            // What nobody in the group has a part in may be wanted again, as long as it is there.
+            if of_members(&point, group).is_some_and(|point| is_there(&point, &there))
+                || is_there(&point, &there)
+            {
+                continue;
+            }
+            let path = self.dir.join(id.to_string()).join(format!("{no:016}.json"));
             match fs::remove_file(&path) {
                 Err(source) if source.kind() != io::ErrorKind::NotFound => {
                     return Err(GroupPointError::Disk { path, source });
                 }
                 _ => gone += 1,
             }
-            if let Some(points) = self.groups().get_mut(&group) {
-                points.remove(&point.no);
+            if let Some(points) = self.groups().get_mut(&id) {
+                points.remove(&no);
             }
         }
         Ok(gone)
     }
 
-    /// The group is gone; so is what was recorded of it. Its members' points stay. Blocks.
+    /// The group is gone for good; so is what was recorded of it. Its members' points stay. Blocks.
     pub fn forget(&self, group: GroupId) -> Result<(), GroupPointError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.groups().remove(&group);
@@ -233,7 +249,12 @@ impl GroupPoints {
         }
     }
 
-    fn recorded(&self, group: GroupId) -> Vec<GroupPoint> {
+    /// Those of a group, as far as they are about VMs that are in it.
+    fn recorded(&self, group: &Group) -> Vec<GroupPoint> {
+        self.all(group.id).iter().filter_map(|point| of_members(point, group)).collect()
+    }
+
+    fn all(&self, group: GroupId) -> Vec<GroupPoint> {
         self.groups().get(&group).map(|points| points.values().cloned().collect()).unwrap_or_default()
     }
 
@@ -266,6 +287,13 @@ impl GroupPoints {
     }
 }
 
+/// Without VMs that have left the group; `None` if nobody is left.
+fn of_members(point: &GroupPoint, group: &Group) -> Option<GroupPoint> {
+    let mut point = point.clone();
+    point.members.retain(|of| group.has(of.vm));
+    (!point.members.is_empty()).then_some(point)
+}
+
 fn holds_all(point: &GroupPoint, group: &Group) -> bool {
     let holds = |vm: VmId| point.members.iter().any(|of| of.vm == vm);
     group.members.iter().all(|member| holds(member.vm))
@@ -276,3 +304,6 @@ type Points = BTreeSet<(VmId, PointId)>;
 fn is_there(point: &GroupPoint, there: &Points) -> bool {
     point.members.iter().all(|member| there.contains(&(member.vm, member.point)))
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,6 +13,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     time::Duration,
 };
 
@@ -145,14 +146,28 @@ impl Every {
 pub enum WaitFor {
     /// Its guest agent answers.
     Agent,
-    /// Somebody listens; without a host, at the address that the guest agent tells.
+    /// Somebody listens; without a host, at an address that the guest agent tells.
     Tcp {
         host: Option<String>,
         port: u16,
     },
-    /// Its console has said this.
+    /// Its console has said this since it was started here.
     Console(String),
     Delay(Duration),
+}
+
+/// As it is written in a runbook.
+impl fmt::Display for WaitFor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agent => f.write_str("agent"),
+            Self::Tcp { host: Some(host), port } => write!(f, "tcp:{host}:{port}"),
+            Self::Tcp { host: None, port } => write!(f, "tcp:{port}"),
+            Self::Console(text) => write!(f, "console:{text}"),
+            Self::Delay(span) if span.subsec_millis() == 0 => write!(f, "delay:{}s", span.as_secs()),
+            Self::Delay(span) => write!(f, "delay:{}ms", span.as_millis()),
+        }
+    }
 }
 
 /// Where a network of the source leads here.
@@ -236,6 +251,7 @@ impl GroupSpec {
     pub fn let_go(&mut self, vms: &[String]) {
         self.vms.retain(|vm| !vms.contains(vm));
         self.runbook.vm.retain(|vm, _| !vms.contains(vm));
+        self.runbook.vm.values_mut().for_each(|steps| steps.after.retain(|before| !vms.contains(before)));
         self.runbook.subnet.retain_mut(|subnet| {
             let of_all = subnet.vms.is_empty();
             subnet.vms.retain(|vm| !vms.contains(vm));

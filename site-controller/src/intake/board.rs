@@ -47,7 +47,11 @@ pub struct Contender {
 pub const VMS_PER_SITE_MAX: usize = 10_000;
 
 #[derive(Debug, Default)]
-pub struct Board(Mutex<BTreeMap<VmId, (u64, Seen)>>);
+pub struct Board {
+    vms: Mutex<BTreeMap<VmId, (u64, Seen)>>,
+    /// When the certificate expires that an agent showed last.
+    certificates: Mutex<BTreeMap<String, UnixMs>>,
+}
 
 impl Board {
     /// A session says that it watches a VM; `false` if the board is full. What another agent said of it stays: only one
@@ -131,7 +135,17 @@ impl Board {
         self.rows(|rows| rows.iter().map(|(vm, (_, seen))| (*vm, seen.clone())).collect())
     }
 
+    /// An agent has connected, with a certificate of the site's that ends then.
+    pub fn certified(&self, agent: &str, expires: UnixMs) {
+        let mut known = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+        known.insert(agent.to_owned(), expires);
+    }
+
+    pub fn certificate_expires(&self, agent: &str) -> Option<UnixMs> {
+        self.certificates.lock().unwrap_or_else(PoisonError::into_inner).get(agent).copied()
+    }
+
     fn rows<T>(&self, with: impl FnOnce(&mut BTreeMap<VmId, (u64, Seen)>) -> T) -> T {
-        with(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        with(&mut self.vms.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -62,6 +62,7 @@ impl Intake {
     pub async fn serve(self: Arc<Self>, peer: Peer, connection: Connection) {
         let session = self.sessions.fetch_add(1, Ordering::Relaxed);
         let agent = peer.agent.to_string();
+        self.board.certified(&agent, peer.certificate_expires);
         tracing::info!(%agent, from = %connection.remote_address(), "agent connected");
         let ended = self.converse(session, &agent, &connection).await;
         self.board.gone(session, self.clock.now());

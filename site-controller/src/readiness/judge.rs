@@ -27,7 +27,7 @@ use lifeboat::{
     units::UnixMs,
     wire::message::VmState,
 };
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 /// What it asks.
 pub struct Judge {
@@ -200,6 +200,7 @@ impl Judge {
             findings.push(Finding { vm: None, ..found });
         }
         findings.extend(rules::certificate(self.certificate_expires, self.runbook.clock.now()));
+        findings.extend(self.certificates_of_agents(&members));
         if let Ok(free) = self.runbook.store.objects().free_bytes().await {
             findings.extend(rules::store(free, self.reserve));
         }
@@ -243,6 +244,14 @@ impl Judge {
             }
             _ => None,
         }
+    }
+
+    fn certificates_of_agents(&self, members: &[Member]) -> Vec<Finding> {
+        let (board, now) = (&self.runbook.intake.board, self.runbook.clock.now());
+        let seen = members.iter().filter_map(|member| board.seen(member.vm));
+        let agents: BTreeSet<String> = seen.map(|seen| seen.agent).collect();
+        let ends = |agent: String| rules::agent_certificate(&agent, board.certificate_expires(&agent)?, now);
+        agents.into_iter().filter_map(ends).collect()
     }
 
     /// Whether the VM is this site's already.

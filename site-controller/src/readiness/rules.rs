@@ -71,6 +71,17 @@ pub fn certificate(expires: UnixMs, now: UnixMs) -> Option<Finding> {
     Some(Finding::new(Weight::Degrades, "certificate", None, what))
 }
 
+/// That of an agent, which has VMs that are looked at.
+pub fn agent_certificate(agent: &str, expires: UnixMs, now: UnixMs) -> Option<Finding> {
+    let left = Duration::from_millis(expires.0.saturating_sub(now.0));
+    let what = format!(
+        "the certificate of agent {agent} expires in {} days, and no point comes after that; enrol it again \
+         (`lifeboat-agent enrol`)",
+        left.as_secs() / DAY.as_secs()
+    );
+    (left < EXPIRES_SOON).then(|| Finding::new(Weight::Degrades, "agent-certificate", None, what))
+}
+
 /// Memory of all replicas together, where the site has `free`.
 pub fn memory(needed: u64, free: u64) -> Option<Finding> {
     let (needed_text, free_text) = (ByteSize(needed), ByteSize(free));
@@ -144,6 +155,10 @@ mod tests {
         assert_eq!(certificate(days(100), days(1)), None);
         assert!(certificate(days(20), days(1)).unwrap().what.contains("19 days"));
         assert!(certificate(days(1), days(2)).unwrap().what.contains("expired"));
+
+        assert_eq!(agent_certificate("kvm1", days(100), days(1)), None);
+        let ends = agent_certificate("kvm1", days(20), days(1)).unwrap();
+        assert!(ends.weight == Weight::Degrades && ends.what.contains("kvm1 expires in 19 days"), "{ends:?}");
 
         assert_eq!(memory(10, 10), None);
         assert_eq!(memory(11, 10).unwrap().weight, Weight::Blocks);

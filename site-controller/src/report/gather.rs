@@ -117,7 +117,7 @@ impl Sources<'_> {
     }
 
     pub(super) async fn group_ages(&self, group: &Group, now: UnixMs) -> Result<Ages<OfGroup>, ReportError> {
-        let all = self.coordinator.points.list(group.id).await?;
+        let all = self.coordinator.points.list(group).await?;
         let mut members = points::Members::new();
         let mut until = now;
         for member in &group.members {

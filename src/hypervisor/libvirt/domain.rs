@@ -9,6 +9,7 @@ use super::{
 use crate::{
     hypervisor::guest_agent::{AgentChannel, GuestAgent},
     hypervisor::monitor::{Monitor, MonitorError, read_reply},
+    hypervisor::registers,
     id::VmId,
 };
 use serde_json::{Value, json};
@@ -149,6 +150,11 @@ impl Domain {
             },
             _ => None,
         })
+    }
+
+    /// Whether it runs, and no processor of it will ever do anything again. What QEMU does not tell is no proof.
+    pub fn is_halted_for_good(&self) -> bool {
+        self.monitor().human("info registers -a").is_ok_and(|text| registers::halted_for_good(&text))
     }
 
     /// The operation of libvirt's own for which the guest stands, in libvirt's words. Not asked of libvirt's job statistics:

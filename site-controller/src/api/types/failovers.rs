@@ -112,6 +112,9 @@ pub struct GroupFailoverPreview {
     /// Where the site has several hosts, which are taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hosts: Option<Foreseen>,
+    /// All that the runbook does, in its order, in words.
+    #[serde(default)]
+    pub steps: Vec<String>,
 }
 
 /// `POST /v1/drills`; answered by lines of `failover::progress::Progress`.

@@ -6,7 +6,7 @@ use crate::{
 };
 use clap::Args;
 use lifeboat_site_controller::{
-    api::types::DrillRequest,
+    api::types::{DrillRequest, GroupRow},
     console::drills,
     drill::DrillRecord,
     failover::{progress::Progress, runbook::LATEST},
@@ -60,9 +60,15 @@ impl Drills {
     pub async fn run(self, site: &Site) -> Ended {
         let mut all: Vec<DrillRecord> = site.client.get("/v1/drills").await?;
         if let Some(name) = &self.name {
+            // Its drills are the group's, whatever it was called then.
+            let groups: Vec<GroupRow> = site.client.get("/v1/groups").await?;
+            let group = groups.iter().find(|row| row.group.spec.name == *name).map(|row| row.group.id);
             let of_vm =
                 |record: &DrillRecord| record.members.iter().any(|member| member.vm.to_string() == *name);
-            all.retain(|record| record.name == *name || of_vm(record));
+            all.retain(|record| match group {
+                Some(group) => record.group == group,
+                None => record.name == *name || of_vm(record),
+            });
         }
         site.print(&all, |all| drills::list(all))
     }

@@ -29,7 +29,7 @@ pub struct Failover {
     dry_run: bool,
     /// Which point: `latest`, the beginning of an id, or a time (`2026-01-31T12:00:00Z`, `12:00:00` today, `5m ago`): the
     /// newest point at or before it.
-    #[arg(long, default_value = LATEST)]
+    #[arg(long, default_value = LATEST, conflicts_with = "planned")]
     point: String,
     /// Do not run the site's `fence_command`: the source is known to be off.
     #[arg(long, conflicts_with = "planned")]

@@ -1,7 +1,6 @@
-//! `lifeboat group`, `lifeboat apply` and `lifeboat inventory`: which VMs are protected as one.
+//! `lifeboat group` and `lifeboat inventory`: which VMs are protected as one. `apply` does the same from a file.
 
 use crate::ask::{Ended, Site, confirm, path_segment};
-use anyhow::Context;
 use clap::{Args, Subcommand, ValueEnum};
 use lifeboat::wire::order::{ConsistencyWish, MemoryWish};
 use lifeboat_site_controller::{
@@ -9,8 +8,7 @@ use lifeboat_site_controller::{
     console::groups,
     group::{Group as Stored, GroupSpec},
 };
-use serde::Deserialize;
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 /// Protect VMs as one: points of all of them at one instant.
 #[derive(Args)]
@@ -69,7 +67,7 @@ enum Command {
     Resume {
         name: String,
     },
-    /// Forget the group; the points of its VMs stay.
+    /// Its VMs are no longer protected by it. Their points stay; its history is there again if a group of its name is made.
     Delete {
         name: String,
         /// Do not ask.
@@ -109,25 +107,6 @@ enum Consistency {
     Crash,
     /// File systems are frozen for the instant, through the guest agent.
     App,
-}
-
-/// Make groups as a file says; run again, it changes only what differs.
-///
-/// The file is TOML with one `[[group]]` each: `name`, `vms`, `rpo`, `keep`, `memory`, `consistency`, `runbook`, `drill`.
-/// Groups that it does not name are left as they are, unless `--prune` is given.
-#[derive(Args)]
-pub struct Apply {
-    #[arg(short, long)]
-    file: PathBuf,
-    /// Only show what would be changed.
-    #[arg(long)]
-    diff: bool,
-    /// Delete groups that the file does not name; the points of their VMs stay.
-    #[arg(long)]
-    prune: bool,
-    /// Do not ask before a group is deleted.
-    #[arg(long)]
-    yes: bool,
 }
 
 /// List the VMs of the hosts whose agents are connected.
@@ -198,79 +177,6 @@ impl Wishes {
     }
 }
 
-#[derive(Deserialize)]
-struct File {
-    #[serde(default)]
-    group: Vec<GroupSpec>,
-}
-
-impl Apply {
-    pub async fn run(self, site: &Site) -> Ended {
-        let loaded = lifeboat::config::load::<File>(&self.file).context("reading the groups")?;
-        lifeboat::config::refuse(&self.file, &loaded.unknown)?;
-        let present: Vec<GroupRow> = site.client.get("/v1/groups").await?;
-        let named: Vec<&str> = loaded.value.group.iter().map(|spec| spec.name.as_str()).collect();
-        let left_out = |row: &&GroupRow| self.prune && !named.contains(&row.group.spec.name.as_str());
-        let going: Vec<GroupRow> = present.iter().filter(left_out).cloned().collect();
-        if !self.diff && !self.yes && !going.is_empty() {
-            let preview: String = going.iter().map(groups::delete_preview).collect();
-            confirm(&preview, "the name of the first of them", &going[0].group.spec.name)?;
-        }
-        let mut done = Vec::new();
-        for spec in loaded.value.group {
-            spec.check()?;
-            let before = present.iter().map(|row| &row.group.spec).find(|known| known.name == spec.name);
-            let what = match before {
-                None => "create",
-                Some(before) if *before == spec => "keep",
-                Some(_) => "change",
-            };
-            if !self.diff && what != "keep" {
-                let url = before.map_or_else(|| "/v1/groups".to_owned(), |before| path(&before.name));
-                let _: GroupRow = site.client.post(&url, &GroupRequest { spec: spec.clone() }).await?;
-            }
-            let lines = diff(before, Some(&spec))?;
-            done.push(Applied { group: spec.name, what: what.into(), lines });
-        }
-        for row in going {
-            let spec = row.group.spec;
-            if !self.diff {
-                let _: Stored = site.client.post(&format!("{}/delete", path(&spec.name)), &()).await?;
-            }
-            let lines = diff(Some(&spec), None)?;
-            done.push(Applied { group: spec.name, what: "delete".into(), lines });
-        }
-        site.print(&done, |done| shown(done))
-    }
-}
-
-/// What was, or would be, done with one group.
-#[derive(serde::Serialize)]
-struct Applied {
-    group: String,
-    what: String,
-    /// Lines that go (`-`) and come (`+`).
-    lines: Vec<String>,
-}
-
-fn diff(before: Option<&GroupSpec>, after: Option<&GroupSpec>) -> anyhow::Result<Vec<String>> {
-    let lines = |spec: &GroupSpec| -> anyhow::Result<Vec<String>> {
-        Ok(serde_json::to_string_pretty(spec)?.lines().map(str::to_owned).collect())
-    };
-    let (old, new) = (before.map_or(Ok(Vec::new()), lines)?, after.map_or(Ok(Vec::new()), lines)?);
-    let gone = old.iter().filter(|line| !new.contains(line)).map(|line| format!("-{line}"));
-    let come = new.iter().filter(|line| !old.contains(line)).map(|line| format!("+{line}"));
-    Ok(gone.chain(come).collect())
-}
-
-fn shown(done: &[Applied]) -> String {
-    let one = |applied: &Applied| {
-        let lines: String = applied.lines.iter().map(|line| format!("    {line}\n")).collect();
-        format!("{} {}\n{lines}", applied.what, applied.group)
-    };
-    done.iter().map(one).collect()
-}
-
 impl Inventory {
     pub async fn run(self, site: &Site) -> Ended {
         let list: InventoryList = site.client.get("/v1/inventory").await?;
@@ -294,6 +200,6 @@ async fn act(site: &Site, name: &str, what: &str) -> anyhow::Result<ExitCode> {
     site.print(&row, groups::one)
 }
 
-fn path(name: &str) -> String {
+pub fn path(name: &str) -> String {
     format!("/v1/groups/{}", path_segment(name))
 }

@@ -1,6 +1,7 @@
 //! `lifeboat`: the operator's command. Asks the site controller, on this machine or elsewhere, and shows what it says.
 //! Each family of commands has a file of its own, with its arguments and its `run`; [`ask`] is what they share.
 
+mod apply;
 mod ask;
 mod audit;
 mod check;
@@ -66,7 +67,7 @@ enum Command {
     Check(check::Check),
     Inventory(group::Inventory),
     Group(group::Group),
-    Apply(group::Apply),
+    Apply(apply::Apply),
     Points(points::Points),
     Failover(failover::Failover),
     Undo(undo::Undo),

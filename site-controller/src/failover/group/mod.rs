@@ -4,6 +4,7 @@
 //! in between there is one synced write. A controller that dies anywhere takes it up from the record. Called by `api` and
 //! the daemon.
 
+pub mod outline;
 mod prepare;
 pub mod record;
 pub mod scripts;
@@ -124,6 +125,12 @@ impl Groups {
         clock: Arc<dyn Clock>,
     ) -> Self {
         Self { replicas, sources, journal, clock, busy: Mutex::default() }
+    }
+
+    /// The instant of an emergency failover, or of an undo, that is committed and not finished: whoever asks again goes on with it.
+    pub fn goes_on_with(&self, id: GroupId) -> Result<Option<UnixMs>, GroupError> {
+        let begun = |record: &GroupRecord| record.phase == Phase::Committed && record.kind == Kind::Emergency;
+        Ok(self.journal.load_group(id)?.filter(begun).and_then(|record| record.cut_at))
     }
 
     /// The sources are given up. `point` is one of the group's. `skip_command`: they are known to be off.

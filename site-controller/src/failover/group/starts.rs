@@ -89,7 +89,7 @@ impl Groups {
         }
         let Ok((waits, at_most)) = record.group.spec.waits(&part.name) else { return started };
         for wait in waits {
-            watcher.step(format!("waiting: {wait:?}"));
+            watcher.step(format!("waiting for {wait}"));
             if let Err(why) = wait_for(&*self.replicas, (part.vm, None), &wait, at_most).await {
                 watcher.step(format!("WARNING: {why}"));
                 started.warnings.push(format!("{}: {why}", part.name));
@@ -117,7 +117,7 @@ pub async fn wait_for(
         Ok::<(), FailoverError>(())
     };
     match tokio::time::timeout(at_most, up).await {
-        Ok(done) => done.map_err(|error| format!("{wait:?}: {error}")),
-        Err(_) => Err(format!("{wait:?} did not come within {} s", at_most.as_secs())),
+        Ok(done) => done.map_err(|error| format!("{wait}: {error}")),
+        Err(_) => Err(format!("{wait} did not come within {} s", at_most.as_secs())),
     }
 }

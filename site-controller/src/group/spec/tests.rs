@@ -46,6 +46,10 @@ fn members_start_after_those_that_they_wait_for_and_a_circle_is_refused() {
     let (waits, at_most) = spec.waits("web").unwrap();
     let console = WaitFor::Console("ready: yes".into());
     assert_eq!((waits, at_most.as_secs()), (vec![console, WaitFor::Delay(Duration::from_secs(1))], 120));
+    let mut smaller = spec.clone();
+    smaller.let_go(&["db".into()]);
+    smaller.check().unwrap();
+    assert!(smaller.runbook.vm["web"].after.is_empty(), "nobody is waited for who has left");
     spec.runbook.vm.insert("db".into(), steps(&["web"], &[]));
     let error = spec.check().unwrap_err().to_string();
     assert!(error.contains("web, db") || error.contains("db, web"), "{error}");
@@ -76,6 +80,9 @@ fn waits_are_read_as_they_are_written() {
     assert_eq!(parse_wait("agent"), Some(WaitFor::Agent));
     assert_eq!(parse_wait("tcp:80"), tcp(None, 80));
     assert_eq!(parse_wait("tcp:db.lan:5432"), tcp(Some("db.lan"), 5432));
+    for given in ["agent", "tcp:80", "tcp:db.lan:5432", "console:up: yes", "delay:5s", "delay:1500ms"] {
+        assert_eq!(parse_wait(given).unwrap().to_string(), given);
+    }
     for bad in ["", "agents", "tcp:", "tcp:0", "tcp:x:70000", "console:", "delay:soon", "udp:53"] {
         assert_eq!(parse_wait(bad), None, "{bad}");
     }
