@@ -23,10 +23,7 @@ pub fn point(name: &str) {
 
 #[cfg(feature = "fault-injection")]
 mod armed {
-    use nix::{
-        sys::signal::{Signal, kill},
-        unistd::getpid,
-    };
+    use nix::sys::signal::{Signal, raise};
     use std::sync::{
         Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
@@ -62,7 +59,8 @@ mod armed {
         let struck: Vec<&Trap> = TRAPS.iter().filter(|trap| trap.name == name).filter(counted).collect();
         for trap in struck {
             eprintln!("fault: {} at {name}, pass {}", trap.signal, trap.pass);
-            let _ = kill(getpid(), trap.signal);
+            // Sent to this thread: of a signal to the process another thread may take note, and this one run on.
+            let _ = raise(trap.signal);
         }
     }
 }

@@ -9,6 +9,7 @@
 mod accel;
 mod console;
 pub mod database;
+pub mod ends;
 mod guest;
 mod link;
 mod log;
@@ -22,6 +23,7 @@ mod second_host;
 mod site;
 mod spec;
 pub mod stillness;
+pub mod strikes;
 mod wait;
 mod watchdogs;
 

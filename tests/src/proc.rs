@@ -151,6 +151,11 @@ impl Proc {
         Ok(pid)
     }
 
+    /// Of `nsenter`.
+    pub(crate) fn outer(&self) -> Result<Pid> {
+        Ok(Pid::from_raw(i32::try_from(self.child.id()).context("a process id")?))
+    }
+
     pub fn signal(&mut self, signal: Signal) -> Result<()> {
         if self.poll()?.is_some() {
             return Ok(());
@@ -159,7 +164,7 @@ impl Proc {
         let mut targets = vec![pid];
         if matches!(signal, Signal::SIGCONT | Signal::SIGKILL) {
             // nsenter stops itself when its child is stopped: it must go on to hand the child's end on.
-            targets.push(Pid::from_raw(i32::try_from(self.child.id()).context("a process id")?));
+            targets.push(self.outer()?);
         }
         for (target, signal) in targets.into_iter().zip([signal, Signal::SIGCONT]) {
             match kill(target, signal) {

@@ -1,120 +1,17 @@
 //! The way home by one command each: `lifeboat reprotect` and `lifeboat failback`, of a group and of a VM, led from the site
-//! where it runs. On both hosts libvirt asks the agent's hook before it starts anything, and nobody types `allow`.
+//! where it runs.
 
 use anyhow::{Context, Result, ensure};
 use rig::{
-    DiskFormat, Guest, GuestSpec, Link, Output, Rig, Site, eventually,
-    product::{Agent, Controller, killed_at, replica_unharmed, small},
+    DiskFormat, Link,
+    ends::{End, World},
+    eventually,
+    product::{killed_at, small},
 };
-use serde_json::Value;
-use std::{env, fs, io::Read, time::Duration};
+use std::{env, time::Duration};
 
 const BOOT: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(240);
-
-/// One end: a site with its own controller, and a host whose agent protects to the other end's.
-struct End {
-    site: Site,
-    controller: Controller,
-    agent: Agent,
-    /// How the other end names this one.
-    to: Vec<String>,
-}
-
-struct World {
-    home: End,
-    away: End,
-    link: Link,
-    _rig: Rig,
-}
-
-impl World {
-    /// The guests run at home, and what is in `settings` is protected by both agents.
-    fn new(name: &str, guests: &[GuestSpec], settings: &str) -> Result<Self> {
-        let rig = Rig::new(name)?;
-        let (a, b, link) = rig.pair()?;
-        let (at_a, at_b) = (Controller::listening(&a)?, Controller::listening(&b)?);
-        let settings = format!("[defaults]\nmax_pause = \"20s\"\n{settings}");
-        for spec in guests {
-            for (at, disk) in spec.disks.iter().enumerate() {
-                // Bytes that do not pack: what travels shows on the line.
-                let path = a.host_path(spec.disk_path(at))?;
-                fs::create_dir_all(path.parent().context("a disk lies in a folder")?)?;
-                let mut bytes = vec![0; usize::try_from(disk.size_mib << 20)?];
-                fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-                fs::write(path, bytes)?;
-            }
-            a.define_and_start(spec)?.wait_for_tick(2, BOOT)?;
-        }
-        let agent = |site: &Site, controller: &Controller| -> Result<Agent> {
-            let mut agent = Agent::install(site, controller, &settings)?;
-            agent.install_hook()?;
-            agent.start()?;
-            Ok(agent)
-        };
-        let (of_a, of_b) = (agent(&a, &at_b)?, agent(&b, &at_a)?);
-        let (to_a, to_b) = (at_b.peer(&at_a)?, at_a.peer(&at_b)?);
-        let home = End { site: a, controller: at_a, agent: of_a, to: to_a };
-        let away = End { site: b, controller: at_b, agent: of_b, to: to_b };
-        Ok(Self { home, away, link, _rig: rig })
-    }
-}
-
-impl End {
-    /// A command about a VM or group that runs here and is to go, or be protected, to the other end.
-    fn tries(&self, what: &str, name: &str, other: &End, more: &[&str]) -> Result<Output> {
-        let to: Vec<&str> = other.to.iter().map(String::as_str).collect();
-        self.controller.cli(&[&[what, name], to.as_slice(), more].concat())
-    }
-
-    fn does(&self, what: &str, name: &str, other: &End) -> Result<Value> {
-        let said = self.tries(what, name, other, &["--yes", "--json"])?.success()?;
-        serde_json::from_str(&said).with_context(|| format!("{what} printed: {said}"))
-    }
-
-    fn runs(&self, vm: &str) -> Result<bool> {
-        let running = self.site.virsh(["list", "--name", "--state-running"])?;
-        Ok(running.lines().any(|name| name.trim() == vm))
-    }
-
-    /// What the guests said here before is forgotten.
-    fn expect(&self, vms: &[&str]) -> Result<()> {
-        for vm in vms {
-            let console = self.site.host_path(GuestSpec::console_path(vm))?;
-            if console.exists() {
-                fs::remove_file(console)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// They run here, went on where they stood at the other end, are who they were, and stay off there.
-    fn has(&self, vms: &[&str], boots: &[String], other: &End) -> Result<()> {
-        for (vm, boot) in vms.iter().zip(boots) {
-            let last = other.site.guest(vm)?.last().context("it said nothing where it was")?;
-            let guest: Guest = self.site.guest(vm)?;
-            guest.wait(SOON, "it to report", |_| true)?;
-            let first = guest.console().reports().remove(0);
-            ensure!(first.tick >= last.tick && first.tick <= last.tick + 2, "{vm}: {first:?} after {last:?}");
-            replica_unharmed(&guest, boot, first.tick, SOON)?;
-            ensure!(other.site.guest(vm)?.state()? == "shut off", "{vm} is left at both ends");
-            let start =
-                other.site.command("virsh").args(["-q", "-c", "qemu:///system", "start", vm]).output()?;
-            ensure!(!start.status.success() && start.stderr.contains("failed over"), "{vm}: {start:?}");
-        }
-        Ok(())
-    }
-
-    /// The first point that an agent sent of a VM since its hand-over.
-    fn first_point(&self, handed: &Value) -> Result<Value> {
-        let (name, generation) = (handed["name"].as_str().unwrap_or_default(), &handed["generation"]);
-        eventually(SOON, &format!("a point of {name} of generation {generation}"), || {
-            let points = self.controller.points(name).unwrap_or_default();
-            let new = |point: &Value| point["generation"] == *generation && point["seed"] == false;
-            Ok(points.into_iter().find(new))
-        })
-    }
-}
 
 /// What runs at `from` is protected to `to` by one command; only what changed travels.
 fn reprotect(from: &End, to: &End, group: &str, link: &Link, trip: usize) -> Result<()> {
@@ -154,7 +51,7 @@ fn trips() -> usize {
 fn a_group_goes_to_the_other_site_and_home_again_by_one_command_each() -> Result<()> {
     let vms = ["web", "db"];
     let specs = [small("web").disk(DiskFormat::Raw, 48), small("db").disk(DiskFormat::Raw, 16)];
-    let World { home, away, link, _rig } = World::new("homeward", &specs, "")?;
+    let World { home, away, link, rig: _rig } = World::new("homeward", &specs, "")?;
     let boot = |vm: &&str| Ok(home.site.guest(vm)?.last().context("it ticks")?.boot);
     let boots = vms.iter().map(boot).collect::<Result<Vec<_>>>()?;
     eventually(SOON, "the group to be made", || {
@@ -214,7 +111,7 @@ fn a_group_goes_to_the_other_site_and_home_again_by_one_command_each() -> Result
 fn the_way_home_is_finished_by_the_same_command_wherever_the_other_controller_died() -> Result<()> {
     let settings = "[[vm]]\nname = \"web\"\ninterval = \"500ms\"\nmemory = \"off\"";
     let spec = small("web").disk(DiskFormat::Raw, 16).idle();
-    let World { mut home, away, link: _link, _rig } = World::new("homeward-killed", &[spec], settings)?;
+    let World { mut home, away, link: _link, rig: _rig } = World::new("homeward-killed", &[spec], settings)?;
     // This time by a path.
     home.to = vec!["--to".into(), home.controller.socket().to_string_lossy().into_owned()];
     away.controller.wait_points("web", 1, SOON)?;

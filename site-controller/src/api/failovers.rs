@@ -30,7 +30,14 @@ pub(super) async fn preview(
     let runbook = &site.runbook;
     let summary = runbook.catalog.find_vm(&request.vm).await.map_err(catalog_error)?;
     let journal = runbook.journal.load(summary.vm).map_err(|error| ApiError::internal(error.to_string()))?;
-    let unfinished = journal.filter(|record| record.phase != Phase::Running);
+    let mut unfinished = journal.filter(|record| record.phase != Phase::Running);
+    if let Some(record) = &unfinished
+        && request.point == LATEST
+        && runbook.is_outdated(record).await
+    {
+        // It is begun anew.
+        unfinished = None;
+    }
     let given = match &unfinished {
         Some(record) if request.point == LATEST => record.point.to_string(),
         _ => request.point,

@@ -103,6 +103,9 @@ pub struct Record {
     pub vm_name: String,
     pub kind: String,
     pub point: PointId,
+    /// It was asked for as the newest, not by name.
+    #[serde(default)]
+    pub newest: bool,
     pub seq: Seq,
     pub cut_at: UnixMs,
     pub generation: Generation,
@@ -174,6 +177,7 @@ impl Record {
             vm_name: point.name.clone(),
             kind: "emergency".into(),
             point: point.point,
+            newest: false,
             seq: point.seq,
             cut_at: point.cut_at,
             generation,
@@ -341,6 +345,7 @@ pub(crate) mod tests {
             vm_name: "web".into(),
             kind: "emergency".into(),
             point: PointId::from_bytes([5; 16]),
+            newest: false,
             seq: Seq(9),
             cut_at: UnixMs(1),
             generation: Generation(2),

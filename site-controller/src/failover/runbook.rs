@@ -217,6 +217,7 @@ impl Runbook {
         let point = self.catalog.find(vm, &request.point).await?;
         let generation = self.store.generation(vm).await.next();
         let mut record = Record::new(&point, generation, self.clock.now());
+        record.newest = request.point == LATEST;
         record.manner = request.manner.clone();
         record.host = match &request.host {
             None => {
@@ -250,11 +251,23 @@ impl Runbook {
         if self.names_another(&record, request).await? {
             return self.choose_anew(&record, request, watcher).await;
         }
+        if request.point == LATEST && self.is_outdated(&record).await {
+            watcher.step("newer points came since this failover was begun: taking the newest");
+            return self.choose_anew(&record, request, watcher).await;
+        }
         watcher.step(format!("taking up the failover that was begun at {}", record.started_at));
         if record.phase == Phase::Starting && !self.is_active(&record).await? {
             self.attempt_anew(&mut record)?;
         }
         Ok(record)
+    }
+
+    /// The newest point was asked for, and is another by now: the source had not been fenced, and came back. One that can't be
+    /// restored is no reason to leave what was chosen.
+    pub async fn is_outdated(&self, record: &Record) -> bool {
+        record.newest
+            && record.phase == Phase::Begun
+            && self.catalog.find(record.vm, LATEST).await.is_ok_and(|newest| newest.seq > record.seq)
     }
 
     /// Another point than the one that was begun with, say because that one is damaged. As long as nothing was started
