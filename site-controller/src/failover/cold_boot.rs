@@ -1,8 +1,9 @@
 //! A resume that goes wrong: one that is refused is tried once more, for its reason may pass; then the replica is booted from
 //! the same point's disks instead.
 //! Promises: what is wrong was seen, never guessed: QEMU refused the state, or the replica ended or was stopped within
-//! moments, or will never go on. A guest that stands because its operator wants it so is not touched. Each attempt has images of its own; those of
-//! one in which the replica ran, and may have written, are left alone. Each refusal is in the journal before the next attempt.
+//! moments, or will never go on. A guest that stands because its operator wants it so is not touched. Each attempt has images
+//! of its own; those of one in which the replica ran, and may have written, are left alone. Each refusal is in the journal
+//! before the next attempt.
 //! Called by `steps`.
 
 use super::{

@@ -1,5 +1,5 @@
 //! Reserving a VM's history: the site itself is to write it, or to give it to another agent, and no agent may meanwhile.
-//! Promises: granted only while no point is under way and the owner does not say that it has the guest running, unless that
+//! Promises: granted only while no point of a connected agent is under way and the owner does not say that it has the guest running, unless that
 //! one is fenced, or is to have it; ends with the value. Called by `seed` and `handover`.
 
 use super::{RUNS, Slot, Slots, ownership::Word};
@@ -31,11 +31,7 @@ impl Slots {
     /// `why` is what agents are told meanwhile.
     pub async fn reserve(&self, vm: VmId, why: &str) -> Result<Reservation, String> {
         let held = self.reserve_from(vm, why, |_| false).await?;
-        if held.slot().at_rest().await.open.is_empty() {
-            Ok(held)
-        } else {
-            Err("a point of this VM is being received".into())
-        }
+        if held.slot().is_idle().await { Ok(held) } else { Err(RECEIVING.into()) }
     }
 
     /// The same for a hand-over to an agent, which is the owner already, or will be: that it has the guest running is no reason
@@ -50,9 +46,9 @@ impl Slots {
     ) -> Result<Reservation, String> {
         let held = self.reserve_from(vm, why, |owner| fenced || Some(owner) == agent).await?;
         let end = tokio::time::Instant::now() + POINTS_END_WITHIN;
-        while !held.slot().at_rest().await.open.is_empty() {
+        while !held.slot().is_idle().await {
             if tokio::time::Instant::now() > end {
-                return Err("a point of this VM is being received".into());
+                return Err(RECEIVING.into());
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -105,10 +101,26 @@ impl Slots {
     }
 }
 
+const RECEIVING: &str = "a point of this VM is being received";
 const POINTS_END_WITHIN: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(50);
 
 impl Slot {
+    /// Whether no point is under way. One whose agent is not connected would be kept for it, and may never end: it is given up.
+    async fn is_idle(self: &Arc<Self>) -> bool {
+        let inner = self.at_rest().await;
+        let open: Vec<PointId> = inner.open.keys().copied().collect();
+        let connected = inner.replies.as_ref().is_some_and(|replies| !replies.is_closed());
+        drop(inner);
+        if open.is_empty() || connected {
+            return open.is_empty();
+        }
+        for point in open {
+            self.abort(point).await;
+        }
+        self.at_rest().await.open.is_empty()
+    }
+
     /// Why no agent's points are taken, if so.
     pub(super) fn reserved(&self) -> Option<String> {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner).clone()

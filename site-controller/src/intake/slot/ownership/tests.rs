@@ -185,6 +185,32 @@ async fn what_a_former_owner_had_under_way_is_thrown_away_with_the_change_of_han
     assert_eq!(store.points(Some(VM)).await.unwrap().len(), 2);
 }
 
+/// Goal: a point that an agent left half sent when it went away keeps nobody from giving the VM to another; one that is being
+/// sent does.
+#[tokio::test]
+async fn a_point_that_nobody_sends_any_more_does_not_stand_in_the_way_of_a_hand_over() {
+    let world = World::new().await;
+    let mut one = world.agent(1, "a").await;
+    one.commits(1, None).await;
+    one.begins(2, Some(1)).await;
+    let busy = world.slots.reserve(VM, "a test").await;
+    assert!(busy.is_err_and(|why| why.contains("is being received")));
+    world.slots.gone(1);
+    drop(one);
+    drop(world.slots.reserve(VM, "a test").await.unwrap());
+    let held = world.slots.reserve_for(VM, "being handed over", Some("a"), false).await.unwrap();
+    drop(held);
+    // It comes back, and what it had begun is no longer known; it goes on from what is durable.
+    let mut one = world.agent(2, "a").await;
+    one.ends(2).await;
+    let unknown = one.hears().await;
+    assert!(
+        matches!(unknown, SiteMessage::PointRefused { refusal: Refusal::UnknownPoint, .. }),
+        "{unknown:?}"
+    );
+    one.commits(3, Some(1)).await;
+}
+
 #[tokio::test]
 async fn an_operator_s_release_lets_anybody_take_over_but_not_from_one_that_has_it_running() {
     let world = World::new().await;
