@@ -63,7 +63,11 @@ impl World {
         if how == "--planned" {
             self.controller.wait_more_points(what, 1, SOON)?;
         }
-        let broken = self.controller.cli(&["failover", what, how, "--yes"])?;
+        // What an earlier one left unfinished is ended first, and that is the answer.
+        let broken = eventually(SOON, "an earlier failover to be ended", || {
+            let broken = self.controller.cli(&["failover", what, how, "--yes"])?;
+            Ok((!broken.stderr.contains("it was interrupted")).then_some(broken))
+        })?;
         ensure!(!broken.status.success(), "{step}: {broken:?}");
         self.controller.process()?.wait(SOON).with_context(|| format!("it should die at {step}"))?;
         self.controller.kill9()

@@ -1,10 +1,13 @@
 //! Reserving a VM's history: the site itself is to write it, or to give it to another agent, and no agent may meanwhile.
-//! Promises: granted only while no point of a connected agent is under way and the owner does not say that it has the guest running, unless that
-//! one is fenced, or is to have it; ends with the value. Called by `seed` and `handover`.
+//! Promises: granted only while no point of a connected agent is under way, and the owner does not say that it has the guest
+//! running, unless that one is fenced, or is to have it; ends with the value. Called by `seed` and `handover`.
 
 use super::{RUNS, Slot, Slots, ownership::Word};
 use crate::store::StoreError;
-use lifeboat::{format::owner::Owner, id::VmId};
+use lifeboat::{
+    format::owner::Owner,
+    id::{PointId, VmId},
+};
 use std::{
     collections::BTreeSet,
     sync::{Arc, PoisonError},
