@@ -4,8 +4,9 @@
 //! 1. vocabulary, no I/O: [`id`], [`units`], [`address`], [`clock`], [`page`], [`error`]
 //! 2. data and their bytes: [`chunk`], [`extent`], [`format`], [`wire`], [`qemu`]
 //! 3. behaviour without sockets or clocks: [`session`]
-//! 4. edges, each foreign crate in one room: [`durable`] and [`volatile`] (small files), [`boot`] (the host's), [`transport`] (quinn, rustls, rcgen),
-//!    [`hypervisor`] (virt), [`nbd`] (a client of QEMU's disk servers), [`local_api`] (axum, hyper over a unix socket),
+//! 4. edges, each foreign crate in one room: [`durable`] and [`volatile`] (small files), [`boot`] (the host's),
+//!    [`transport`] (quinn, rustls, rcgen), [`hypervisor`] (virt),
+//!    [`nbd`] (a client of QEMU's disk servers), [`local_api`] (axum, hyper over a unix socket),
 //!    [`config`] (toml), [`telemetry`] (tracing), [`calendar`] (jiff's time zones), [`fault`]
 //! 5. a third party, over those edges: [`witness`]
 

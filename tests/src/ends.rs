@@ -13,6 +13,18 @@ use std::{fs, io::Read, time::Duration};
 const BOOT: Duration = Duration::from_secs(120);
 const SOON: Duration = Duration::from_secs(240);
 
+/// The steps of being protected back, at the controller of the site that the VM came from.
+pub const REPROTECT: [&str; 8] = [
+    "seed.begun",
+    "seed.region:5",
+    "seed.read",
+    "seed.committed",
+    "accept.seeded",
+    "accept.named",
+    "accept.raised",
+    "accept.closed",
+];
+
 /// One end: a site with its own controller, and a host whose agent protects to the other end's.
 pub struct End {
     pub site: Site,

@@ -4,7 +4,9 @@
 
 use anyhow::{Context, Result, ensure};
 use rig::{
-    DiskFormat, GuestSpec, Link, Rig, Site, eventually,
+    DiskFormat, GuestSpec, Link, Rig, Site,
+    ends::REPROTECT,
+    eventually,
     product::{Agent, Controller, killed_at, replica_unharmed, small, stand_still},
 };
 use serde_json::Value;
@@ -283,16 +285,7 @@ fn a_hand_over_is_finished_wherever_its_controller_died_and_an_old_claim_is_refu
     let claim = away.site.dir("claims")?.join("claim.json");
     home.claim(&claim)?;
     let before = away.controller.points("web")?;
-    for place in [
-        "seed.begun",
-        "seed.region:5",
-        "seed.read",
-        "seed.committed",
-        "accept.seeded",
-        "accept.named",
-        "accept.raised",
-        "accept.closed",
-    ] {
+    for place in REPROTECT {
         away.controller.stop()?;
         away.controller.env = killed_at(place);
         away.controller.start()?;

@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use rig::{
     DiskFormat, Site,
-    ends::{End, World},
+    ends::{End, REPROTECT, World},
     eventually,
     product::{Agent, Controller, small},
     strikes::{Freezing, frozen_at, until_done},
@@ -33,18 +33,6 @@ const PLANNED: [&str; 14] = [
     "group.running",
 ];
 const CALLED_OFF: &str = "planned.returning";
-
-/// Being protected back, by the controller of the site that it came from.
-const REPROTECT: [&str; 8] = [
-    "seed.begun",
-    "seed.region:5",
-    "seed.read",
-    "seed.committed",
-    "accept.seeded",
-    "accept.named",
-    "accept.raised",
-    "accept.closed",
-];
 
 /// What strikes are made at: `to` is the site that leads, `from` the agent where the VM runs.
 struct Ends<'a> {

@@ -29,6 +29,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("blake3", &["src/chunk/digest.rs"]),
     ("object_store", &["site-controller/src/store/local.rs"]),
     ("indicatif", &["site-controller/src/console"]),
+    ("similar", &["site-controller/src/bin/lifeboat/apply.rs"]),
     ("axum", &["src/local_api", "agent/src/admin.rs", "site-controller/src/api"]),
     ("hyper", &["src/local_api"]),
     ("hyper_util", &["src/local_api"]),

@@ -42,7 +42,8 @@ impl Leases {
 
     /// The hook lets everything pass.
     pub fn unprotect(&self, vm: VmId) -> io::Result<()> {
-        volatile::remove(&self.state.join(PROTECTED).join(vm.to_string()))?;
+        // For good: back after a power cut, it would keep a VM off that nobody protects.
+        durable::remove(&self.state.join(PROTECTED).join(vm.to_string()))?;
         volatile::remove(&self.lease(vm))?;
         self.forget_refusal(vm)
     }

@@ -1,11 +1,11 @@
 //! Bringing a VM back at this site: [`runbook`] walks the steps (`steps`), [`journal`] remembers them, [`preflight`] asks
 //! first whether it can work, [`images`] makes disks and memory from the store, [`replica_xml`] adapts the definition,
-//! [`addresses`] gives it other addresses where it is to have them, [`afterwards`] sees to what a guest that goes on from an older instant needs, `cold_boot` to one that does not go on, `waits` looks whether it is up,
+//! [`addresses`] gives it other addresses where it is to have them, [`afterwards`] sees to what a guest that goes on from an
+//! older instant needs, `cold_boot` to one that does not go on, `waits` looks whether it is up,
 //! [`progress`] tells whoever watches, [`stonith`] ends the source by an operator's command, [`undo`]
 //! takes a completed failover to another point, [`folders`] tells which replicas' disks nobody needs any more; [`group`]
 //! does it for several VMs, planned or not. [`hosts`] are those that replicas run on; where there are several, [`placing`]
-//! decides which replica goes to which (`placement` is the decision itself,
-//! `probe` what it shows hosts).
+//! decides which replica goes to which (`placement` is the decision itself, `probe` what it shows hosts).
 
 pub mod addresses;
 pub mod afterwards;

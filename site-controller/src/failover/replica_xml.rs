@@ -5,11 +5,13 @@
 //! Pure. Called by `runbook`, which also checks what [`Rewritten::needs`] lists.
 
 mod cards;
+mod console;
 mod files;
 mod isolated;
 mod networks;
 
 pub use cards::{Card, Wiring, wiring, with_macs};
+pub use console::console;
 pub use files::files;
 pub use isolated::Isolated;
 

@@ -4,6 +4,7 @@
 
 use super::{
     hosts::Placed,
+    replica_xml,
     runbook::{FailoverError, Runbook},
     steps::blocking,
 };
@@ -21,7 +22,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom},
     net::IpAddr,
-    path::{Path, PathBuf},
+    path::Path,
     time::Duration,
 };
 use tokio::{net::TcpStream, time::timeout};
@@ -44,7 +45,10 @@ pub(super) async fn is_up(
             let tried = told.iter().map(|address| async move { listens(&address.to_string(), *port).await });
             Ok(join_all(tried).await.contains(&true))
         }
-        WaitFor::Agent => by_agent(runbook, vm, at, |domain| domain.guest_agent().ping(ANSWER_WITHIN)).await,
+        WaitFor::Agent => {
+            let answer = by_agent(runbook, vm, at, |domain| domain.guest_agent().ping(ANSWER_WITHIN));
+            Ok(answer.await?.is_some())
+        }
         WaitFor::Console(text) => {
             let from = own.as_ref().and_then(|record| record.console_from).unwrap_or(0);
             console_says(runbook, vm, at, from, text.clone()).await
@@ -57,30 +61,26 @@ async fn listens(host: &str, port: u16) -> bool {
     connect.await.is_ok_and(|made| made.is_ok())
 }
 
-/// Whether its agent has answered.
-async fn by_agent(
+/// What its agent answers; `None`: it is silent.
+async fn by_agent<T: Send + 'static>(
     runbook: &Runbook,
     vm: VmId,
     at: Option<&Placed>,
-    ask: impl FnOnce(&Domain) -> Result<(), AgentError> + Send + 'static,
-) -> Result<bool, FailoverError> {
+    ask: impl FnOnce(&Domain) -> Result<T, AgentError> + Send + 'static,
+) -> Result<Option<T>, FailoverError> {
     let asked = move |hypervisor: &Hypervisor| {
         let domain = hypervisor.domain_by_uuid(vm)?;
         let has_channel = domain.xml(XmlView::Active)?.contains(CHANNEL);
-        Ok(has_channel.then(|| ask(&domain).is_ok()))
+        Ok(has_channel.then(|| ask(&domain).ok()))
     };
-    let answers = runbook.hosts.at(at)?.ask(asked).await?;
-    answers.ok_or_else(|| FailoverError::Wait("it has no channel for a guest agent".into()))
+    let answer = runbook.hosts.at(at)?.ask(asked).await?;
+    answer.ok_or_else(|| FailoverError::Wait("it has no channel for a guest agent".into()))
 }
 
 /// Where its agent says that it can be reached; none as long as the agent is silent.
 async fn addresses(runbook: &Runbook, vm: VmId, at: Option<&Placed>) -> Result<Vec<IpAddr>, FailoverError> {
-    let (say, told) = std::sync::mpsc::channel();
-    by_agent(runbook, vm, at, move |domain| {
-        domain.guest_agent().interfaces().map(|interfaces| drop(say.send(outward(&interfaces))))
-    })
-    .await?;
-    Ok(told.try_recv().unwrap_or_default())
+    let told = by_agent(runbook, vm, at, |domain| domain.guest_agent().interfaces()).await?;
+    Ok(outward(&told.unwrap_or_default()))
 }
 
 fn outward(interfaces: &[Interface]) -> Vec<IpAddr> {
@@ -101,7 +101,7 @@ pub(super) async fn console_says(
     let host = runbook.hosts.at(at)?;
     let xml = host.ask(move |hypervisor| hypervisor.domain_by_uuid(vm)?.xml(XmlView::Active)).await?;
     let wrong = |why: &str| FailoverError::Wait(why.into());
-    let console = Console::of(&xml).ok_or_else(|| wrong("its console is not written to a file"))?;
+    let console = replica_xml::console(&xml).ok_or_else(|| wrong("its console is not written to a file"))?;
     // With one host all that is named by path was always taken to lie here.
     let is_here = host.is_local() || !runbook.hosts.are_several();
     if !is_here && !console.file.starts_with(&runbook.replica_dir) {
@@ -114,37 +114,9 @@ pub(super) async fn console_says(
     .await
 }
 
-/// Where a guest's serial console is written to.
-#[derive(Debug, PartialEq, Eq)]
-struct Console {
-    file: PathBuf,
-    /// What was there before stays.
-    grows: bool,
-}
-
-impl Console {
-    fn of(xml: &str) -> Option<Self> {
-        let serials = xml.split("<serial ").skip(1).filter_map(|rest| rest.split_once("</serial>"));
-        let mut written = serials.filter(|(serial, _)| {
-            serial.split_once('>').is_some_and(|(tag, _)| attribute(tag, "type") == Some("file"))
-        });
-        let source = written.next()?.0.split_once("<source ")?.1.split_once('>')?.0;
-        Some(Self {
-            file: attribute(source, "path")?.into(),
-            grows: attribute(source, "append") == Some("on"),
-        })
-    }
-}
-
-/// Of libvirt's XML, or of ours: these quote differently.
-fn attribute<'a>(tag: &'a str, name: &str) -> Option<&'a str> {
-    let quoted = |quote: char| tag.split_once(&format!("{name}={quote}"))?.1.split_once(quote);
-    quoted('\'').or_else(|| quoted('"')).map(|(value, _)| value)
-}
-
 /// How much the console of a replica that is about to be started holds from before, when it ran here last.
 pub(super) fn console_before(xml: &str) -> Option<u64> {
-    let console = Console::of(xml).filter(|console| console.grows)?;
+    let console = replica_xml::console(xml).filter(|console| console.grows)?;
     std::fs::metadata(console.file).ok().map(|file| file.len())
 }
 
@@ -176,13 +148,11 @@ mod tests {
         let file = dir.path().join("console.log");
         let xml = |append: &str| {
             format!(
-                "<serial type='file'><source path='{}'{append}/><target port='0'/></serial>",
+                "<domain><devices><serial type='file'><source path='{}'{append}/></serial></devices></domain>",
                 file.display()
             )
         };
-        assert_eq!(Console::of("<serial type='pty'><source path='/dev/pts/1'/></serial>"), None);
         let growing = xml(" append='on'");
-        assert_eq!(Console::of(&growing), Console::of(&growing.replace('\'', "\"")));
         assert_eq!(console_before(&growing), None, "it never ran here");
         std::fs::write(&file, "login: ").unwrap();
         assert_eq!((console_before(&growing), console_before(&xml(""))), (Some(7), None));

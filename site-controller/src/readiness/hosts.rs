@@ -68,7 +68,9 @@ fn findings(names: &[&str], placement: Placement) -> Vec<Finding> {
     });
     let unchecked = placement.unchecked.into_iter().map(|host| {
         let what = format!(
-            "whether host {host} sees the folder of the replicas could not be checked: its libvirt has no storage driver; install              it there (Debian: libvirt-daemon-driver-storage; Fedora, RHEL: libvirt-daemon-driver-storage-core), and restart libvirt"
+            "whether host {host} sees the folder of the replicas could not be checked: its libvirt has no storage driver; \
+             install it there (Debian: libvirt-daemon-driver-storage; Fedora, RHEL: \
+             libvirt-daemon-driver-storage-core), and restart libvirt"
         );
         found(Weight::Degrades, "host-unchecked", None, what)
     });

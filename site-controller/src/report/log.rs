@@ -43,7 +43,7 @@ impl SlotLog {
     /// Adds slots in the order of time; on disk when it returns.
     pub fn add(&self, of: Of, slots: &[Slot]) -> Result<(), SlotLogError> {
         let dir = self.folder(of);
-        fs::create_dir_all(&dir).map_err(failed(&dir, "making it"))?;
+        self.make(&dir).map_err(failed(&dir, "making it"))?;
         for of_file in slots.chunk_by(|one, other| file_no(one.from) == file_no(other.from)) {
             let path = dir.join(format!("{}.jsonl", of_file.first().map_or(0, |slot| file_no(slot.from))));
             let mut lines = Vec::new();
@@ -94,6 +94,15 @@ impl SlotLog {
             }
         }
         Ok(())
+    }
+
+    /// A subject's folder, for good.
+    fn make(&self, dir: &Path) -> io::Result<()> {
+        fs::create_dir_all(dir)?;
+        [Some(self.dir.as_path()), self.dir.parent()]
+            .into_iter()
+            .flatten()
+            .try_for_each(|dir| File::open(dir)?.sync_all())
     }
 
     fn folder(&self, of: Of) -> PathBuf {

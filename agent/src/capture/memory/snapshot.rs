@@ -5,7 +5,8 @@
 //! Promises: the sink never blocks QEMU, so that neither our death nor our slowness holds the guest's writes up; QEMU
 //! is never told to cancel, which on 7.2 leaves vCPUs blocked; capabilities are put back as found, also after our death
 //! (`watchdog::capabilities`). QEMU 7.2 resumes the guest by itself, also one that its operator had paused: that is read as
-//! stop-and-read does. QEMU 10.0 leaves it as it was, which we stopped: it is told to go on once it is protected. Costs, per point: all memory is read, and the guest's first write to each page takes a fault.
+//! stop-and-read does. QEMU 10.0 leaves it as it was, which we stopped: it is told to go on once it is protected. Costs, per
+//! point: all memory is read, and the guest's first write to each page takes a fault.
 
 mod follow;
 mod room;

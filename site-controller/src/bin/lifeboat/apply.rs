@@ -14,6 +14,7 @@ use lifeboat_site_controller::{
     group::{Group as Stored, GroupSpec},
 };
 use serde::Deserialize;
+use similar::{Algorithm, Change, ChangeTag, capture_diff_slices};
 use std::{collections::BTreeMap, path::PathBuf};
 
 /// Make groups as a file says; run again, it changes only what differs.
@@ -145,31 +146,16 @@ fn diff(before: Option<&GroupSpec>, after: Option<&GroupSpec>) -> anyhow::Result
     Ok(lines_of(&before.map_or(Ok(Vec::new()), lines)?, &after.map_or(Ok(Vec::new()), lines)?))
 }
 
-/// What goes and what comes, by the longest that stays.
+/// What goes and what comes.
 fn lines_of(old: &[String], new: &[String]) -> Vec<String> {
-    let mut stays = vec![vec![0usize; new.len() + 1]; old.len() + 1];
-    for at in (0..old.len()).rev() {
-        for to in (0..new.len()).rev() {
-            stays[at][to] = match old[at] == new[to] {
-                true => stays[at + 1][to + 1] + 1,
-                false => stays[at + 1][to].max(stays[at][to + 1]),
-            };
-        }
-    }
-    let (mut at, mut to, mut out) = (0, 0, Vec::new());
-    while at < old.len() || to < new.len() {
-        let goes = at < old.len() && (to == new.len() || stays[at + 1][to] >= stays[at][to + 1]);
-        if at < old.len() && to < new.len() && old[at] == new[to] {
-            (at, to) = (at + 1, to + 1);
-        } else if goes {
-            out.push(format!("-{}", old[at]));
-            at += 1;
-        } else {
-            out.push(format!("+{}", new[to]));
-            to += 1;
-        }
-    }
-    out
+    let changes = capture_diff_slices(Algorithm::Lcs, old, new);
+    let changes = changes.iter().flat_map(|part| part.iter_changes(old, new));
+    let line = |change: Change<String>| match change.tag() {
+        ChangeTag::Delete => Some(format!("-{}", change.value())),
+        ChangeTag::Insert => Some(format!("+{}", change.value())),
+        ChangeTag::Equal => None,
+    };
+    changes.filter_map(line).collect()
 }
 
 fn shown(done: &[Applied]) -> String {

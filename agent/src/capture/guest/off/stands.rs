@@ -56,13 +56,15 @@ impl Stands {
                 if links > CHAIN_MAX {
                     return Err(format!("disk {}: its chain of images has no end", disk.target));
                 }
-                // What it is made over is read as QEMU reads it; here only its own base is asked for.
-                let leads = match links == 1 && disk.format != "qcow2" {
-                    true => None,
-                    false => File::open(&path).and_then(|file| qcow2::read(&file)).map_err(told)?,
-                };
+                // The disk itself is what its definition says; what it is made over is read as QEMU reads it, and here only its
+                // own base is asked for.
+                let (is_top, layered) = (links == 1, disk.format == "qcow2");
+                if is_top && !layered {
+                    continue;
+                }
+                let leads = File::open(&path).and_then(|file| qcow2::read(&file)).map_err(told)?;
                 let Some(leads) = leads else {
-                    if links == 1 && disk.format == "qcow2" {
+                    if is_top {
                         return Err(format!(
                             "disk {}, {}: it is no qcow2 image",
                             disk.target,
