@@ -1,10 +1,11 @@
-//! The way home, with something going wrong at each step of the controller that carries it out. The same command, given again,
-//! ends it; the guest never runs twice, and has lost nothing.
+//! There and home again, with something going wrong at each step of the controller that leads it: libvirtd of either site is
+//! killed, both agents are, or the source is lost at one step and is back at the next. The same command, given again, ends it;
+//! the guest never runs twice, and has lost nothing.
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
 use rig::{
-    DiskFormat, Site,
+    DiskFormat, Link, Site,
     ends::{End, REPROTECT, World},
     eventually,
     product::{Agent, Controller, small},
@@ -34,10 +35,11 @@ const PLANNED: [&str; 14] = [
 ];
 const CALLED_OFF: &str = "planned.returning";
 
-/// What strikes are made at: `to` is the site that leads, `from` the agent where the VM runs.
+/// What strikes are made at: `to` is the site that leads, `from` the one where the VM runs.
 struct Ends<'a> {
-    to: &'a Site,
-    from: &'a mut Agent,
+    to: (&'a Site, &'a mut Agent),
+    from: (&'a Site, &'a mut Agent),
+    link: &'a Link,
 }
 
 /// A guest at work at home.
@@ -55,6 +57,7 @@ fn world(name: &str) -> Result<(World, String)> {
 fn led_by(
     to: &mut End,
     from: &mut End,
+    link: &Link,
     places: &[&str],
     ask: impl Fn(&Controller, &Controller, &[String]) -> Result<rig::Output> + Sync,
     mut strike: impl FnMut(&mut Ends<'_>, &str) -> Result<()>,
@@ -63,7 +66,7 @@ fn led_by(
     to.controller.env = frozen_at(places);
     to.controller.start()?;
     let daemon = Freezing::daemon(to.controller.process()?)?;
-    let mut ends = Ends { to: &to.site, from: &mut from.agent };
+    let mut ends = Ends { to: (&to.site, &mut to.agent), from: (&from.site, &mut from.agent), link };
     let runs = |site: &Site| -> Result<bool> {
         let running = site.virsh(["list", "--name", "--state-running"])?;
         Ok(running.lines().any(|name| name.trim() == "web"))
@@ -88,13 +91,24 @@ fn led_by(
     Ok(())
 }
 
+fn planned(
+    to: &mut End,
+    from: &mut End,
+    link: &Link,
+    strike: impl FnMut(&mut Ends<'_>, &str) -> Result<()>,
+) -> Result<()> {
+    let ask =
+        |to: &Controller, _: &Controller, _: &[String]| to.cli(&["failover", "web", "--planned", "--yes"]);
+    led_by(to, from, link, &PLANNED, ask, strike)
+}
+
 /// A command that the site leads where it runs, and the controller of the other one carries out.
 fn homeward(
     what: &'static str,
     world: &mut World,
     mut strike: impl FnMut(&mut Ends<'_>, &str) -> Result<()>,
 ) -> Result<()> {
-    let World { home, away, .. } = world;
+    let World { home, away, link, .. } = world;
     home.expect(&["web"])?;
     let reprotect = what == "reprotect";
     let ask = move |_: &Controller, from: &Controller, to: &[String]| {
@@ -103,11 +117,11 @@ fn homeward(
         from.cli(&[&[what, "web"], to.as_slice(), agent, &["--yes"]].concat())
     };
     let places: &[&str] = if reprotect { &REPROTECT } else { &PLANNED };
-    led_by(home, away, places, ask, |ends, place| {
-        if place == REPROTECT[0] && ends.from.process().is_err() {
-            ends.from.start()?;
+    led_by(home, away, link, places, ask, |ends, place| {
+        if place == REPROTECT[0] && ends.from.1.process().is_err() {
+            ends.from.1.start()?;
             // It comes up only where libvirt answers.
-            eventually(SOON, "the agent to be up", || Ok(ends.from.status().ok()))?;
+            eventually(SOON, "the agent to be up", || Ok(ends.from.1.status().ok()))?;
         }
         strike(ends, place)
     })
@@ -140,7 +154,112 @@ fn the_way_home_is_finished_wherever_libvirt_dies_at_home() -> Result<()> {
     let (mut world, boot) = world("home-libvirt")?;
     away(&mut world)?;
     for what in ["reprotect", "failback"] {
-        homeward(what, &mut world, |ends, _| libvirt_dies(ends.to))?;
+        homeward(what, &mut world, |ends, _| libvirt_dies(ends.to.0))?;
+    }
+    went(&world.home, &world.away, &boot)
+}
+
+/// Goal: the same of the site that it leaves. Method: as above.
+#[test]
+fn the_way_home_is_finished_wherever_libvirt_dies_where_the_vm_runs() -> Result<()> {
+    let (mut world, boot) = world("away-libvirt")?;
+    away(&mut world)?;
+    for what in ["reprotect", "failback"] {
+        homeward(what, &mut world, |ends, _| libvirt_dies(ends.from.0))?;
+    }
+    went(&world.home, &world.away, &boot)
+}
+
+/// Goal: a VM goes to the other site and home, wherever the agents of both die. Method: both are killed, and started again,
+/// at each step of a planned failover, a reprotect and a failback.
+#[test]
+fn there_and_home_again_is_finished_wherever_both_agents_die() -> Result<()> {
+    let (mut world, boot) = world("agents-die")?;
+    let die = |ends: &mut Ends<'_>, _: &str| {
+        for agent in [&mut *ends.to.1, &mut *ends.from.1] {
+            agent.kill9()?;
+            agent.start()?;
+        }
+        Ok(())
+    };
+    let World { home, away, link, .. } = &mut world;
+    planned(away, home, link, die)?;
+    went(away, home, &boot)?;
+    homeward("reprotect", &mut world, die)?;
+    homeward("failback", &mut world, die)?;
+    went(&world.home, &world.away, &boot)
+}
+
+/// Whether something is so at a place, if it is at every second one.
+fn every_second(place: &str, first: usize) -> bool {
+    let places = || PLANNED.iter().chain(&REPROTECT);
+    places().position(|of| of.split(':').next() == Some(place)).is_some_and(|at| at % 2 == first)
+}
+
+/// The source's agent dies, and is there again at the next place.
+fn away_and_back(ends: &mut Ends<'_>, is_away: bool) -> Result<()> {
+    ends.from.1.kill9()?;
+    if is_away { Ok(()) } else { ends.from.1.start() }
+}
+
+/// Goal: a source that is lost at any step of a planned failover and comes back at the next never runs beside its replica;
+/// what was called off as it was away is done when it is given again. Method: the source's agent dies at one step and comes
+/// back at the next, both ways round; the controller does not notice at once that it is gone.
+#[test]
+fn a_source_may_go_and_come_back_at_each_step_of_a_planned_failover() -> Result<()> {
+    goes_and_comes_there(0)
+}
+
+#[test]
+fn a_source_may_come_back_and_go_at_each_step_of_a_planned_failover() -> Result<()> {
+    goes_and_comes_there(1)
+}
+
+fn goes_and_comes_there(first: usize) -> Result<()> {
+    let (mut world, boot) = world(&format!("planned-back{first}"))?;
+    let World { home, away, link, .. } = &mut world;
+    planned(away, home, link, |ends, place| away_and_back(ends, every_second(place, first)))?;
+    // It may have been away at the last of them.
+    home.agent.kill9()?;
+    home.agent.start()?;
+    went(away, home, &boot)
+}
+
+/// Goal: the same on the way home.
+#[test]
+fn a_source_may_go_and_come_back_at_each_step_of_the_way_home() -> Result<()> {
+    goes_and_comes_home(0)
+}
+
+#[test]
+fn a_source_may_come_back_and_go_at_each_step_of_the_way_home() -> Result<()> {
+    goes_and_comes_home(1)
+}
+
+fn goes_and_comes_home(first: usize) -> Result<()> {
+    let (mut world, boot) = world(&format!("failback-back{first}"))?;
+    away(&mut world)?;
+    for what in ["reprotect", "failback"] {
+        homeward(what, &mut world, |ends, place| away_and_back(ends, every_second(place, first)))?;
+        world.away.agent.kill9()?;
+        world.away.agent.start()?;
+    }
+    went(&world.home, &world.away, &boot)
+}
+
+/// Goal: a line that breaks at any step of a failover there and home, and is mended at the next, costs neither the guest nor
+/// the failover anything. Method: it is cut at every second step, and whole again at the next.
+#[test]
+fn a_line_may_break_and_be_mended_at_each_step_there_and_home_again() -> Result<()> {
+    let (mut world, boot) = world("line-steps")?;
+    let cut = |ends: &mut Ends<'_>, place: &str| {
+        if every_second(place, 0) { ends.link.cut() } else { ends.link.restore() }
+    };
+    let World { home, away, link, .. } = &mut world;
+    planned(away, home, link, cut)?;
+    went(away, home, &boot)?;
+    for what in ["reprotect", "failback"] {
+        homeward(what, &mut world, cut)?;
     }
     went(&world.home, &world.away, &boot)
 }

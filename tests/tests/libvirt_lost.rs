@@ -2,15 +2,13 @@
 //! failover goes on, or is called off and can be given again, and the guest never runs twice.
 
 use anyhow::{Context, Result, ensure};
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use rig::{
-    DiskFormat, Guest, Link, Rig, Site, eventually, is_frozen,
+    DiskFormat, Guest, Link, Rig, Site, eventually,
     product::{Agent, Controller, replica_unharmed, small},
+    strikes::{Freezing, frozen_at, until_done},
 };
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 const BOOT: Duration = Duration::from_secs(90);
 const SOON: Duration = Duration::from_secs(120);
@@ -41,33 +39,22 @@ impl Scene {
 
     /// The failover is asked for until it is done, while `daemon` freezes itself at each of its places; at each, libvirtd of
     /// `host` is killed and started again before the daemon goes on. How often it struck.
-    fn strikes_until_done(&self, how: &str, daemon: Pid, host: &Site) -> Result<usize> {
-        let (mut strikes, mut last_words) = (0, None);
-        thread::scope(|scope| {
-            let asked = scope.spawn(|| -> Result<()> {
-                eventually(SOON, "the failover to be done", || {
-                    let answer = self.controller.cli(&["failover", "web", how, "--yes"])?;
-                    eprintln!("{how}: {:?} {}", answer.status.code(), answer.stderr.trim());
-                    Ok(answer.status.success().then_some(()))
-                })
-            });
-            while !asked.is_finished() {
-                // The source says nothing more once its replica has spoken.
-                if self.b.guest("web")?.last().is_some() {
-                    let said = self.guest.last().map(|report| report.tick);
-                    ensure!(*last_words.get_or_insert(said) == said, "the source runs beside its replica");
-                }
-                if is_frozen(daemon)? {
-                    host.stop_libvirtd(Signal::SIGKILL)?;
-                    host.start_libvirtd()?;
-                    strikes += 1;
-                    kill(daemon, Signal::SIGCONT)?;
-                }
-                thread::sleep(Duration::from_millis(20));
+    fn strikes_until_done(&self, how: &str, daemon: &Freezing, host: &Site) -> Result<usize> {
+        let mut last_words = None;
+        let look = || {
+            // The source says nothing more once its replica has spoken.
+            if self.b.guest("web")?.last().is_some() {
+                let said = self.guest.last().map(|report| report.tick);
+                ensure!(*last_words.get_or_insert(said) == said, "the source runs beside its replica");
             }
-            asked.join().map_err(|_| anyhow::anyhow!("the command's thread"))?
+            Ok(())
+        };
+        let command = || self.controller.cli(&["failover", "web", how, "--yes"]);
+        let struck = until_done(SOON, daemon, command, look, |_| {
+            host.stop_libvirtd(Signal::SIGKILL)?;
+            host.start_libvirtd()
         })?;
-        Ok(strikes)
+        Ok(struck.len())
     }
 
     fn replica_goes_on(&self, from: u64) -> Result<()> {
@@ -78,22 +65,18 @@ impl Scene {
     }
 }
 
-fn frozen_at(places: &[&str]) -> Vec<(String, String)> {
-    vec![("LIFEBOAT_STOP_AT".into(), places.join(","))]
-}
-
 /// Goal: an emergency failover is done in the end, whenever the site's libvirtd dies. Method: at each step there is.
 #[test]
 fn an_emergency_failover_is_done_wherever_the_site_s_libvirt_dies() -> Result<()> {
     let mut scene = Scene::new("lost-emergency")?;
     let steps = ["begun", "fenced", "disk", "restored", "defined", "starting", "started", "running"];
-    let places: Vec<String> = steps.iter().map(|step| format!("failover.{step}")).collect();
+    let places = steps.map(|step| format!("failover.{step}"));
     scene.controller.stop()?;
-    scene.controller.env = frozen_at(&places.iter().map(String::as_str).collect::<Vec<_>>());
+    scene.controller.env = frozen_at(&places);
     scene.controller.start()?;
     scene.a.power_cut();
-    let daemon = scene.controller.process()?.pid_in_host()?;
-    let strikes = scene.strikes_until_done("--emergency", daemon, &scene.b)?;
+    let daemon = Freezing::daemon(scene.controller.process()?)?;
+    let strikes = scene.strikes_until_done("--emergency", &daemon, &scene.b)?;
     ensure!(strikes == steps.len(), "it struck {strikes} times");
     scene.replica_goes_on(0)
 }
@@ -116,8 +99,8 @@ fn a_planned_failover_is_done_wherever_the_site_s_libvirt_dies() -> Result<()> {
     scene.controller.env = frozen_at(&places);
     scene.controller.start()?;
     scene.controller.wait_more_points("web", 1, SOON)?;
-    let daemon = scene.controller.process()?.pid_in_host()?;
-    let strikes = scene.strikes_until_done("--planned", daemon, &scene.b)?;
+    let daemon = Freezing::daemon(scene.controller.process()?)?;
+    let strikes = scene.strikes_until_done("--planned", &daemon, &scene.b)?;
     ensure!(strikes == places.len(), "it struck {strikes} times");
     scene.source_is_off()
 }
@@ -140,13 +123,13 @@ fn a_planned_failover_is_done_wherever_the_source_s_libvirt_dies() -> Result<()>
     scene.agent.env = frozen_at(&places);
     scene.agent.start()?;
     scene.controller.wait_more_points("web", 1, SOON)?;
-    let daemon = scene.agent.process()?.pid_in_host()?;
-    let strikes = scene.strikes_until_done("--planned", daemon, &scene.a)?;
+    let daemon = Freezing::daemon(scene.agent.process()?)?;
+    let strikes = scene.strikes_until_done("--planned", &daemon, &scene.a)?;
     eventually(SOON, "the source to be off", || {
-        if is_frozen(daemon)? {
+        if daemon.place()?.is_some() {
             scene.a.stop_libvirtd(Signal::SIGKILL)?;
             scene.a.start_libvirtd()?;
-            kill(daemon, Signal::SIGCONT)?;
+            daemon.go_on()?;
         }
         Ok((scene.guest.state()? == "shut off").then_some(()))
     })?;
