@@ -69,6 +69,25 @@ fn the_api_s_document_is_served_to_whoever_may_look() -> Result<()> {
     Ok(())
 }
 
+/// Goal: what the CLI would not send is refused all the same. Method: a planned failover to a point that is named.
+#[test]
+fn a_planned_failover_by_the_api_takes_no_point() -> Result<()> {
+    let rig = Rig::new("api-planned")?;
+    let (from, site, _link) = rig.pair()?;
+    let there = Elsewhere::running(&site, &from)?;
+    let token = fs::read_to_string(there.token("operator")?)?.trim().to_owned();
+    let access = Access { url: there.url.clone(), token, trust: Trust::Authorities(there.ca()) };
+    let client = Client::remote(&access, "lifeboat-site-controller")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let asked = json!({ "name": "shop", "planned": true, "point": "1h" });
+    for path in ["/v1/group-failovers/preview", "/v1/group-failovers"] {
+        let answer = from.in_network(|| runtime.block_on(client.post::<Value, Value>(path, &asked)))?;
+        let refused = answer.err().context("it is refused")?;
+        ensure!(refused.to_string().contains("takes no point"), "{path}: {refused}");
+    }
+    Ok(())
+}
+
 fn refused(output: Output, why: &str) -> Result<()> {
     ensure!(!output.status.success(), "it was let in: {output:?}");
     ensure!(output.stderr.contains(why), "{output:?} does not say {why:?}");

@@ -100,6 +100,8 @@ fn never_both(running: [[bool; 3]; 2]) -> Result<()> {
 #[test]
 fn a_planned_failover_of_a_group_loses_nothing_and_shuts_the_sources_off() -> Result<()> {
     let mut scene = Scene::new("planned")?;
+    let older = scene.controller.cli(&["failover", "shop", "--planned", "--point", "1m", "--yes"])?;
+    ensure!(older.status.code() == Some(2) && older.stderr.contains("cannot be used with"), "{older:?}");
     let unasked = scene.controller.cli(&["failover", "shop", "--planned"])?;
     ensure!(!unasked.status.success() && unasked.stderr.contains("nothing is lost"), "{unasked:?}");
     // They may stand for a cut at this moment.

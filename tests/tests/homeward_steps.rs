@@ -190,10 +190,11 @@ fn there_and_home_again_is_finished_wherever_both_agents_die() -> Result<()> {
     went(&world.home, &world.away, &boot)
 }
 
-/// Whether something is so at a place, if it is at every second one.
+/// Whether something is so at a place, if it is at every second one. It never is where one is called off: that goes on once the
+/// source is back.
 fn every_second(place: &str, first: usize) -> bool {
-    let places = || PLANNED.iter().chain(&REPROTECT);
-    places().position(|of| of.split(':').next() == Some(place)).is_some_and(|at| at % 2 == first)
+    let mut places = PLANNED.iter().filter(|place| **place != CALLED_OFF).chain(&REPROTECT);
+    places.position(|of| of.split(':').next() == Some(place)).is_some_and(|at| at % 2 == first)
 }
 
 /// The source's agent dies, and is there again at the next place.

@@ -220,10 +220,12 @@ fn a_line_that_is_mended_at_a_late_step_of_a_failover_never_has_two_copies_run()
     )
 }
 
-/// Goal: the same of a failover of groups. Method: a group of one for each step.
+/// Goal: the same of a failover of groups; one that has fenced its sources keeps to its point, and one that has not takes the
+/// newest. Method: a group of one for each step.
 #[test]
 fn a_line_that_is_mended_at_any_step_of_a_group_s_failover_never_has_two_copies_run() -> Result<()> {
-    let steps = ["group.fenced", "group.restored", "group.running"];
+    let steps = ["group.fenced", "group.restored", "group.running", "group.committed"];
+    let not_fenced = steps.len() - 1;
     let mut world = World::new("line-group", steps.len(), ISOLATION)?;
     for at in 0..steps.len() {
         let (group, vm) = (format!("g{at}"), format!("w{at}"));
@@ -233,7 +235,7 @@ fn a_line_that_is_mended_at_any_step_of_a_group_s_failover_never_has_two_copies_
         })?;
     }
     for at in 0..steps.len() {
-        world.controller.wait_more_group_points(&format!("g{at}"), 1, SOON)?;
+        world.controller.wait_more_group_points(&format!("g{at}"), 2, SOON)?;
     }
     world.link.cut()?;
     world.wait_isolated()?;
@@ -243,8 +245,20 @@ fn a_line_that_is_mended_at_any_step_of_a_group_s_failover_never_has_two_copies_
             world.break_off(&format!("g{at}"), "--emergency", step)?;
         }
         world.controller.start()?;
+        let begun = world.controller.group_points("g0")?;
+        let older = begun[0]["cut"].as_str().context("its id")?;
+        let other = world.controller.cli(&["failover", "g0", "--emergency", "--yes", "--point", older])?;
+        ensure!(other.stderr.contains("committed, and not finished"), "{other:?}");
+        Ok(())
+    })?;
+    let newest = |world: &World| {
+        let points = world.controller.group_points(&format!("g{not_fenced}"))?;
+        points.last().and_then(|point| point["cut_at"].as_u64()).context("a group point")
+    };
+    let begun = newest(&world)?;
+    never_both(&a, &b, || {
         world.link.restore()?;
-        for (at, step) in steps.iter().enumerate() {
+        for (at, step) in steps.iter().enumerate().take(not_fenced) {
             world.is_put_away(at).with_context(|| step.to_string())?;
             if *step == "group.running" {
                 let again = world.controller.cli(&["failover", &format!("g{at}"), "--emergency", "--yes"])?;
@@ -253,8 +267,13 @@ fn a_line_that_is_mended_at_any_step_of_a_group_s_failover_never_has_two_copies_
                 world.end(&format!("g{at}"), at)?;
             }
         }
-        Ok(())
-    })
+        world.goes_on(not_fenced)?;
+        eventually(SOON, "newer points of the group", || Ok((newest(&world)? > begun).then_some(())))
+    })?;
+    // Its agent hears of the fence when it does: that it stands before its replica runs is not shown.
+    let done = world.end(&format!("g{not_fenced}"), not_fenced)?;
+    ensure!(done["cut_at"].as_u64() > Some(begun), "it went back to {done}, the newest was {begun}");
+    world.is_put_away(not_fenced)
 }
 
 /// Goal: a host that has power again while a failover is broken off, at whichever step, starts what was not fenced and nothing

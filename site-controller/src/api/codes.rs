@@ -24,6 +24,7 @@ pub const CODES: &[(&str, &str)] = &[
     ("not-found", "there is no such VM or point"),
     ("not-kept", "no agent keeps the VM at the witness"),
     ("not-possible", "it can't be done as things stand"),
+    ("point-of-planned", "a planned failover makes a point of its own, and takes no other"),
     ("preflight", "the failover would not work, and nothing was changed"),
     ("too-large", "the request has too many bytes"),
     ("too-slow", "the request did not come in time"),

@@ -10,7 +10,10 @@ use super::{
 use crate::{
     catalog::Selector,
     failover::{
-        group::{GroupError, GroupReport, outline, world::WholePoint},
+        group::{
+            GroupError, GroupReport, outline,
+            world::{Chosen, WholePoint},
+        },
         journal::Manner,
         placing::Foreseen,
         progress::{Progress, Watcher},
@@ -87,7 +90,7 @@ pub(super) async fn fail_over(
     let (group, point) = meant(&site, &request).await?;
     Ok(watched(outcome, |watcher| async move {
         let id = group.id;
-        let done = carry_out(&site, group, point, request.skip_fence_command, &watcher).await;
+        let done = carry_out(&site, group, point, &request, &watcher).await;
         // Sources that could not be told yet what became of them are told when they can be.
         tokio::spawn(async move { site.group_failovers.settle(id).await });
         let report = done.map_err(|error| {
@@ -102,13 +105,14 @@ async fn carry_out(
     site: &Site,
     group: Group,
     point: Option<GroupPoint>,
-    skip_command: bool,
+    request: &GroupFailoverRequest,
     watcher: &Watcher,
 ) -> Result<GroupReport, GroupError> {
     match point {
         Some(point) => {
             let point = WholePoint::from(point);
-            site.group_failovers.emergency(group, &point, skip_command, watcher).await
+            let chosen = Chosen { point: &point, newest: request.point == LATEST };
+            site.group_failovers.emergency(group, chosen, request.skip_fence_command, watcher).await
         }
         None => site.group_failovers.planned(group, new_cut(), watcher).await,
     }
@@ -116,6 +120,12 @@ async fn carry_out(
 
 /// The group, or the VM as a group of one, and of an emergency the point.
 async fn meant(site: &Site, request: &GroupFailoverRequest) -> Result<(Group, Option<GroupPoint>), ApiError> {
+    if request.planned && request.point != LATEST {
+        return Err(ApiError::bad_request(
+            "point-of-planned",
+            "a planned failover takes no point: it makes one of its own, which loses nothing",
+        ));
+    }
     let group = match site.coordinator.book.find(&request.name) {
         Ok(group) => group,
         Err(_) if request.planned => {
@@ -132,16 +142,18 @@ async fn meant(site: &Site, request: &GroupFailoverRequest) -> Result<(Group, Op
     if request.planned {
         return Ok((group, None));
     }
-    let begun = site.group_failovers.goes_on_with(group.id).map_err(|error| group_error(&error))?;
+    let newest = request.point == LATEST;
+    let begun =
+        site.group_failovers.goes_on_with(group.id, newest).await.map_err(|error| group_error(&error))?;
     let point = match begun {
-        Some(at) if request.point == LATEST => match chosen(site, &group, &at.to_string()).await {
+        Some(at) if newest => match chosen(site, &group, &at.to_string()).await {
             Ok(point) if point.cut_at == at => point,
             // The group has changed since; what was begun is done all the same.
             _ => chosen(site, &group, LATEST).await?,
         },
         _ => chosen(site, &group, &request.point).await?,
     };
-    if let Some(at) = begun.filter(|at| request.point != LATEST && *at != point.cut_at) {
+    if let Some(at) = begun.filter(|at| !newest && *at != point.cut_at) {
         let message = format!("a failover of this group to its point of {at} is committed, and not finished");
         return Err(ApiError::conflict("conflict", message)
             .with_hint("run it again without --point: it goes on with that one; `lifeboat undo` takes it to another afterwards"));

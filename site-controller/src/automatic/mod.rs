@@ -10,7 +10,11 @@ pub mod record;
 use crate::{
     catalog::Selector,
     failover::{
-        group::{GroupError, Groups, record::Phase as Step, world::WholePoint},
+        group::{
+            GroupError, Groups,
+            record::Phase as Step,
+            world::{Chosen, WholePoint},
+        },
         progress::Watcher,
         runbook::Runbook,
     },
@@ -258,7 +262,8 @@ impl Automatic {
         let point = self.point(&group).await?;
         let audit = parts.scribe.begin(&name, &record.claim).await.map_err(AutomaticError::Other)?;
         let id = group.id;
-        let done = parts.groups.emergency(group, &point, false, &Watcher::nobody()).await;
+        let chosen = Chosen { point: &point, newest: true };
+        let done = parts.groups.emergency(group, chosen, false, &Watcher::nobody()).await;
         let groups = parts.groups.clone();
         tokio::spawn(async move { groups.settle(id).await });
         let done = match done {

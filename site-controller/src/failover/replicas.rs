@@ -123,6 +123,12 @@ impl Replicas for Runbook {
         Ok(record.generation)
     }
 
+    async fn is_fenced(&self, vm: VmId) -> Result<bool, FailoverError> {
+        let Some(record) = self.journal.load(vm)? else { return Ok(false) };
+        // The generation is raised before the journal says so.
+        Ok(record.phase > Phase::Begun || self.store.generation(vm).await >= record.generation)
+    }
+
     async fn start(&self, vm: VmId, watcher: &Watcher) -> Result<FailoverReport, FailoverError> {
         let _claim = self.claim(vm)?;
         let mut record = self.begun(vm)?;

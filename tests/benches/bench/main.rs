@@ -10,6 +10,7 @@ mod failover;
 mod guest;
 mod journal;
 mod measure;
+mod parts;
 mod pauses;
 mod pipeline;
 mod rows;

@@ -3,6 +3,7 @@
 
 use crate::{
     measure::percentile,
+    parts,
     rows::Rows,
     scene::{GUEST, PATIENCE, Scene, changed, number},
 };
@@ -51,6 +52,7 @@ fn with_load(rows: &mut Rows, dirty_kib: u64, cuts: usize, tell: bool) -> Result
         for (row, step, what) in STEPS {
             rows.add(row, median(&took, step), "ms", None, format!("of the above: {what}"));
         }
+        parts::measure(rows, &scene.guest, &took)?;
         scene.unprotect()?;
         others(rows, &scene)?;
     }

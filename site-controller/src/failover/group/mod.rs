@@ -8,6 +8,7 @@ pub mod outline;
 mod prepare;
 pub mod record;
 pub mod scripts;
+mod settle;
 pub mod starts;
 mod undo;
 pub mod world;
@@ -34,12 +35,10 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
-use world::{Replicas, SourceError, Sources, WholePoint};
+use world::{Chosen, Replicas, SourceError, Sources};
 
 /// Members that are restored side by side.
 const SIDE_BY_SIDE: usize = 2;
-/// Between two tries to end a source's hold.
-const TRY_AGAIN: Duration = Duration::from_secs(2);
 
 #[derive(Debug, thiserror::Error)]
 pub enum GroupError {
@@ -107,6 +106,7 @@ pub struct Groups {
     pub journal: Journal,
     pub clock: Arc<dyn Clock>,
     busy: Mutex<BTreeSet<GroupId>>,
+    settling: Mutex<BTreeSet<GroupId>>,
 }
 
 struct Claim<'a>(&'a Groups, GroupId);
@@ -124,20 +124,23 @@ impl Groups {
         journal: Journal,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { replicas, sources, journal, clock, busy: Mutex::default() }
+        Self { replicas, sources, journal, clock, busy: Mutex::default(), settling: Mutex::default() }
     }
 
-    /// The instant of an emergency failover, or of an undo, that is committed and not finished: whoever asks again goes on with it.
-    pub fn goes_on_with(&self, id: GroupId) -> Result<Option<UnixMs>, GroupError> {
+    /// The instant of an emergency failover, or of an undo, that is committed and not finished: whoever asks again goes on with
+    /// it. `newest`: he asks for the newest point. As long as no source is fenced it may be another.
+    pub async fn goes_on_with(&self, id: GroupId, newest: bool) -> Result<Option<UnixMs>, GroupError> {
         let begun = |record: &GroupRecord| record.phase == Phase::Committed && record.kind == Kind::Emergency;
-        Ok(self.journal.load_group(id)?.filter(begun).and_then(|record| record.cut_at))
+        let Some(record) = self.journal.load_group(id)?.filter(begun) else { return Ok(None) };
+        let is_open = (record.newest || !newest) && !self.is_fenced(&record).await?;
+        Ok(record.cut_at.filter(|_| !is_open))
     }
 
-    /// The sources are given up. `point` is one of the group's. `skip_command`: they are known to be off.
+    /// The sources are given up. The point is one of the group's. `skip_command`: they are known to be off.
     pub async fn emergency(
         &self,
         group: Group,
-        point: &WholePoint,
+        chosen: Chosen<'_>,
         skip_command: bool,
         watcher: &Watcher,
     ) -> Result<GroupReport, GroupError> {
@@ -149,14 +152,19 @@ impl Groups {
             Some(record) if record.phase == Phase::Committed && record.kind == Kind::Planned => {
                 return Err(GroupError::Committed);
             }
-            Some(record) if record.phase == Phase::Committed => record,
+            Some(record)
+                if record.phase == Phase::Committed && !self.is_replaced(&record, chosen).await? =>
+            {
+                record
+            }
             before => {
                 let now = self.clock.now();
                 let mut record = GroupRecord::after(before.as_ref(), Kind::Emergency, group, now);
                 // Whoever still stands for a planned one that was called off is told in the end that it is off for good.
                 record.cut = before.as_ref().filter(|before| !before.is_over()).and_then(|before| before.cut);
                 record.skip_fence_command = skip_command;
-                self.name(&mut record, point)?;
+                record.newest = chosen.newest;
+                self.name(&mut record, chosen.point)?;
                 let placed = self.place(&record, watcher).await;
                 let prepared = match placed {
                     Ok(placed) => self.prepare(&record, placed, watcher).await,
@@ -173,6 +181,7 @@ impl Groups {
                     return Err(refused);
                 }
                 self.enter(&mut record, Phase::Committed)?;
+                fault::point("group.committed");
                 record
             }
         };
@@ -228,24 +237,6 @@ impl Groups {
                 self.forward(&mut record, watcher).await.map(drop)
             }
             _ => Ok(()),
-        }
-    }
-
-    /// Tells the sources what became of them until all have heard it; for a task of its own.
-    pub async fn settle(&self, id: GroupId) {
-        loop {
-            match self.journal.load_group(id) {
-                // An emergency is its operator's to finish.
-                Ok(Some(record)) if record.kind == Kind::Emergency && record.phase < Phase::Running => return,
-                Ok(Some(record)) if !record.is_over() => {}
-                Ok(_) => return,
-                Err(error) => tracing::warn!(%error, "a group's failover can't be settled"),
-            }
-            tokio::time::sleep(TRY_AGAIN).await;
-            match self.take_up(id, &Watcher::nobody()).await {
-                Ok(()) | Err(GroupError::Busy) => {}
-                Err(error) => tracing::warn!(%error, "a group's failover is not settled yet"),
-            }
         }
     }
 

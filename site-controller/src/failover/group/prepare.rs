@@ -1,10 +1,10 @@
 //! What is done for the members of a group before any of them is started: points named, hosts chosen, images restored.
-//! Promises: hosts are chosen for all members together; what can't be done for one is begun for none. Called by `group`.
+//! Promises: no point that was chosen is left once a source is fenced; hosts are chosen for all members together; what can't be done for one is begun for none. Called by `group`.
 
 use super::{
     GroupError, Groups, SIDE_BY_SIDE,
     record::{GroupRecord, Part, Phase},
-    world::{ToPlace, WholePoint},
+    world::{Chosen, ToPlace, WholePoint},
 };
 use crate::failover::{hosts::Placed, journal::Manner, progress::Watcher};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -18,6 +18,28 @@ impl Groups {
         }
         record.cut_at = Some(point.cut_at);
         self.enter(record, Phase::Named)
+    }
+
+    /// Whether a failover that is committed is to take another point: no source is fenced yet. Those that came back went on, and
+    /// what they have written since is in the newest point; or another point is asked for by name.
+    pub(super) async fn is_replaced(
+        &self,
+        record: &GroupRecord,
+        chosen: Chosen<'_>,
+    ) -> Result<bool, GroupError> {
+        let at = Some(chosen.point.cut_at);
+        let is_other = if chosen.newest { record.newest && at > record.cut_at } else { at != record.cut_at };
+        Ok(is_other && !self.is_fenced(record).await?)
+    }
+
+    /// Whether any of the sources is.
+    pub(super) async fn is_fenced(&self, record: &GroupRecord) -> Result<bool, GroupError> {
+        for part in &record.parts {
+            if self.replicas.is_fenced(part.vm).await? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Of each member the host at which it is to run.

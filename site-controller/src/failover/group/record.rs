@@ -84,6 +84,9 @@ pub struct GroupRecord {
     /// Of a planned one: chosen before any source is asked to stand.
     pub cut: Option<CutId>,
     pub cut_at: Option<UnixMs>,
+    /// Of an emergency: the point was asked for as the newest, not by name.
+    #[serde(default)]
+    pub newest: bool,
     pub phase: Phase,
     pub parts: Vec<Part>,
     /// Scripts before the first start that were run.
@@ -125,6 +128,7 @@ impl GroupRecord {
             kind,
             cut: None,
             cut_at: None,
+            newest: false,
             phase: Phase::Begun,
             parts: parts.collect(),
             before_done: false,

@@ -4,7 +4,7 @@
 use super::*;
 use crate::{
     failover::{
-        group::world::{SourceError, ToPlace},
+        group::world::{SourceError, ToPlace, WholePoint},
         hosts::Placed,
         journal::Manner,
     },
@@ -19,7 +19,9 @@ use lifeboat::{
 };
 use std::collections::BTreeMap;
 
+mod newest;
 mod off;
+mod settle;
 mod undo;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +39,7 @@ struct Tables {
     /// Members that were off, and of these the replicas that are there.
     off: BTreeSet<VmId>,
     defined: BTreeSet<VmId>,
-    prepared: BTreeSet<VmId>,
+    prepared: BTreeMap<VmId, PointId>,
     restored: BTreeSet<VmId>,
     generations: BTreeMap<VmId, Generation>,
     /// Under which generation a source last went on.
@@ -60,6 +62,8 @@ struct Tables {
     no_host: bool,
     cut_fails: bool,
     unreached: bool,
+    /// How often a source was to be told what became of it.
+    told: u32,
 }
 
 #[derive(Clone, Default)]
@@ -109,7 +113,7 @@ impl Replicas for World {
     async fn prepare(
         &self,
         vm: VmId,
-        _: PointId,
+        point: PointId,
         _: Kind,
         _: Manner,
         _: Option<Placed>,
@@ -119,7 +123,7 @@ impl Replicas for World {
             if tables.prepare_fails.contains(&vm) {
                 return Err(FailoverError::Wait("it can't work".into()));
             }
-            Ok(tables.prepared.insert(vm))
+            Ok(tables.prepared.insert(vm, point).is_none())
         })
     }
     async fn make_ready(&self, vm: VmId, _: PointId, _: Duration, _: &Watcher) -> Result<(), FailoverError> {
@@ -141,7 +145,7 @@ impl Replicas for World {
     }
     async fn restore(&self, vm: VmId, _: &Watcher) -> Result<(), FailoverError> {
         self.call(|tables| {
-            assert!(tables.prepared.contains(&vm));
+            assert!(tables.prepared.contains_key(&vm));
             tables.restored.insert(vm);
         });
         Ok(())
@@ -152,6 +156,9 @@ impl Replicas for World {
             *generation = Generation(2);
             *generation
         }))
+    }
+    async fn is_fenced(&self, vm: VmId) -> Result<bool, FailoverError> {
+        Ok(self.call(|tables| tables.generations[&vm] > Generation(1)))
     }
     async fn start(&self, vm: VmId, _: &Watcher) -> Result<FailoverReport, FailoverError> {
         let meet = self.call(|tables| tables.meet.clone().filter(|_| !tables.has_run.contains(&vm)));
@@ -247,6 +254,7 @@ impl Sources for World {
     }
     async fn end_hold(&self, vm: VmId, _: CutId, order: CutOrder) -> Result<bool, SourceError> {
         Ok(self.call(|tables| {
+            tables.told += 1;
             if tables.unreached {
                 return false;
             }
@@ -266,6 +274,10 @@ impl Sources for World {
 fn point(group: &Group, cut: CutId) -> WholePoint {
     let members = group.members.iter().map(|member| (member.vm, PointId::from_bytes([7; 16])));
     WholePoint { cut, cut_at: UnixMs(5), members: members.collect() }
+}
+
+fn named(point: &WholePoint) -> Chosen<'_> {
+    Chosen { point, newest: false }
 }
 
 fn shop() -> Group {
@@ -407,21 +419,6 @@ async fn a_member_that_does_not_start_holds_back_those_after_it_and_nothing_is_g
 }
 
 #[tokio::test]
-async fn a_source_that_is_not_reached_stands_until_it_is_and_is_told_then() {
-    let dir = tempfile::tempdir().unwrap();
-    let world = world();
-    world.0.lock().unwrap().unreached = true;
-    let groups = controller(&world, dir.path());
-    let report = groups.planned(shop(), CUT, &Watcher::nobody()).await.unwrap();
-    assert_eq!(report.sources_left.len(), 3);
-    let again = groups.planned(shop(), CUT, &Watcher::nobody()).await;
-    assert!(matches!(again, Err(GroupError::DoneBefore(_))), "{again:?}");
-    world.0.lock().unwrap().unreached = false;
-    groups.take_up(shop().id, &Watcher::nobody()).await.unwrap();
-    assert!(one_site(&world));
-}
-
-#[tokio::test]
 async fn members_that_wait_for_nobody_start_side_by_side() {
     let (dir, world) = (tempfile::tempdir().unwrap(), world());
     let mut group = shop();
@@ -431,7 +428,7 @@ async fn members_that_wait_for_nobody_start_side_by_side() {
     let groups = controller(&world, dir.path());
     let whole = point(&group, CUT);
     let watcher = Watcher::nobody();
-    let failover = groups.emergency(group, &whole, false, &watcher);
+    let failover = groups.emergency(group, named(&whole), false, &watcher);
     let report = tokio::time::timeout(Duration::from_secs(10), failover).await;
     assert_eq!(report.expect("one waits for another").unwrap().members.len(), 3);
 }
@@ -448,7 +445,7 @@ async fn an_emergency_asks_no_source_and_a_wait_that_runs_out_is_a_warning() {
     steps.wait_for = vec!["agent".into(), "console:login".into()];
     steps.wait_at_most = "10ms".into();
     let report = controller(&world, dir.path())
-        .emergency(group.clone(), &point(&group, CUT), false, &Watcher::nobody())
+        .emergency(group.clone(), named(&point(&group, CUT)), false, &Watcher::nobody())
         .await
         .unwrap();
     assert_eq!((report.warnings.len(), report.rpo_ms), (1, 5), "{report:?}");
@@ -457,7 +454,7 @@ async fn an_emergency_asks_no_source_and_a_wait_that_runs_out_is_a_warning() {
     older.members.pop();
     let other = tempfile::tempdir().unwrap();
     let refused = controller(&world, other.path())
-        .emergency(group, &older, false, &Watcher::nobody())
+        .emergency(group, named(&older), false, &Watcher::nobody())
         .await
         .unwrap_err();
     assert!(matches!(refused, GroupError::NoPoint(_)), "{refused}");
@@ -468,7 +465,8 @@ async fn an_emergency_that_can_t_be_done_for_one_member_is_begun_for_none_and_st
     let dir = tempfile::tempdir().unwrap();
     let world = world();
     let groups = controller(&world, dir.path());
-    let refused = async || groups.emergency(shop(), &point(&shop(), CUT), false, &Watcher::nobody()).await;
+    let refused =
+        async || groups.emergency(shop(), named(&point(&shop(), CUT)), false, &Watcher::nobody()).await;
     world.0.lock().unwrap().prepare_fails = BTreeSet::from([vm(3)]);
     assert!(matches!(refused().await, Err(GroupError::Vm(_))));
     {
@@ -492,7 +490,7 @@ async fn a_failover_for_which_no_host_has_room_is_refused_before_any_source_stan
     let groups = controller(&world, dir.path());
     let planned = groups.planned(shop(), CUT, &Watcher::nobody()).await.unwrap_err();
     assert!(planned.to_string().contains("nothing was stopped"), "{planned}");
-    let refused = groups.emergency(shop(), &point(&shop(), CUT), false, &Watcher::nobody()).await;
+    let refused = groups.emergency(shop(), named(&point(&shop(), CUT)), false, &Watcher::nobody()).await;
     assert!(refused.unwrap_err().to_string().contains("no host"));
     assert_eq!(groups.journal.load_group(shop().id).unwrap(), None);
     let tables = world.0.lock().unwrap();

@@ -27,6 +27,14 @@ pub struct WholePoint {
     pub members: Vec<(VmId, PointId)>,
 }
 
+/// The point that an emergency failover is to take.
+#[derive(Clone, Copy, Debug)]
+pub struct Chosen<'a> {
+    pub point: &'a WholePoint,
+    /// It was asked for as the newest, not by name.
+    pub newest: bool,
+}
+
 /// A replica that is to have a host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToPlace {
@@ -83,6 +91,8 @@ pub trait Replicas: Send + Sync {
         skip_command: bool,
         watcher: &Watcher,
     ) -> Result<Generation, FailoverError>;
+    /// Whether it may be that the source's agent is refused by now, for the failover that is begun here.
+    async fn is_fenced(&self, vm: VmId) -> Result<bool, FailoverError>;
     /// Returns once the replica runs; or is defined, where the VM was off.
     async fn start(&self, vm: VmId, watcher: &Watcher) -> Result<FailoverReport, FailoverError>;
     async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError>;
