@@ -29,7 +29,7 @@ impl Sources for Coordinator {
         if matches!(board.last_of_hold(vm), Some((of, Part::HoldEnded { .. })) if of == cut) {
             return Ok(true);
         }
-        if !board.order(vm, cut, order).await {
+        if board.order(vm, cut, order).await.is_none() {
             return Ok(false);
         }
         let ended = async {

@@ -202,8 +202,9 @@ impl Coordinator {
         let freezing = members.clone().filter(|vm| freezes && board.may_freeze(*vm));
         let (cut, mut orders) = Cut::begin(kind, members.clone(), patience, self.clock.now());
         let mut cut = cut.freezing(freezing);
+        let mut told = BTreeMap::new();
         loop {
-            self.give(&mut cut, id, orders).await;
+            self.give(&mut cut, id, orders, &mut told).await;
             if let Some(outcome) = cut.outcome() {
                 return outcome;
             }
@@ -220,7 +221,9 @@ impl Coordinator {
                 },
                 () = tokio::time::sleep(left.max(Duration::from_millis(1))) => {
                     let now = self.clock.now();
-                    let lost = group.members.iter().filter(|member| !board.is_reached(member.vm));
+                    // An agent that had to connect anew has forgotten the cut, unless it holds its guest by now and says so.
+                    let is_lost = |vm| board.session(vm).as_ref() != told.get(&vm);
+                    let lost = group.members.iter().filter(|member| is_lost(member.vm));
                     let mut orders: Vec<Order> = lost.flat_map(|member| cut.lost(member.vm, now)).collect();
                     orders.extend(cut.tick(now));
                     orders
@@ -229,11 +232,13 @@ impl Coordinator {
         }
     }
 
-    async fn give(&self, cut: &mut Cut, id: CutId, orders: Vec<Order>) {
+    /// `told`: the session in which each member heard of the cut first.
+    async fn give(&self, cut: &mut Cut, id: CutId, orders: Vec<Order>, told: &mut BTreeMap<VmId, u64>) {
         let mut orders = std::collections::VecDeque::from(orders);
         while let Some((vm, order)) = orders.pop_front() {
-            if !self.intake.switchboard.order(vm, id, order).await {
-                orders.extend(cut.lost(vm, self.clock.now()));
+            match self.intake.switchboard.order(vm, id, order).await {
+                Some(session) if *told.entry(vm).or_insert(session) == session => {}
+                _ => orders.extend(cut.lost(vm, self.clock.now())),
             }
         }
     }

@@ -127,10 +127,15 @@ impl Switchboard {
         self.held().get(&vm).cloned()
     }
 
-    /// Tells the host where the VM is; `false` if none is connected that has it.
-    pub async fn order(&self, vm: VmId, cut: CutId, order: CutOrder) -> bool {
-        let Some(replies) = self.reach(vm) else { return false };
-        replies.send(SiteMessage::Cut { vm, cut, order }).await.is_ok()
+    /// Tells the host where the VM is: the session in which it was told; `None` if none is connected that has it.
+    pub async fn order(&self, vm: VmId, cut: CutId, order: CutOrder) -> Option<u64> {
+        let (session, replies) = self.reach(vm)?;
+        replies.send(SiteMessage::Cut { vm, cut, order }).await.is_ok().then_some(session)
+    }
+
+    /// The session in which an order about the VM would be given now.
+    pub fn session(&self, vm: VmId) -> Option<u64> {
+        self.reach(vm).map(|(session, _)| session)
     }
 
     /// The VM's group has changed: every host that has the VM is told.
@@ -173,8 +178,8 @@ impl Switchboard {
         self.reach(vm).is_some()
     }
 
-    fn reach(&self, vm: VmId) -> Option<Replies> {
-        whose(&self.lines(), vm).map(|(_, line)| line.replies.clone())
+    fn reach(&self, vm: VmId) -> Option<(u64, Replies)> {
+        whose(&self.lines(), vm).map(|(session, line)| (session, line.replies.clone()))
     }
 
     fn lines(&self) -> MutexGuard<'_, BTreeMap<u64, Line>> {
@@ -221,7 +226,7 @@ mod tests {
         assert!(board.may_freeze(vm));
         while at_a.try_recv().is_ok() {}
         while at_b.try_recv().is_ok() {}
-        assert!(board.order(vm, CutId::from_bytes([3; 16]), CutOrder::CallOff).await);
+        assert_eq!(board.order(vm, CutId::from_bytes([3; 16]), CutOrder::CallOff).await, Some(1));
         assert!(matches!(at_a.try_recv(), Ok(SiteMessage::Cut { order: CutOrder::CallOff, .. })));
         assert!(at_b.try_recv().is_err());
         let (cut, mut words) = (CutId::from_bytes([3; 16]), board.listen());
@@ -237,9 +242,11 @@ mod tests {
         assert!(!board.may_freeze(vm) && !board.is_reached(vm));
         board.inventory(2, "b", vec![offered(1, false)], &b).await;
         while at_b.try_recv().is_ok() {}
-        assert!(
-            board.order(vm, CutId::from_bytes([3; 16]), CutOrder::CallOff).await && at_b.try_recv().is_ok()
-        );
+        assert_eq!(board.order(vm, CutId::from_bytes([3; 16]), CutOrder::CallOff).await, Some(2));
+        assert!(at_b.try_recv().is_ok());
+        // Its agent began anew; that the old one is dead shows later.
+        board.inventory(3, "b", vec![offered(1, false)], &b).await;
+        assert_eq!(board.session(vm), Some(3));
         assert!(!board.is_reached(offered(2, true).vm));
     }
 }
