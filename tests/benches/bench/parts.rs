@@ -29,7 +29,7 @@ pub fn measure(rows: &mut Rows, guest: &Guest, took: &[(String, Vec<f64>)]) -> R
     let (start, pages) = memory_of(pid)?;
     let scan = scan_ms(pid, start, pages)?;
     let read = read_ms(pid, start, pages)?;
-    let mib = pages * PAGE >> 20;
+    let mib = (pages * PAGE) >> 20;
     let note =
         format!("one core reads the kernel's entries of {mib} MiB of guest memory; limit: 1.7 ms a GiB");
     rows.add("pause_part_scan_ms", scan, "ms", 1.7 * mib as f64 / 1024.0, note);
