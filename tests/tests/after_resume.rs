@@ -221,6 +221,39 @@ fn a_replica_that_will_never_go_on_boots_from_the_disks_of_the_point() -> Result
     Ok(())
 }
 
+/// Goal: so is one whose kernel panics when it goes on. Method: one that panics when it sees that it stood for seconds, by the
+/// clock that goes on without it.
+#[test]
+fn a_replica_whose_kernel_panics_as_it_goes_on_boots_from_the_disks_of_the_point() -> Result<()> {
+    let rig = Rig::new("panics")?;
+    let (a, b, _link) = rig.pair()?;
+    let controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 16).agent())?;
+    let boot = guest.wait_for_tick(3, BOOT)?.boot;
+    guest.wait_for_agent(BOOT)?;
+    guest.run_inside(PANICS)?;
+    eventually(SOON, "its watch to begin", || Ok(guest.console().has_said("watch=begun").then_some(())))?;
+    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 12, SOON)?;
+    a.power_cut();
+    let points = controller.points("web")?;
+    let older = points[1]["point"].as_str().with_context(|| format!("{points:?}"))?;
+    let report = controller.failover("web", older)?;
+    assert_eq!((&report["resumed"], &report["refused"]), (&false.into(), &json!([])), "{report}");
+    assert!(report["cold_boot"].as_str().is_some_and(|why| why.contains("panicked")), "{report}");
+    let after = b
+        .guest("web")?
+        .wait(BOOT, "the replica to boot", |report| report.boot != boot && report.tick >= 3)?;
+    assert!(after.unharmed(), "{after:?}");
+    Ok(())
+}
+
+const PANICS: &str = "/bin/busybox mount -t sysfs sysfs /sys; \
+    stood() { read now </sys/class/rtc/rtc0/since_epoch; read up rest </proc/uptime; stood=$((now - ${up%.*})); }; \
+    stood; before=$stood; echo watch=begun >/dev/ttyS0; \
+    while :; do stood; [ $((stood - before)) -gt 2 ] && echo c >/proc/sysrq-trigger; before=$stood; \
+    /bin/busybox usleep 20000; done";
+
 const REGISTERS: &str =
     r#"{"execute":"human-monitor-command","arguments":{"command-line":"info registers -a"}}"#;
 
