@@ -1,6 +1,6 @@
 //! What a pause would be made of where the kernel flags written pages: the steps that QEMU does, as they were measured, and in
-//! place of reading all memory the flags of all pages and the pages that are flagged. Both are measured here on the memory of the
-//! same guest, natively: an entry costs the same to read whether the kernel keeps that flag or not. Called by `pauses`.
+//! place of reading all memory the flags of all pages, their clearing, and the pages that are flagged. These are measured here on
+//! the memory of the same guest, natively: an entry costs the same to read whether the kernel keeps that flag or not. Called by `pauses`.
 
 use crate::{measure::percentile, rows::Rows};
 use anyhow::{Context, Result, ensure};
@@ -28,11 +28,15 @@ pub fn measure(rows: &mut Rows, guest: &Guest, took: &[(String, Vec<f64>)]) -> R
     let pid = guest.qemu_pid()?;
     let (start, pages) = memory_of(pid)?;
     let scan = scan_ms(pid, start, pages)?;
+    let clear = clear_ms(pid)?;
     let read = read_ms(pid, start, pages)?;
     let mib = (pages * PAGE) >> 20;
     let note =
         format!("one core reads the kernel's entries of {mib} MiB of guest memory; limit: 1.7 ms a GiB");
     rows.add("pause_part_scan_ms", scan, "ms", 1.7 * mib as f64 / 1024.0, note);
+    let note =
+        "the kernel walks all of QEMU's entries to clear its flags; where it keeps none, nothing is cleared";
+    rows.add("pause_part_clear_ms", clear, "ms", None, note);
     let limit = (DIRTY_PAGES * PAGE) as f64 / 5e9 * 1e3;
     let note = format!("{DIRTY_PAGES} pages here and there, in one call; limit: 5 GB/s");
     rows.add("pause_part_read_ms", read, "ms", limit, note);
@@ -41,10 +45,10 @@ pub fn measure(rows: &mut Rows, guest: &Guest, took: &[(String, Vec<f64>)]) -> R
     let others: Vec<&[f64]> = OTHERS.iter().filter_map(|name| of(name)).collect();
     let cuts = others.iter().map(|all| all.len()).min().unwrap_or_default();
     let pauses: Vec<f64> =
-        (0..cuts).map(|cut| others.iter().map(|all| all[cut]).sum::<f64>() + scan + read).collect();
+        (0..cuts).map(|cut| others.iter().map(|all| all[cut]).sum::<f64>() + scan + clear + read).collect();
     let aim = 10.0 + 0.4 * (DIRTY_PAGES * PAGE) as f64 / 1e6;
     let note = format!(
-        "derived: {} of each of {cuts} pauses, which an emulated processor makes longer, scan and read; limit: the aim",
+        "derived: {} of each of {cuts} pauses, which an emulated processor makes longer, scan, clear and read; limit: the aim",
         OTHERS.join(", ")
     );
     rows.add("pause_p50_derived_ms", percentile(&pauses, 0.5), "ms", None, note.clone());
@@ -76,6 +80,12 @@ fn scan_ms(pid: i32, start: usize, pages: usize) -> Result<f64> {
     })?;
     ensure!(present > 0, "the guest has no memory at all");
     Ok(took)
+}
+
+fn clear_ms(pid: i32) -> Result<f64> {
+    let path = format!("/proc/{pid}/clear_refs");
+    // As the kernel counts: 4 is the flags of written pages.
+    times(|| fs::write(&path, "4").with_context(|| format!("writing {path}")))
 }
 
 fn read_ms(pid: i32, start: usize, pages: usize) -> Result<f64> {
