@@ -57,9 +57,9 @@ pub fn measure(runtime: &Runtime, scratch: &Path, rows: &mut Rows) -> Result<()>
     let mib = |kib: u64| kib as f64 / 1024.0;
     let after =
         format!("peak {:.0} MiB, after {} points of a {MEMORY_MIB} MiB guest", mib(agent_peak), points.len());
-    rows.add("agent_rss", mib(agent_rss), "MiB", None, after);
+    rows.add("agent_rss_mb", mib(agent_rss), "MiB", None, after);
     let after = format!("peak {:.0} MiB", mib(site_peak));
-    rows.add("controller_rss", mib(site_rss), "MiB", None, after);
+    rows.add("controller_rss_mb", mib(site_rss), "MiB", None, after);
     Ok(())
 }
 
