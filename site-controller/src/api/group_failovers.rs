@@ -180,9 +180,10 @@ pub(super) fn group_error(error: &GroupError) -> ApiError {
         GroupError::NoPoint(_) => ApiError::not_found("no-point", message),
         GroupError::CalledOff { .. } => ApiError::conflict("called-off", message),
         GroupError::Busy => ApiError::conflict("busy", message),
-        GroupError::Committed | GroupError::Unfinished(_) | GroupError::DoneBefore(_) => {
-            ApiError::conflict("conflict", message)
-        }
+        GroupError::Committed
+        | GroupError::GivenUp
+        | GroupError::Unfinished(_)
+        | GroupError::DoneBefore(_) => ApiError::conflict("conflict", message),
         GroupError::Cut(_) | GroupError::Script(_) => ApiError::conflict("not-possible", message),
         GroupError::Vm(error)
             if matches!(

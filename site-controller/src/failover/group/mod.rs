@@ -69,6 +69,10 @@ pub enum GroupError {
     )]
     Committed,
     #[error(
+        "an emergency failover or an undo of this group is committed and not finished; run it again with --emergency"
+    )]
+    GivenUp,
+    #[error(
         "the failover of group `{0}` is not completed; `lifeboat failover {0}` completes it, and then `lifeboat undo {0}` works"
     )]
     Unfinished(String),
@@ -173,6 +177,7 @@ impl Groups {
                 if let Err(refused) = prepared {
                     // Nothing was begun: whatever is tried next is tried afresh.
                     if record.cut.is_none() {
+                        self.withdraw_unfenced(&record).await?;
                         match before.filter(GroupRecord::is_over) {
                             Some(before) => self.journal.save_group(&before)?,
                             None => self.journal.remove_group(record.group.id)?,
@@ -199,6 +204,10 @@ impl Groups {
         let mut record = match self.journal.load_group(group.id)? {
             Some(record) if self.is_here(&record).await? => {
                 return Err(GroupError::DoneBefore(record.running_at.unwrap_or_default()));
+            }
+            // It loses what came after its point: nobody asks for that by asking for a planned one.
+            Some(record) if record.phase == Phase::Committed && record.kind == Kind::Emergency => {
+                return Err(GroupError::GivenUp);
             }
             Some(mut record) if record.phase == Phase::Committed => {
                 return self.forward(&mut record, watcher).await;

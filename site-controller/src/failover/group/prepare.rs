@@ -1,5 +1,6 @@
 //! What is done for the members of a group before any of them is started: points named, hosts chosen, images restored.
-//! Promises: no point that was chosen is left once a source is fenced; hosts are chosen for all members together; what can't be done for one is begun for none. Called by `group`.
+//! Promises: no point that was chosen is left once a source is fenced; hosts are chosen for all members together; what can't be
+//! done for one is begun for none. Called by `group`.
 
 use super::{
     GroupError, Groups, SIDE_BY_SIDE,
@@ -40,6 +41,16 @@ impl Groups {
             }
         }
         Ok(false)
+    }
+
+    /// What an earlier try, with another point or by a controller that died, has left of members that are not fenced.
+    pub(super) async fn withdraw_unfenced(&self, record: &GroupRecord) -> Result<(), GroupError> {
+        for part in &record.parts {
+            if !self.replicas.is_fenced(part.vm).await? {
+                self.replicas.withdraw(part.vm).await?;
+            }
+        }
+        Ok(())
     }
 
     /// Of each member the host at which it is to run.

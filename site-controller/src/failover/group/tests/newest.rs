@@ -6,6 +6,18 @@ fn newest(point: &WholePoint) -> Chosen<'_> {
     Chosen { point, newest: true }
 }
 
+/// What a controller leaves that dies between the commit and the first fence.
+fn committed(groups: &Groups, world: &World, chosen: Chosen<'_>) {
+    let mut record = GroupRecord::new(Kind::Emergency, shop(), UnixMs(1));
+    (record.newest, record.cut_at, record.phase) =
+        (chosen.newest, Some(chosen.point.cut_at), Phase::Committed);
+    for (part, (_, point)) in record.parts.iter_mut().zip(&chosen.point.members) {
+        part.point = Some(*point);
+        world.0.lock().unwrap().prepared.insert(part.vm, *point);
+    }
+    groups.journal.save_group(&record).unwrap();
+}
+
 /// The controller dies at a call; then there is a newer point, and the newest is asked for again, as the API does it.
 #[tokio::test]
 async fn a_failover_takes_the_newest_point_as_long_as_no_source_is_fenced_and_its_own_from_then_on() {
@@ -67,15 +79,35 @@ async fn a_failover_that_fenced_nobody_is_taken_to_another_point_by_name_and_not
         let (dir, world) = (tempfile::tempdir().unwrap(), world());
         world.0.lock().unwrap().sources.values_mut().for_each(|source| *source = Source::Off);
         let groups = controller(&world, dir.path());
-        let mut record = GroupRecord::new(Kind::Emergency, shop(), UnixMs(1));
-        (record.newest, record.cut_at, record.phase) =
-            (first.newest, Some(first.point.cut_at), Phase::Committed);
-        for (part, (_, point)) in record.parts.iter_mut().zip(&old.members) {
-            part.point = Some(*point);
-            world.0.lock().unwrap().prepared.insert(part.vm, *point);
-        }
-        groups.journal.save_group(&record).unwrap();
+        committed(&groups, &world, first);
         let report = groups.emergency(shop(), again, false, &Watcher::nobody()).await.unwrap();
         assert_eq!(report.cut_at, Some(UnixMs(takes)));
     }
+}
+
+/// The newer point can't be restored, and is refused: nothing is left of either try.
+#[tokio::test]
+async fn a_newer_point_that_can_not_be_taken_leaves_nothing_begun() {
+    let old = point(&shop(), CUT);
+    let new = WholePoint { cut_at: UnixMs(9), ..old.clone() };
+    let (dir, world) = (tempfile::tempdir().unwrap(), world());
+    let groups = controller(&world, dir.path());
+    committed(&groups, &world, newest(&old));
+    world.0.lock().unwrap().prepare_fails = BTreeSet::from([vm(3)]);
+    groups.emergency(shop(), newest(&new), false, &Watcher::nobody()).await.unwrap_err();
+    assert_eq!(groups.journal.load_group(shop().id).unwrap(), None);
+    assert!(world.0.lock().unwrap().prepared.is_empty());
+}
+
+/// It would lose what came after the point.
+#[tokio::test]
+async fn a_planned_failover_does_not_go_on_with_an_emergency_that_was_broken_off() {
+    let old = point(&shop(), CUT);
+    let (dir, world) = (tempfile::tempdir().unwrap(), world());
+    let groups = controller(&world, dir.path());
+    committed(&groups, &world, newest(&old));
+    let refused = groups.planned(shop(), CUT, &Watcher::nobody()).await;
+    assert!(matches!(refused, Err(GroupError::GivenUp)), "{refused:?}");
+    let tables = world.0.lock().unwrap();
+    assert!(tables.sources.values().all(|source| *source == Source::Runs) && tables.running.is_empty());
 }
