@@ -11,6 +11,9 @@
 //! In a final cut nobody goes on at `Go`: the guest is held. When its point is durable the agent answers `Held`, and from
 //! then on only the site decides whether it goes on (`Resume`) or is shut off for good (`ShutOff`); before that, whatever
 //! goes wrong, the guest goes on by itself.
+//!
+//! A part in a cut lasts as long as the connection in which it was asked for: an agent that connects anew has none, and the
+//! site counts it out; but for one that holds its guest, which says `Held` in each new connection.
 
 use crate::{
     id::{PointId, VmId},

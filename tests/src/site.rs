@@ -215,6 +215,12 @@ impl Site {
         Ok(())
     }
 
+    /// It crashes, and is started again.
+    pub fn crash_libvirtd(&self) -> Result<()> {
+        self.stop_libvirtd(Signal::SIGKILL)?;
+        self.start_libvirtd()
+    }
+
     pub fn restart_libvirtd(&self) -> Result<()> {
         self.stop_libvirtd(Signal::SIGTERM)?;
         self.start_libvirtd()

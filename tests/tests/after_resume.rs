@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use rig::{
-    DiskFormat, Rig, Site, eventually,
+    DiskFormat, Guest, Rig, Site, eventually,
     product::{Agent, Controller, replica_unharmed, small},
 };
 use serde_json::{Value, json};
@@ -195,6 +195,26 @@ fn a_replica_whose_state_is_refused_boots_from_the_disks_of_the_point_and_says_w
     Ok(())
 }
 
+/// A guest that can be told what to do, and its boot.
+fn with_agent(site: &Site) -> Result<(Guest, String)> {
+    let guest = site.define_and_start(&small("web").disk(DiskFormat::Raw, 16).agent())?;
+    let boot = guest.wait_for_tick(3, BOOT)?.boot;
+    guest.wait_for_agent(BOOT)?;
+    Ok((guest, boot))
+}
+
+/// The failover to `point` ends with a replica that booted, unharmed, and says why.
+fn boots_instead(controller: &Controller, site: &Site, point: &str, why: &str, boot: &str) -> Result<()> {
+    let report = controller.failover("web", point)?;
+    assert_eq!((&report["resumed"], &report["refused"]), (&false.into(), &json!([])), "{report}");
+    assert!(report["cold_boot"].as_str().is_some_and(|said| said.contains(why)), "{report}");
+    let replica = site.guest("web")?;
+    let after =
+        replica.wait(BOOT, "the replica to boot", |report| report.boot != boot && report.tick >= 3)?;
+    assert!(after.unharmed(), "{after:?}");
+    Ok(())
+}
+
 /// Goal: a replica that runs and will never go on is booted, and the report says why. Method: a guest that was halted when its
 /// point was cut: nothing in it goes on at the site either.
 #[test]
@@ -202,23 +222,14 @@ fn a_replica_that_will_never_go_on_boots_from_the_disks_of_the_point() -> Result
     let rig = Rig::new("no-progress")?;
     let (a, b, _link) = rig.pair()?;
     let controller = Controller::running(&b)?;
-    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 16).agent())?;
-    let boot = guest.wait_for_tick(3, BOOT)?.boot;
-    guest.wait_for_agent(BOOT)?;
+    let (guest, boot) = with_agent(&a)?;
     guest.run_inside("/bin/busybox halt -f")?;
     eventually(SOON, "the guest to be halted", || Ok(guest.qmp(REGISTERS)?.contains("HLT=1").then_some(())))?;
     let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
     controller.wait_points("web", 2, SOON)?;
     guest.wait_for_state("running", SOON)?;
     a.power_cut();
-    let report = controller.failover("web", "latest")?;
-    assert_eq!((&report["resumed"], &report["refused"]), (&false.into(), &json!([])), "{report}");
-    assert!(report["cold_boot"].as_str().is_some_and(|why| why.contains("halted for good")), "{report}");
-    let after = b
-        .guest("web")?
-        .wait(BOOT, "the replica to boot", |report| report.boot != boot && report.tick >= 3)?;
-    assert!(after.unharmed(), "{after:?}");
-    Ok(())
+    boots_instead(&controller, &b, "latest", "halted for good", &boot)
 }
 
 /// Goal: so is one whose kernel panics when it goes on. Method: one that panics when it sees that it stood for seconds, by the
@@ -228,9 +239,7 @@ fn a_replica_whose_kernel_panics_as_it_goes_on_boots_from_the_disks_of_the_point
     let rig = Rig::new("panics")?;
     let (a, b, _link) = rig.pair()?;
     let controller = Controller::running(&b)?;
-    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 16).agent())?;
-    let boot = guest.wait_for_tick(3, BOOT)?.boot;
-    guest.wait_for_agent(BOOT)?;
+    let (guest, boot) = with_agent(&a)?;
     guest.run_inside(PANICS)?;
     eventually(SOON, "its watch to begin", || Ok(guest.console().has_said("watch=begun").then_some(())))?;
     let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
@@ -238,14 +247,7 @@ fn a_replica_whose_kernel_panics_as_it_goes_on_boots_from_the_disks_of_the_point
     a.power_cut();
     let points = controller.points("web")?;
     let older = points[1]["point"].as_str().with_context(|| format!("{points:?}"))?;
-    let report = controller.failover("web", older)?;
-    assert_eq!((&report["resumed"], &report["refused"]), (&false.into(), &json!([])), "{report}");
-    assert!(report["cold_boot"].as_str().is_some_and(|why| why.contains("panicked")), "{report}");
-    let after = b
-        .guest("web")?
-        .wait(BOOT, "the replica to boot", |report| report.boot != boot && report.tick >= 3)?;
-    assert!(after.unharmed(), "{after:?}");
-    Ok(())
+    boots_instead(&controller, &b, older, "panicked", &boot)
 }
 
 const PANICS: &str = "/bin/busybox mount -t sysfs sysfs /sys; \

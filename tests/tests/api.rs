@@ -41,6 +41,12 @@ impl Elsewhere {
         Ok(file)
     }
 
+    /// A program elsewhere that shows this token.
+    fn client(&self, token: String) -> Result<Client> {
+        let access = Access { url: self.url.clone(), token, trust: Trust::Authorities(self.ca()) };
+        Ok(Client::remote(&access, "lifeboat-site-controller")?)
+    }
+
     /// `lifeboat` as somebody elsewhere types it.
     fn ask(&self, token: &PathBuf, arguments: &[&str]) -> Result<Output> {
         let asked = self.from.command(binary("lifeboat")?).args(["--api", &self.url]);
@@ -57,8 +63,7 @@ fn the_api_s_document_is_served_to_whoever_may_look() -> Result<()> {
     let there = Elsewhere::running(&site, &from)?;
     let token = fs::read_to_string(there.token("viewer")?)?.trim().to_owned();
     let fetch = |token: String| -> Result<Value> {
-        let access = Access { url: there.url.clone(), token, trust: Trust::Authorities(there.ca()) };
-        let client = Client::remote(&access, "lifeboat-site-controller")?;
+        let client = there.client(token)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         from.in_network(|| runtime.block_on(client.get::<Value>("/openapi.json")))?.context("the document")
     };
@@ -76,8 +81,7 @@ fn a_planned_failover_by_the_api_takes_no_point() -> Result<()> {
     let (from, site, _link) = rig.pair()?;
     let there = Elsewhere::running(&site, &from)?;
     let token = fs::read_to_string(there.token("operator")?)?.trim().to_owned();
-    let access = Access { url: there.url.clone(), token, trust: Trust::Authorities(there.ca()) };
-    let client = Client::remote(&access, "lifeboat-site-controller")?;
+    let client = there.client(token)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let asked = json!({ "name": "shop", "planned": true, "point": "1h" });
     for path in ["/v1/group-failovers/preview", "/v1/group-failovers"] {

@@ -3,7 +3,6 @@
 //! the guest never runs twice, and has lost nothing.
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 use rig::{
     DiskFormat, Link, Site,
     ends::{End, REPROTECT, World},
@@ -142,32 +141,27 @@ fn away(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-fn libvirt_dies(site: &Site) -> Result<()> {
-    site.stop_libvirtd(Signal::SIGKILL)?;
-    site.start_libvirtd()
+/// There, without a strike, and home again, with `strike` at each step of both commands.
+fn home_again(name: &str, mut strike: impl FnMut(&mut Ends<'_>, &str) -> Result<()>) -> Result<()> {
+    let (mut world, boot) = world(name)?;
+    away(&mut world)?;
+    for what in ["reprotect", "failback"] {
+        homeward(what, &mut world, &mut strike)?;
+    }
+    went(&world.home, &world.away, &boot)
 }
 
 /// Goal: what went to the other site is protected back and goes home, wherever libvirtd of the site that it comes to dies.
 /// Method: it is killed at each step of both.
 #[test]
 fn the_way_home_is_finished_wherever_libvirt_dies_at_home() -> Result<()> {
-    let (mut world, boot) = world("home-libvirt")?;
-    away(&mut world)?;
-    for what in ["reprotect", "failback"] {
-        homeward(what, &mut world, |ends, _| libvirt_dies(ends.to.0))?;
-    }
-    went(&world.home, &world.away, &boot)
+    home_again("home-libvirt", |ends, _| ends.to.0.crash_libvirtd())
 }
 
 /// Goal: the same of the site that it leaves. Method: as above.
 #[test]
 fn the_way_home_is_finished_wherever_libvirt_dies_where_the_vm_runs() -> Result<()> {
-    let (mut world, boot) = world("away-libvirt")?;
-    away(&mut world)?;
-    for what in ["reprotect", "failback"] {
-        homeward(what, &mut world, |ends, _| libvirt_dies(ends.from.0))?;
-    }
-    went(&world.home, &world.away, &boot)
+    home_again("away-libvirt", |ends, _| ends.from.0.crash_libvirtd())
 }
 
 /// Goal: a VM goes to the other site and home, wherever the agents of both die. Method: both are killed, and started again,
@@ -228,21 +222,12 @@ fn goes_and_comes_there(first: usize) -> Result<()> {
 /// Goal: the same on the way home.
 #[test]
 fn a_source_may_go_and_come_back_at_each_step_of_the_way_home() -> Result<()> {
-    goes_and_comes_home(0)
+    home_again("failback-back0", |ends, place| away_and_back(ends, every_second(place, 0)))
 }
 
 #[test]
 fn a_source_may_come_back_and_go_at_each_step_of_the_way_home() -> Result<()> {
-    goes_and_comes_home(1)
-}
-
-fn goes_and_comes_home(first: usize) -> Result<()> {
-    let (mut world, boot) = world(&format!("failback-back{first}"))?;
-    away(&mut world)?;
-    for what in ["reprotect", "failback"] {
-        homeward(what, &mut world, |ends, place| away_and_back(ends, every_second(place, first)))?;
-    }
-    went(&world.home, &world.away, &boot)
+    home_again("failback-back1", |ends, place| away_and_back(ends, every_second(place, 1)))
 }
 
 /// Goal: a line that breaks at any step of a failover there and home, and is mended at the next, costs neither the guest nor

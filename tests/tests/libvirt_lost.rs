@@ -2,7 +2,6 @@
 //! failover goes on, or is called off and can be given again, and the guest never runs twice.
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::Signal;
 use rig::{
     DiskFormat, Guest, Link, Rig, Site, eventually,
     product::{Agent, Controller, replica_unharmed, small},
@@ -50,10 +49,7 @@ impl Scene {
             Ok(())
         };
         let command = || self.controller.cli(&["failover", "web", how, "--yes"]);
-        let struck = until_done(SOON, daemon, command, look, |_| {
-            host.stop_libvirtd(Signal::SIGKILL)?;
-            host.start_libvirtd()
-        })?;
+        let struck = until_done(SOON, daemon, command, look, |_| host.crash_libvirtd())?;
         Ok(struck.len())
     }
 
@@ -127,8 +123,7 @@ fn a_planned_failover_is_done_wherever_the_source_s_libvirt_dies() -> Result<()>
     let strikes = scene.strikes_until_done("--planned", &daemon, &scene.a)?;
     eventually(SOON, "the source to be off", || {
         if daemon.place()?.is_some() {
-            scene.a.stop_libvirtd(Signal::SIGKILL)?;
-            scene.a.start_libvirtd()?;
+            scene.a.crash_libvirtd()?;
             daemon.go_on()?;
         }
         Ok((scene.guest.state()? == "shut off").then_some(()))

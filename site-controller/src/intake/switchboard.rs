@@ -175,7 +175,7 @@ impl Switchboard {
 
     /// Whether a host is connected that has the VM.
     pub fn is_reached(&self, vm: VmId) -> bool {
-        self.reach(vm).is_some()
+        self.session(vm).is_some()
     }
 
     fn reach(&self, vm: VmId) -> Option<(u64, Replies)> {

@@ -9,12 +9,7 @@ use nix::{
     unistd::Pid,
 };
 use rig::Guest;
-use std::{
-    fs,
-    io::IoSliceMut,
-    os::unix::fs::FileExt,
-    time::{Duration, Instant},
-};
+use std::{fs, io::IoSliceMut, os::unix::fs::FileExt, time::Instant};
 
 const PAGE: usize = 4096;
 const TIMES: usize = 50;
@@ -106,8 +101,7 @@ fn times(mut work: impl FnMut() -> Result<()>) -> Result<f64> {
     for _ in 0..TIMES {
         let began = Instant::now();
         work()?;
-        took.push(began.elapsed());
+        took.push(began.elapsed().as_secs_f64() * 1e3);
     }
-    let ms: Vec<f64> = took.iter().map(Duration::as_secs_f64).map(|seconds| seconds * 1e3).collect();
-    Ok(percentile(&ms, 0.5))
+    Ok(percentile(&took, 0.5))
 }
