@@ -49,6 +49,9 @@ pub mod blob {
     /// The point is of the disks of a guest that was off, read from their files. JSON, for people. Whether the guest is to be
     /// off at the site as well is told by [`super::PointMeta::was_running`].
     pub const AT_REST: &str = "at-rest";
+    /// The version of the QEMU that saved the device state: text, `7.2.22`. Absent without memory, and where its agent did
+    /// not tell yet.
+    pub const QEMU_VERSION: &str = "qemu-version";
 }
 
 /// One address space of a point.

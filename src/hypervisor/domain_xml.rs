@@ -1,6 +1,8 @@
-//! What a running domain is made of, read from its XML, and what of it can't be protected; and the [`label`] of a replica.
+//! What a running domain is made of, read from its XML, and what of it can't be protected; the [`label`] of a replica,
+//! and what a host's [`capabilities`] name.
 //! Promises: pure; every reason is a sentence for an operator, with what to do. Called by the agent's capture.
 
+pub mod capabilities;
 pub mod label;
 pub mod resumed;
 mod rules;

@@ -14,6 +14,7 @@ mod guest;
 mod link;
 mod log;
 mod long_line;
+pub mod older_qemu;
 mod owners;
 mod paths;
 mod proc;

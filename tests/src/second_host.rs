@@ -2,7 +2,7 @@
 //! reached over TCP, as a host elsewhere is, and shares with the site what lies in the site's folder. A power cut of the site
 //! ends it with everything else. Calls `site`; called by the tests.
 
-use crate::{Cmd, Guest, Proc, Site, eventually, site, tail};
+use crate::{Cmd, Guest, Proc, Site, eventually, older_qemu, site, tail};
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
 use std::{
@@ -64,6 +64,18 @@ impl SecondHost {
         libvirtd.signal(Signal::SIGTERM)?;
         libvirtd.wait(site::LIBVIRTD_TIME)?;
         Ok(())
+    }
+
+    /// Its libvirt says that its QEMU is [`older_qemu::SAID`], or no longer.
+    pub fn pretend_older_qemu(&mut self, older: bool) -> Result<()> {
+        self.stop()?;
+        let cache = self.folder.join("cache");
+        if older {
+            older_qemu::pretend(&cache)?
+        } else {
+            older_qemu::no_longer(&cache)?
+        }
+        self.start(None)
     }
 
     pub fn virsh<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Result<String> {

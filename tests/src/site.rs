@@ -18,6 +18,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::accel::Accel;
+use crate::older_qemu;
 use crate::owners;
 use crate::paths::{Assets, binary};
 use crate::proc::{Cmd, Proc};
@@ -223,6 +224,13 @@ impl Site {
 
     pub fn restart_libvirtd(&self) -> Result<()> {
         self.stop_libvirtd(Signal::SIGTERM)?;
+        self.start_libvirtd()
+    }
+
+    /// From now on its libvirt says that its QEMU is [`crate::older_qemu::SAID`].
+    pub fn pretend_older_qemu(&self) -> Result<()> {
+        self.stop_libvirtd(Signal::SIGTERM)?;
+        older_qemu::pretend(&self.folder().join("cache"))?;
         self.start_libvirtd()
     }
 

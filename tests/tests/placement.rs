@@ -187,10 +187,11 @@ fn unanswered(scene: &mut Scene) -> Result<()> {
     scene.second.start(None)
 }
 
-/// Goal: a host that is down, or does not see the replicas' folder, is passed over and said, before and after; where none is
-/// left, nothing is stopped; one at which the replica was started keeps it. Method: the second host is first in site.toml, so that
-/// all would go there; a planned failover is refused while the one host that the group may use is down, and its source runs
-/// on; another is begun, and its host's libvirtd stopped right after the start.
+/// Goal: a host whose QEMU is older than the source's is second choice, and said where there is no other; one that is down, or
+/// does not see the replicas' folder, is passed over and said, before and after; where none is left, nothing is stopped; one at
+/// which the replica was started keeps it. Method: the second host is first in site.toml, so that all would go there; a planned
+/// failover is refused while the one host that the group may use is down, and its source runs on; another is begun, and its
+/// host's libvirtd stopped right after the start.
 #[test]
 fn a_host_that_is_gone_is_passed_over_and_where_none_is_left_nothing_is_stopped() -> Result<()> {
     let mut scene = Scene::new("passed-over", &["web"], ["two", "one"], "")?;
@@ -202,6 +203,14 @@ fn a_host_that_is_gone_is_passed_over_and_where_none_is_left_nothing_is_stopped(
         fs::write(&file, text)?;
         scene.controller.cli(&["apply", "-f", &file.display().to_string()])?.success().map(drop)
     };
+    scene.becomes("ready", &["it would start at host two"])?;
+    scene.second.pretend_older_qemu(true)?;
+    // First in site.toml, and taken where there is no other.
+    scene.becomes("ready", &["it would start at host one"])?;
+    only_two(&scene, "\"two\"")?;
+    scene.becomes("degraded", &["qemu-older", "QEMU is 6.2.0 at host two", "it would start at host two"])?;
+    only_two(&scene, "")?;
+    scene.second.pretend_older_qemu(false)?;
     scene.becomes("ready", &["it would start at host two"])?;
     let stranger = only_two(&scene, "\"three\"").unwrap_err().to_string();
     ensure!(stranger.contains("no host `three`") && stranger.contains("two, one"), "{stranger}");

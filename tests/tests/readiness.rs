@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use rig::{
     Guest, Rig, Site, eventually,
+    older_qemu::SAID,
     product::{Agent, Controller, small},
 };
 use serde_json::Value;
@@ -43,8 +44,8 @@ fn squatter(site: &Site, guest: &Guest) -> Result<()> {
 }
 
 /// Goal: ready means that a failover works, and what would stop one is said before, with a code for programs. Method: a group
-/// of one; its agent goes away; its name is taken at the site, by which the failover itself is refused; then all is mended,
-/// and it is failed over.
+/// of one; its agent goes away; its name is taken at the site, by which the failover itself is refused; all is mended; the
+/// site's QEMU becomes an older one than the source's, as its libvirt says, and it is failed over all the same.
 #[test]
 fn what_is_ready_is_failed_over_and_what_stands_in_the_way_is_named_before() -> Result<()> {
     let rig = Rig::new("ready")?;
@@ -59,6 +60,8 @@ fn what_is_ready_is_failed_over_and_what_stands_in_the_way_is_named_before() -> 
         Ok(made.status.success().then_some(()))
     })?;
     becomes(&controller, 0, "ready", None)?;
+    let (_, _, codes) = check(&controller, "shop")?;
+    ensure!(!codes.iter().any(|code| code.starts_with("qemu")), "the two QEMUs are one: {codes:?}");
 
     agent.stop()?;
     becomes(&controller, 4, "degraded", Some("agent-away"))?;
@@ -71,6 +74,9 @@ fn what_is_ready_is_failed_over_and_what_stands_in_the_way_is_named_before() -> 
 
     agent.start()?;
     becomes(&controller, 0, "ready", None)?;
+    b.pretend_older_qemu()?;
+    ensure!(b.virsh(["version"])?.contains(SAID), "{}", b.virsh(["version"])?);
+    becomes(&controller, 4, "degraded", Some("qemu-older"))?;
     guest.destroy()?;
     controller.cli(&["failover", "shop", "--emergency", "--yes"])?.success()?;
     let replica = b.guest("web")?;

@@ -12,6 +12,7 @@ use crate::{
         journal::Manner,
         preflight,
         progress::Watcher,
+        qemu_version::SavedBy,
         replica_xml::{self, Needs, Place, Rewritten},
         runbook::FailoverError,
         steps::disk_files,
@@ -59,7 +60,8 @@ impl Driller {
         member: &DrillMember,
     ) -> Result<(Needs, u64), FailoverError> {
         let staged = self.stage(record, member).await?;
-        Ok((staged.xml.needs, images::bytes_needed(&staged.reader)))
+        let needs = Needs { saved_by: SavedBy::of(&staged.reader).await, ..staged.xml.needs };
+        Ok((needs, images::bytes_needed(&staged.reader)))
     }
 
     pub(super) async fn check(

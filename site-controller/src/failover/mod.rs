@@ -5,7 +5,8 @@
 //! [`progress`] tells whoever watches, [`stonith`] ends the source by an operator's command, [`undo`]
 //! takes a completed failover to another point, [`folders`] tells which replicas' disks nobody needs any more; [`group`]
 //! does it for several VMs, planned or not. [`hosts`] are those that replicas run on; where there are several, [`placing`]
-//! decides which replica goes to which (`placement` is the decision itself, `probe` what it shows hosts).
+//! decides which replica goes to which (`placement` is the decision itself, `probe` what it shows hosts, [`qemu_version`] whether
+//! their QEMU is a doubtful one).
 
 pub mod addresses;
 pub mod afterwards;
@@ -21,6 +22,7 @@ pub mod placing;
 pub mod preflight;
 mod probe;
 pub mod progress;
+pub mod qemu_version;
 pub mod replica_xml;
 mod replicas;
 pub mod runbook;

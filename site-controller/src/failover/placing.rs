@@ -12,6 +12,7 @@ use super::{
     preflight::{self, PreflightError},
     probe::{self, Probe},
     progress::Watcher,
+    qemu_version::Takes,
     replica_xml::Needs,
     runbook::{FailoverError, Runbook},
 };
@@ -61,6 +62,8 @@ pub struct Placement {
     pub unfit: Vec<(usize, PassedOver)>,
     /// Hosts that may take them, and whose libvirt can't say whether they see the folder.
     pub unchecked: Vec<String>,
+    /// Of those whose memory the QEMU of their host may not take: their number, the host, and why.
+    pub doubts: Vec<(usize, String, Takes)>,
 }
 
 /// What would be decided now, for whoever asks before.
@@ -84,6 +87,7 @@ struct Seen {
     /// It does not say whether it sees the replicas' folder.
     unchecked: bool,
     lacks: Vec<Option<String>>,
+    takes: Vec<Takes>,
 }
 
 impl Placement {
@@ -130,8 +134,12 @@ impl Hosts {
         }
         let offers = self
             .offers(&seen, promised.iter().filter(|(vm, _)| !open.iter().any(|at| wanted[*at].vm == **vm)));
-        let wishes: Vec<Wish> = open.iter().map(|at| self.wish(&wanted[*at], *at, &seen)).collect();
-        let given = placement::place(&offers, &wishes).map_err(|stuck| {
+        let wishes = |surely| -> Vec<Wish> {
+            open.iter().map(|at| self.wish(&wanted[*at], *at, &seen, surely)).collect()
+        };
+        // One that may go on is better than none.
+        let given = placement::place(&offers, &wishes(true));
+        let given = given.or_else(|_| placement::place(&offers, &wishes(false))).map_err(|stuck| {
             let at = open[stuck.wish];
             self.no_room(&wanted[at], at, &seen, &stuck.left)
         })?;
@@ -142,9 +150,10 @@ impl Hosts {
                 promised.insert(wanted[*at].vm, promise(host, &wanted[*at].needs, Some(until)));
             }
         }
+        let doubts = self.doubts(&hosts, &seen);
         let placed = wanted.iter().zip(hosts).map(|(of, host)| Some(self.placed(of, host?))).collect();
         let (passed_over, unfit) = (self.passed_over(&seen), self.unfit(wanted, &seen));
-        Ok(Placement { placed, passed_over, unfit, unchecked: self.unchecked(&seen) })
+        Ok(Placement { placed, passed_over, unfit, unchecked: self.unchecked(&seen), doubts })
     }
 
     async fn look(&self, wanted: &[Wanted], folder: &Path) -> Vec<Result<Seen, String>> {
@@ -188,10 +197,11 @@ impl Hosts {
         offers
     }
 
-    fn wish(&self, of: &Wanted, at: usize, seen: &[Result<Seen, String>]) -> Wish {
+    /// `surely`: not where QEMU is older than the one that saved its memory.
+    fn wish(&self, of: &Wanted, at: usize, seen: &[Result<Seen, String>], surely: bool) -> Wish {
         let may = self.all().iter().zip(seen).map(|(host, seen)| {
-            let lacks_nothing = seen.as_ref().is_ok_and(|seen| seen.lacks[at].is_none());
-            lacks_nothing && allows(&of.hosts, host)
+            let fits = |seen: &Seen| seen.lacks[at].is_none() && !(surely && seen.takes[at].is_doubtful());
+            seen.as_ref().is_ok_and(fits) && allows(&of.hosts, host)
         });
         Wish { memory: of.needs.memory, vcpus: of.needs.vcpus, may: may.collect() }
     }
@@ -236,6 +246,15 @@ impl Hosts {
         let pairs = self.all().iter().zip(seen);
         let doubtful = pairs.filter(|(_, seen)| seen.as_ref().is_ok_and(|seen| seen.unchecked));
         doubtful.map(|(host, _)| host.name.clone()).collect()
+    }
+
+    fn doubts(&self, hosts: &[Option<usize>], seen: &[Result<Seen, String>]) -> Vec<(usize, String, Takes)> {
+        let doubt = |(at, host): (usize, &Option<usize>)| {
+            let no = (*host)?;
+            let takes = &seen[no].as_ref().ok()?.takes[at];
+            (*takes != Takes::Yes).then(|| (at, self.all()[no].name.clone(), takes.clone()))
+        };
+        hosts.iter().enumerate().filter_map(doubt).collect()
     }
 
     fn unfit(&self, wanted: &[Wanted], seen: &[Result<Seen, String>]) -> Vec<(usize, PassedOver)> {
@@ -288,7 +307,8 @@ async fn look_at(host: &Host, wanted: &[Wanted], probe: Option<PathBuf>) -> Resu
         }
         let load = hypervisor.load()?;
         let lacks = wanted.iter().map(|of| lack(hypervisor, of)).collect::<Result<_, _>>()?;
-        Ok(Seen { load, unchecked, lacks })
+        let takes = wanted.iter().map(|of| Takes::of(hypervisor, &of.needs)).collect();
+        Ok(Seen { load, unchecked, lacks, takes })
     })
     .await
 }

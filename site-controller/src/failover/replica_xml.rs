@@ -15,7 +15,10 @@ pub use console::console;
 pub use files::files;
 pub use isolated::Isolated;
 
-use super::huge_pages::{self, HugePages};
+use super::{
+    huge_pages::{self, HugePages},
+    qemu_version::SavedBy,
+};
 use crate::group::spec::NetworkHere;
 use lifeboat::{
     hypervisor::{domain_xml::label, libvirt::Machine},
@@ -59,12 +62,14 @@ pub struct Needs {
     pub machine: Machine,
     /// As it was at the source: its guest may have to have other addresses here.
     pub wiring: Wiring,
+    /// Whose memory and devices it goes on from. The XML does not tell; [`SavedBy::of`] does.
+    pub saved_by: SavedBy,
 }
 
 impl Needs {
     /// Of a replica that is not started.
     pub fn idle(self) -> Self {
-        Self { memory: 0, vcpus: 0, ..self }
+        Self { memory: 0, vcpus: 0, saved_by: SavedBy::Nobody, ..self }
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     images,
     journal::{Manner, Phase, Record},
     progress::Watcher,
+    qemu_version::SavedBy,
     replica_xml::{self, Needs, Place},
     runbook::{FailoverError, Runbook},
     waits,
@@ -241,7 +242,8 @@ impl Runbook {
         record.manner = manner;
         let reader = self.reader(&record).await?;
         let (xml, _) = self.replica_xml(&reader, &record).await?;
-        Ok((xml.needs, images::bytes_needed(&reader)))
+        let needs = Needs { saved_by: SavedBy::of(&reader).await, ..xml.needs };
+        Ok((needs, images::bytes_needed(&reader)))
     }
 
     pub(super) fn enter(&self, record: &mut Record, phase: Phase) -> Result<(), FailoverError> {

@@ -82,7 +82,10 @@ fn findings(names: &[&str], placement: Placement) -> Vec<Finding> {
         let what = format!("host {} can't take it: {}", over.host, over.why);
         found(Weight::Note, "host-unfit", Some(names[at]), what)
     });
-    over.chain(unchecked).chain(placed).chain(unfit).collect()
+    let doubts = placement.doubts.into_iter();
+    let doubts =
+        doubts.filter_map(|(at, host, takes)| rules::qemu(names[at], &format!("host {host}"), &takes));
+    over.chain(unchecked).chain(doubts).chain(placed).chain(unfit).collect()
 }
 
 #[cfg(test)]

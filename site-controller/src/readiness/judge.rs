@@ -14,6 +14,7 @@ use crate::{
         hosts::HostError,
         journal::{Manner, Phase},
         preflight,
+        qemu_version::Takes,
         replica_xml::Needs,
         runbook::Runbook,
     },
@@ -287,20 +288,9 @@ impl Judge {
                 }
                 Err(problem) => vec![rules::preflight(&name, &problem)],
             };
-            if let Some(cpu) = &needs.machine.cpu {
-                match hypervisor.has_processor(cpu) {
-                    Ok(true) => {}
-                    Ok(false) => {
-                        let what = "this site's processor lacks something that the guest was started with; give the guest an \
-                                    older CPU model, or the site a newer processor";
-                        findings.push(Finding::new(Weight::Blocks, "processor", Some(&name), what));
-                    }
-                    Err(error) => {
-                        let what = format!("whether this site's processor fits is not known: {error}");
-                        findings.push(Finding::new(Weight::Note, "processor-unknown", Some(&name), what));
-                    }
-                }
-            }
+            findings.extend(rules::qemu(&name, "this site", &Takes::of(hypervisor, &needs)));
+            let cpu = needs.machine.cpu.as_ref();
+            findings.extend(cpu.and_then(|cpu| rules::processor(&name, hypervisor.has_processor(cpu))));
             Ok(findings)
         };
         let looked = match self.runbook.hosts.at(None) {

@@ -1,8 +1,11 @@
 //! What is made of what was seen. Pure: values in, findings out. Called by `judge`.
 
 use super::{Finding, Weight};
-use crate::failover::{addresses::plan::Cards, preflight::PreflightError};
-use lifeboat::units::{ByteSize, UnixMs};
+use crate::failover::{addresses::plan::Cards, preflight::PreflightError, qemu_version::Takes};
+use lifeboat::{
+    hypervisor::libvirt::HypervisorError,
+    units::{ByteSize, UnixMs},
+};
 use std::time::Duration;
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -26,6 +29,43 @@ pub fn preflight(vm: &str, problem: &PreflightError) -> Finding {
         PreflightError::Disk { .. } => "replica-dir",
     };
     Finding::new(Weight::Blocks, code, Some(vm), problem.to_string())
+}
+
+/// Whether the QEMU at a place (`this site`, `host two`) takes the guest's memory.
+pub fn qemu(vm: &str, place: &str, takes: &Takes) -> Option<Finding> {
+    let (weight, code, what) = match takes {
+        Takes::Yes => return None,
+        Takes::May { saved, here } => {
+            let what = format!(
+                "QEMU is {here} at {place}, and the guest runs on {saved}: QEMU does not promise that an earlier version \
+                 takes the memory of a later one, and a replica whose memory is refused boots from its disks; install QEMU \
+                 {saved} or later there, or see by `lifeboat drill` that the guest goes on"
+            );
+            (Weight::Degrades, "qemu-older", what)
+        }
+        Takes::Unknown(why) => {
+            let what = format!("whether the QEMU at {place} takes the guest's memory is not known: {why}");
+            (Weight::Note, "qemu-unknown", what)
+        }
+    };
+    Some(Finding::new(weight, code, Some(vm), what))
+}
+
+/// Whether the site's processor has what the guest's has, where that was asked.
+pub fn processor(vm: &str, has: Result<bool, HypervisorError>) -> Option<Finding> {
+    let (weight, code, what) = match has {
+        Ok(true) => return None,
+        Ok(false) => {
+            let what = "this site's processor lacks something that the guest was started with; give the guest an older CPU \
+                        model, or the site a newer processor";
+            (Weight::Blocks, "processor", what.to_owned())
+        }
+        Err(error) => {
+            let what = format!("whether this site's processor fits is not known: {error}");
+            (Weight::Note, "processor-unknown", what)
+        }
+    };
+    Some(Finding::new(weight, code, Some(vm), what))
 }
 
 /// What of the runbook's addresses can't be given to a replica, as far as that can be told beforehand.
@@ -120,7 +160,7 @@ mod tests {
             addresses::{CardSpec, Occasion},
         },
     };
-    use lifeboat::{address::Mac, id::VmId};
+    use lifeboat::{address::Mac, hypervisor::version::QemuVersion, id::VmId};
 
     #[test]
     fn addresses_that_a_guest_can_t_be_given_are_told_beforehand() {
@@ -159,6 +199,16 @@ mod tests {
         assert_eq!(agent_certificate("kvm1", days(100), days(1)), None);
         let ends = agent_certificate("kvm1", days(20), days(1)).unwrap();
         assert!(ends.weight == Weight::Degrades && ends.what.contains("kvm1 expires in 19 days"), "{ends:?}");
+
+        let version = QemuVersion::new;
+        let takes = Takes::May { saved: version(10, 0, 2), here: version(7, 2, 22) };
+        let found = qemu("web", "host two", &takes).unwrap();
+        assert!(
+            found.weight == Weight::Degrades && found.what.contains("QEMU is 7.2.22 at host two"),
+            "{found:?}"
+        );
+        assert_eq!(qemu("web", "this site", &Takes::Unknown("why".into())).unwrap().weight, Weight::Note);
+        assert_eq!(qemu("web", "this site", &Takes::Yes), None);
 
         assert_eq!(memory(10, 10), None);
         assert_eq!(memory(11, 10).unwrap().weight, Weight::Blocks);

@@ -2,7 +2,11 @@
 //! failover, before it relies on it.
 
 use super::{Hypervisor, HypervisorError};
-use crate::{id::VmId, units::ByteSize};
+use crate::{
+    hypervisor::{domain_xml::capabilities, version::QemuVersion},
+    id::VmId,
+    units::ByteSize,
+};
 use std::{collections::BTreeMap, ffi::CStr, ptr};
 use virt::{
     connect::Connect,
@@ -42,6 +46,17 @@ impl Hypervisor {
             }
             Err(error) => Err(error),
         }
+    }
+
+    /// Of the QEMU that a domain of this machine is run by; `None` where it is not the host's ordinary one, of which alone
+    /// libvirt tells.
+    pub fn qemu_version(&self, machine: &Machine) -> Result<Option<QemuVersion>, HypervisorError> {
+        let (number, ordinary) = self.with("asking for QEMU's version", |link| {
+            Ok((link.connect.hyp_version()?, link.connect.domain_capabilities(None, None, None, None, 0)?))
+        })?;
+        let ordinary = capabilities::emulator(&ordinary);
+        let is_it = machine.emulator.as_ref().is_none_or(|emulator| ordinary.as_ref() == Some(emulator));
+        Ok(is_it.then(|| QemuVersion::of_libvirt(number)))
     }
 
     /// Whether the host's processor has all that this `<cpu>` element names.

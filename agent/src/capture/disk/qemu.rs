@@ -2,7 +2,10 @@
 //! Promises: an answer of an unexpected form is an error, never a guess. Every call blocks. Called by this room only.
 
 use super::DiskError;
-use lifeboat::hypervisor::monitor::{Monitor, MonitorError};
+use lifeboat::hypervisor::{
+    monitor::{Monitor, MonitorError},
+    version::QemuVersion,
+};
 use serde_json::{Value, json};
 use std::{
     os::fd::BorrowedFd,
@@ -166,9 +169,7 @@ impl Qemu {
         if list("query-iothreads", &threads)?.is_empty() {
             return Ok(None);
         }
-        let version = self.run("query-version", json!({}))?;
-        let major = version["qemu"]["major"].as_u64();
-        if major.ok_or_else(|| unexpected("query-version", "no major version"))? >= IOTHREADS_SINCE {
+        if QemuVersion::ask(&*self.0)?.major >= IOTHREADS_SINCE {
             return Ok(None);
         }
         // The device's own thread, or that of the controller it hangs on.
@@ -235,4 +236,4 @@ pub(super) fn unexpected(command: &str, what: &str) -> DiskError {
 const LET_GO_WITHIN: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(2);
 /// Major version of QEMU whose NBD server closes clients in the main thread, whatever thread their disk is in.
-const IOTHREADS_SINCE: u64 = 10;
+const IOTHREADS_SINCE: u32 = 10;

@@ -71,6 +71,8 @@ pub fn cut(
     if memory {
         blobs.push((blob::MACHINE_CONFIG, Bytes::from(state.memory.machine_config())));
         blobs.push((blob::DEVICE_STATE, Bytes::from(instant.device_state.clone())));
+        let saved_by = state.device_state.as_ref().map(|(_, room)| room.version().to_string());
+        blobs.extend(saved_by.map(|version| (blob::QEMU_VERSION, Bytes::from(version))));
     }
     describe(state, begun, instant, blobs)
 }

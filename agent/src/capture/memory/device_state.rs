@@ -5,7 +5,10 @@
 
 use super::MemoryError;
 use lifeboat::{
-    hypervisor::monitor::{Monitor, MonitorError},
+    hypervisor::{
+        monitor::{Monitor, MonitorError},
+        version::QemuVersion,
+    },
     qemu::stream::MAGIC_LEN,
 };
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -28,12 +31,14 @@ pub struct DeviceState {
     /// Shares its position with QEMU's descriptor, so that each state can start at 0.
     writer: File,
     set: i64,
+    version: QemuVersion,
 }
 
 impl DeviceState {
     /// Makes the room and shows it to QEMU; to be done while the guest runs. Takes away what an earlier agent left.
     pub fn prepare(monitor: &dyn Monitor) -> Result<Self, MemoryError> {
         remove_left_over(monitor)?;
+        let version = QemuVersion::ask(monitor)?;
         let io = MemoryError::io;
         let memory = memfd_create(c"lifeboat-device-state", MFdFlags::MFD_CLOEXEC)
             .map_err(|errno| io("making room for device state")(errno.into()))?;
@@ -47,7 +52,12 @@ impl DeviceState {
             .get("fdset-id")
             .and_then(Value::as_i64)
             .ok_or_else(|| MonitorError::Unexpected { command: "add-fd".into(), what: added.to_string() })?;
-        Ok(Self { memory: File::from(memory), writer, set })
+        Ok(Self { memory: File::from(memory), writer, set, version })
+    }
+
+    /// Of the QEMU whose state it is.
+    pub fn version(&self) -> QemuVersion {
+        self.version
     }
 
     /// Whether QEMU still has the room: it closes descriptors when libvirtd's connection to it ends.
