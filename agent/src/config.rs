@@ -386,6 +386,11 @@ mod tests {
             ("[witness]\nendpoints = [\"w:2379\"]", ["witness.endpoints", "https://HOST:PORT"]),
             ("[witness]\nendpoints = [\"http://w:1\"]\nlease = \"2s\"", ["witness.lease", "15s"]),
             ("[witness]\nendpoints = [\"http://w:1\"]\nuser = \"a\"", ["witness.user", "password_file"]),
+            (
+                "[witness]\nendpoints = [\"https://w:1\"]\ncertificate = \"/c\"",
+                ["witness.certificate", "`key`"],
+            ),
+            ("[witness]\nendpoints = [\"https://w:1\"]\nkey = \"/k\"", ["witness.key", "`certificate`"]),
             ("[site]\naddress = \"dr:1\"\nbuffers = \"1KiB\"", ["site.buffers", "128MiB"]),
             (
                 "[site]\naddress = \"dr:1\"\n[[site.window]]\nfrom = \"8\"\nto = \"18:00\"\nlimit = \"1Mbit\"",

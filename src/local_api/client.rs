@@ -5,7 +5,7 @@
 use super::error::{Envelope, ErrorBody};
 use crate::transport::{
     TransportError,
-    https::{HttpsDialer, Trust},
+    https::{CallerFiles, HttpsDialer, Trust},
 };
 use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
@@ -155,17 +155,26 @@ impl Client {
         Ok(Self { door: Door::Https { dialer, bearer: Some(bearer) }, daemon })
     }
 
-    /// Of a daemon that is not ours, at `http://HOST:PORT` or `https://HOST:PORT`; `ca` says who vouches for it.
-    pub fn of_stranger(url: &str, ca: Option<&Path>, daemon: &'static str) -> Result<Self, ClientError> {
+    /// Of a daemon that is not ours, at `http://HOST:PORT` or `https://HOST:PORT`; `ca` says who vouches for it, and `own` what
+    /// it is shown.
+    pub fn of_stranger(
+        url: &str,
+        ca: Option<&Path>,
+        own: Option<&CallerFiles>,
+        daemon: &'static str,
+    ) -> Result<Self, ClientError> {
         let url = url.trim().trim_end_matches('/');
         let (plain, secure) = (url.strip_prefix("http://"), url.strip_prefix("https://"));
         let door = match (plain, secure) {
             (Some(address), _) if is_address(address) => Door::Http { address: address.to_owned() },
             (_, Some(address)) if is_address(address) => {
                 let trust = ca.map_or(Trust::System, |ca| Trust::Authorities(ca.to_owned()));
-                let dialer = HttpsDialer::new(address, &trust)
-                    .map_err(|source| ClientError::NoLink { address: address.to_owned(), source })?;
-                Door::Https { dialer, bearer: None }
+                let dialer = match own {
+                    Some(files) => HttpsDialer::with_certificate(address, &trust, files),
+                    None => HttpsDialer::new(address, &trust),
+                };
+                let no_link = |source| ClientError::NoLink { address: address.to_owned(), source };
+                Door::Https { dialer: dialer.map_err(no_link)?, bearer: None }
             }
             _ => return Err(ClientError::BadAddress { given: url.escape_debug().take(80).collect() }),
         };

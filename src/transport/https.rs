@@ -43,6 +43,13 @@ pub enum Trust {
     Fingerprint(Fingerprint),
 }
 
+/// What a caller shows to a server that wants a certificate: PEM files, the certificate's with its chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CallerFiles {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
 /// Connects to one server, as often as it is asked to.
 #[derive(Clone)]
 pub struct HttpsDialer {
@@ -50,6 +57,8 @@ pub struct HttpsDialer {
     address: String,
     name: ServerName<'static>,
     connector: TlsConnector,
+    /// Read anew for each connection: it may have been renewed.
+    caller: Option<(Trust, CallerFiles)>,
 }
 
 impl HttpsIdentity {
@@ -87,16 +96,19 @@ impl HttpsDialer {
         let host = host.strip_prefix('[').and_then(|v6| v6.strip_suffix(']')).unwrap_or(host);
         port.parse::<u16>().map_err(|_| bad())?;
         let name = ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
-        let config = match trust {
-            Trust::System => {
-                tls::https_client(read_certificates(Path::new(SYSTEM), "give --ca or --fingerprint")?)
-            }
-            Trust::Authorities(file) => {
-                tls::https_client(read_certificates(file, "it was given as the authority's")?)
-            }
-            Trust::Fingerprint(pinned) => tls::https_client_pinned(*pinned),
-        }?;
-        Ok(Self { address: address.to_owned(), name, connector: TlsConnector::from(Arc::new(config)) })
+        let connector = connector(trust, None)?;
+        Ok(Self { address: address.to_owned(), name, connector, caller: None })
+    }
+
+    /// The same, with a certificate to show.
+    pub fn with_certificate(
+        address: &str,
+        trust: &Trust,
+        files: &CallerFiles,
+    ) -> Result<Self, TransportError> {
+        let connector = connector(trust, Some(files))?;
+        let caller = Some((trust.clone(), files.clone()));
+        Ok(Self { connector, caller, ..Self::new(address, trust)? })
     }
 
     pub fn address(&self) -> &str {
@@ -110,7 +122,9 @@ impl HttpsDialer {
             connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())).map_err(unreachable)?;
         notice_silence(&stream).map_err(unreachable)?;
         stream.set_nodelay(true).map_err(unreachable)?;
-        let shaken = timeout(HANDSHAKE, self.connector.connect(self.name.clone(), stream)).await;
+        let renewed = self.caller.as_ref().map(|(trust, files)| connector(trust, Some(files))).transpose()?;
+        let connector = renewed.as_ref().unwrap_or(&self.connector);
+        let shaken = timeout(HANDSHAKE, connector.connect(self.name.clone(), stream)).await;
         match shaken.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())) {
             Ok(stream) => Ok(HttpsStream(stream.into())),
             Err(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
@@ -119,6 +133,25 @@ impl HttpsDialer {
             },
         }
     }
+}
+
+fn connector(trust: &Trust, files: Option<&CallerFiles>) -> Result<TlsConnector, TransportError> {
+    let named = "it is what the configuration names as ours";
+    let shown = files.map(|files| {
+        Ok::<_, PkiError>((read_certificates(&files.certificate, named)?, read_any_key(&files.key, named)?))
+    });
+    let shown = shown.transpose()?;
+    let config = match trust {
+        Trust::System => {
+            let authorities = read_certificates(Path::new(SYSTEM), "give --ca or --fingerprint")?;
+            tls::https_client(authorities, shown)
+        }
+        Trust::Authorities(file) => {
+            tls::https_client(read_certificates(file, "it was given as the authority's")?, shown)
+        }
+        Trust::Fingerprint(pinned) => tls::https_client_pinned(*pinned),
+    }?;
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 impl std::fmt::Debug for HttpsDialer {

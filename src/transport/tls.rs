@@ -78,14 +78,26 @@ pub fn https_server(
     Ok(config)
 }
 
-/// What an operator's command takes: a server that one of these authorities vouches for.
-pub fn https_client(authorities: Vec<CertificateDer<'static>>) -> Result<ClientConfig, TransportError> {
+/// A certificate with its chain, and the key to it.
+pub type Shown = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// What an operator's command takes: a server that one of these authorities vouches for. What is `shown` to a server that asks
+/// for a certificate: nothing, by an operator.
+pub fn https_client(
+    authorities: Vec<CertificateDer<'static>>,
+    shown: Option<Shown>,
+) -> Result<ClientConfig, TransportError> {
     let mut roots = RootCertStore::empty();
     // A system's list may hold some of a kind that is not understood; those vouch for nobody.
     if roots.add_parsable_certificates(authorities).0 == 0 {
         return Err(TransportError::Certificate { why: "none of the authorities can be used".into() });
     }
-    Ok(speaking_http(client()?.with_root_certificates(roots).with_no_client_auth()))
+    let config = client()?.with_root_certificates(roots);
+    let config = match shown {
+        Some((chain, key)) => config.with_client_auth_cert(chain, key).map_err(unusable)?,
+        None => config.with_no_client_auth(),
+    };
+    Ok(speaking_http(config))
 }
 
 /// What an operator's command takes that was told a fingerprint: the server's own certificate, or its authority's.

@@ -3,6 +3,7 @@
 
 use crate::{
     config::{ConfigError, invalid},
+    transport::https::CallerFiles,
     units::Span,
 };
 use serde::Deserialize;
@@ -18,6 +19,8 @@ pub struct RawWitness {
     pub ca: Option<PathBuf>,
     pub user: Option<String>,
     pub password_file: Option<PathBuf>,
+    pub certificate: Option<PathBuf>,
+    pub key: Option<PathBuf>,
     pub lease: Option<Span>,
     pub silent: Option<Span>,
     pub keep: Option<bool>,
@@ -31,6 +34,8 @@ pub struct WitnessConfig {
     pub ca: Option<PathBuf>,
     /// User, and the file that holds the password.
     pub login: Option<(String, PathBuf)>,
+    /// What is shown to an etcd that wants a certificate of its callers.
+    pub own: Option<CallerFiles>,
     /// Of the agent: how long a lease lasts that is not renewed.
     pub lease: Duration,
     /// Of the agent: VMs are kept. Otherwise those that are bound are freed.
@@ -66,6 +71,16 @@ impl RawWitness {
                 ));
             }
         };
+        let own = match (self.certificate, self.key) {
+            (None, None) => None,
+            (Some(certificate), Some(key)) => Some(CallerFiles { certificate, key }),
+            (certificate, key) => {
+                let (written, other) =
+                    if key.is_none() { ("certificate", "key") } else { ("key", "certificate") };
+                let given = certificate.or(key).unwrap_or_default().display().to_string();
+                return Err(wrong(written, given, &format!("write `{other}` as well, or neither")));
+            }
+        };
         let span = |key, given: Option<Span>, otherwise, least, example| {
             let given = given.map_or(otherwise, |span| span.0);
             match (least..=LONGEST).contains(&given) {
@@ -80,6 +95,7 @@ impl RawWitness {
             endpoints: self.endpoints,
             ca: self.ca,
             login,
+            own,
             lease,
             keep: self.keep != Some(false),
             silent,

@@ -34,8 +34,8 @@ pub struct Etcd {
 
 impl Etcd {
     pub fn new(config: &WitnessConfig) -> Result<Self, WitnessError> {
-        let clients =
-            config.endpoints.iter().map(|url| Client::of_stranger(url, config.ca.as_deref(), "etcd"));
+        let (ca, own) = (config.ca.as_deref(), config.own.as_ref());
+        let clients = config.endpoints.iter().map(|url| Client::of_stranger(url, ca, own, "etcd"));
         let clients: Vec<Client> = clients.collect::<Result<_, _>>()?;
         if clients.is_empty() {
             return Err(WitnessError::NoEndpoint);

@@ -9,7 +9,7 @@ use lifeboat::{
     clock::SystemClock,
     id::VmId,
     local_api::Client,
-    transport::pki::SiteIdentity,
+    transport::{https::CallerFiles, pki::SiteIdentity},
     units::Generation,
     witness::{
         Change, Entry, LeaseId, Leasing, Revision, Witness, Word,
@@ -18,6 +18,7 @@ use lifeboat::{
     },
 };
 use model_witness::ModelWitness;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value, json};
 use std::{
     fs,
@@ -111,7 +112,8 @@ impl Real {
 
     /// As etcd's own tools do.
     async fn asks(&self, path: &str, body: Value, token: Option<&str>) -> Result<Value> {
-        let client = Client::of_stranger(&self.url, self.config.ca.as_deref(), "etcd")?;
+        let (ca, own) = (self.config.ca.as_deref(), self.config.own.as_ref());
+        let client = Client::of_stranger(&self.url, ca, own, "etcd")?;
         Ok(client.post_as(&format!("/v3/{path}"), &body, token).await?)
     }
 
@@ -324,25 +326,85 @@ async fn a_wrong_authority_or_user_or_password_says_so_and_takes_nothing() -> Re
     Ok(())
 }
 
-/// Goal: an etcd that wants a certificate of whoever asks, which we do not have, is no witness, and what it wants is told.
+/// Somebody who vouches for servers at 127.0.0.1 and for callers, by certificates for either use: etcd's gateway shows its
+/// own to etcd.
+struct Voucher {
+    dir: PathBuf,
+    params: CertificateParams,
+    key: KeyPair,
+}
+
+impl Voucher {
+    fn new(dir: PathBuf) -> Result<Self> {
+        fs::create_dir(&dir)?;
+        let (mut params, key) = (CertificateParams::default(), KeyPair::generate()?);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        fs::write(dir.join("ca.pem"), params.self_signed(&key)?.pem())?;
+        Ok(Self { dir, params, key })
+    }
+
+    fn vouch(&self, name: &str) -> Result<CallerFiles> {
+        let key = KeyPair::generate()?;
+        let params = CertificateParams::new(["127.0.0.1".to_owned()])?;
+        let signed = params.signed_by(&key, &Issuer::from_params(&self.params, &self.key))?;
+        let file = |kind: &str| self.dir.join(format!("{name}.{kind}"));
+        fs::write(file("pem"), signed.pem())?;
+        fs::write(file("key"), key.serialize_pem())?;
+        Ok(CallerFiles { certificate: file("pem"), key: file("key") })
+    }
+}
+
+/// Goal: an etcd that wants a certificate of whoever asks is shown ours; without one, or with one that nobody vouches for, it is no
+/// witness, and what it wants is told; one that was renewed is taken without a restart. Method: the script of the others; then
+/// the files become another authority's, and ours again.
 #[tokio::test]
-async fn an_etcd_that_wants_a_certificate_of_its_caller_says_so() -> Result<()> {
+async fn an_etcd_that_wants_a_certificate_of_its_caller_is_shown_one_and_says_so_where_it_is_not()
+-> Result<()> {
     let dir = tempfile::tempdir()?;
-    let ca = authority(dir.path(), "pki")?;
-    let file = |name: &str| ca.with_file_name(name).display().to_string();
-    let (certificate, key, trusted) = (file("site.pem"), file("site.key"), file("ca.pem"));
+    let (ours, others) = (Voucher::new(dir.path().join("ours"))?, Voucher::new(dir.path().join("others"))?);
+    let (server, caller) = (ours.vouch("server")?, ours.vouch("caller")?);
+    let path = |path: &Path| path.display().to_string();
+    let (certificate, key) = (path(&server.certificate), path(&server.key));
+    let trusted = path(&ours.dir.join("ca.pem"));
     let own = ["--cert-file", &certificate, "--key-file", &key, "--trusted-ca-file", &trusted];
     let mut real = Real::start_at("https", dir, &[&own[..], &["--client-cert-auth"]].concat())?;
-    real.config.ca = Some(ca);
+    real.config.ca = Some(trusted.clone().into());
+    wants_a_certificate(&real.config).await?;
+    real.config = config(&json!({
+        "endpoints": real.config.endpoints, "lease": "6s", "ca": trusted,
+        "certificate": caller.certificate, "key": caller.key,
+    }))?;
+    let etcd = Etcd::new(&real.config)?;
+    let real_says = script(&etcd, async || lapse(&etcd).await).await?;
+    let model = ModelWitness::default();
+    assert_eq!(real_says, script(&model, async || model.pass(TTL.as_millis() as u64)).await?);
+
+    let becomes = |files: &CallerFiles| -> Result<()> {
+        fs::copy(&files.certificate, &caller.certificate)?;
+        fs::copy(&files.key, &caller.key)?;
+        Ok(())
+    };
+    becomes(&others.vouch("caller")?)?;
+    until("a stranger's certificate to be refused", async || etcd.look(&[ONE]).await.is_err()).await?;
+    wants_a_certificate(&real.config).await?;
+    becomes(&ours.vouch("renewed")?)?;
+    etcd.look(&[ONE]).await.context("with a certificate that was renewed")?;
+    fs::remove_file(&caller.key)?;
+    let unread = lifeboat::error::chain(&Etcd::new(&real.config).err().context("without its key")?);
+    ensure!(unread.contains("caller.key is missing"), "{unread}");
+    Ok(())
+}
+
+async fn wants_a_certificate(config: &WitnessConfig) -> Result<()> {
     // What it says may be cut off with the connection.
     until("etcd to say what it wants", async || {
         let alert = |said: String| {
-            // The one of older releases, the other of newer ones.
-            ["BadCertificate", "CertificateRequired"]
+            // The one of older releases, the other of newer ones; the third is for one that nobody vouches for.
+            ["BadCertificate", "CertificateRequired", "UnknownCA"]
                 .iter()
                 .any(|name| said.contains(&format!("alert: {name}")))
         };
-        refused(&real.config).await.is_ok_and(alert)
+        refused(config).await.is_ok_and(alert)
     })
     .await
 }
