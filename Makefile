@@ -7,7 +7,7 @@ FAULTS := --features lifeboat-agent/fault-injection,lifeboat-site-controller/fau
 
 # The tests that have a guest, by the files that they are in.
 END_TO_END := binary(failover) + binary(durability) + binary(harmless) + binary(link) + binary(memory_image) + binary(memory_engines) + binary(continuous) + \
-	binary(database) + binary(moved) + binary(neighbour) + binary(hard_cases) + binary(groups) + binary(group_failover) + binary(after_resume) + binary(app_consistent) + binary(drill) + binary(holds) + binary(readiness) + binary(undo) + binary(api) + binary(large) + binary(failback) + binary(homeward) + binary(homeward_steps) + binary(source_returns) + binary(libvirt_lost) + binary(automatic) + binary(off) + binary(addresses) + binary(placement) + binary(runbook)
+	binary(database) + binary(moved) + binary(neighbour) + binary(hard_cases) + binary(groups) + binary(group_failover) + binary(after_resume) + binary(app_consistent) + binary(drill) + binary(holds) + binary(readiness) + binary(undo) + binary(api) + binary(large) + binary(failback) + binary(homeward) + binary(homeward_steps) + binary(source_returns) + binary(libvirt_lost) + binary(automatic) + binary(off) + binary(addresses) + binary(placement) + binary(runbook) + binary(prune)
 
 .PHONY: demo bench soak test test-backports test-kvm lint deny deb setup build
 
