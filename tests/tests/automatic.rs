@@ -265,6 +265,42 @@ fn a_failover_that_does_not_work_is_tried_later_and_later_until_automatic_failov
     Ok(())
 }
 
+/// Goal: a failover that takes long keeps no other group waiting. Method: a second group, of another guest; before its first replica
+/// starts, each waits until the other has come as far.
+#[test]
+fn groups_that_are_lost_together_are_failed_over_beside_each_other() -> Result<()> {
+    let mut world = World::new("auto-beside")?;
+    let other = world.a.define_and_start(&small("db").disk(DiskFormat::Raw, 16))?;
+    let boot = other.wait_for_tick(3, BOOT)?.boot;
+    let settings =
+        format!("{}[[vm]]\nname = \"db\"\ninterval = \"500ms\"\nmax_pause = \"5s\"\n", world.settings);
+    world.agent.configure(&world.controller.address(), &settings)?;
+    world.agent.stop()?;
+    world.agent.start()?;
+    world.controller.wait_points("db", 2, SOON)?;
+    let (folder, mut groups) = (world.b.dir("meeting")?, String::new());
+    for (name, vm, other) in [("shop", "web", "books"), ("books", "db", "shop")] {
+        let (mine, theirs) = (folder.join(name), folder.join(other));
+        let meet = format!("touch {}; until [ -e {} ]; do sleep 0.1; done", mine.display(), theirs.display());
+        groups += &format!(
+            "[[group]]\nname = {name:?}\nvms = [{vm:?}]\nrpo = \"2s\"\nautomatic = true\n\
+             [group.runbook]\nbefore = [[\"/bin/sh\", \"-c\", {meet:?}]]\n"
+        );
+    }
+    let file = world.b.folder().join("groups.toml");
+    std::fs::write(&file, groups)?;
+    eventually(SOON, "both groups to be made", || {
+        let made = world.controller.cli(&["apply", "-f", &file.display().to_string(), "--yes"])?;
+        Ok(made.status.success().then_some(()))
+    })?;
+    for group in ["shop", "books"] {
+        world.controller.wait_more_group_points(group, 2, SOON)?;
+    }
+    world.cut_both()?;
+    world.fails_over()?;
+    replica_unharmed(&world.b.guest("db")?, &boot, 0, SOON).map(drop)
+}
+
 /// Goal: a group of which automatic failover was turned off is not failed over by itself; its guest is kept still. Method: the site
 /// would begin once the lease is gone, and is told not to; then it goes.
 #[test]

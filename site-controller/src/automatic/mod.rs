@@ -1,7 +1,8 @@
 //! Emergency failovers that the site begins by itself, of groups that ask for it, with a witness.
 //! Promises: nothing is begun before the witness has taken the word, in one step with its saying that no source's lease is
 //! alive; from before that until the failover is done no agent is told that the VM is its own. A controller that dies anywhere
-//! goes on from the record. Why a group is not failed over is told; a failover that goes wrong is tried again, later and later.
+//! goes on from the record. Why a group is not failed over is told; a failover that goes wrong is tried again, later and later;
+//! one that takes long keeps no other group waiting.
 //! See docs/decisions/0044-a-witness-and-two-leases.md. Started by the daemon; asked by `api`.
 
 pub mod decide;
@@ -36,7 +37,11 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
-use tokio::sync::watch;
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::MissedTickBehavior,
+};
 
 /// Writes down what is done by nobody's order.
 #[async_trait]
@@ -78,6 +83,8 @@ pub struct Automatic {
     said: Mutex<BTreeMap<GroupId, String>>,
     /// Of claims whose failover went wrong.
     failed: Mutex<BTreeMap<GroupId, Failed>>,
+    /// Failovers at once.
+    turns: Semaphore,
 }
 
 impl Automatic {
@@ -86,7 +93,8 @@ impl Automatic {
         for record in parts.book.all()? {
             record.parts.iter().for_each(|part| parts.runbook.intake.promises.close(part.vm));
         }
-        Ok(Self { parts, said: Mutex::default(), failed: Mutex::default() })
+        let turns = Semaphore::new(AT_ONCE);
+        Ok(Self { parts, said: Mutex::default(), failed: Mutex::default(), turns })
     }
 
     /// How a group stands that may be failed over by itself.
@@ -105,26 +113,40 @@ impl Automatic {
 
     /// Until told to stop. A failover that is under way is taken up at the next start.
     pub async fn run(self: Arc<Self>, mut stop: watch::Receiver<bool>) {
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Each group is seen to by a task of its own. They end with this one.
+        let (mut tasks, mut busy) = (JoinSet::new(), BTreeMap::new());
         loop {
             tokio::select! {
-                () = self.look() => {}
                 _ = stop.wait_for(|stop| *stop) => return,
-            }
-            tokio::select! {
-                () = tokio::time::sleep(LOOK) => {}
-                _ = stop.wait_for(|stop| *stop) => return,
+                Some(ended) = tasks.join_next_with_id() => {
+                    let id = ended.map_or_else(|died| died.id(), |(id, ())| id);
+                    busy.remove(&id);
+                }
+                _ = looks.tick() => {
+                    for (group, record) in self.look() {
+                        if !busy.values().any(|at_work| *at_work == group.id) {
+                            let (me, id) = (self.clone(), group.id);
+                            let task = tasks.spawn(async move { me.see_to(&group, record).await });
+                            busy.insert(task.id(), id);
+                        }
+                    }
+                }
             }
         }
     }
 
-    async fn look(&self) {
+    /// The groups that there is something to see to, with what is remembered of their claims.
+    fn look(&self) -> Vec<(Group, Option<ClaimRecord>)> {
         let mut records = match self.parts.book.all() {
             Ok(records) => records,
             Err(error) => {
                 tracing::error!(%error, "what is remembered of claims can't be read: nothing is failed over by itself");
-                return;
+                return Vec::new();
             }
         };
+        let mut found = Vec::new();
         for group in self.parts.coordinator.book.list() {
             let at = records.iter().position(|record| record.group.id == group.id);
             let record = at.map(|at| records.swap_remove(at));
@@ -132,14 +154,15 @@ impl Automatic {
                 self.said.lock().unwrap_or_else(PoisonError::into_inner).remove(&group.id);
                 continue;
             }
-            self.see_to(&group, record).await;
+            found.push((group, record));
         }
         for record in records {
             // The group is gone since.
             let mut group = record.group.clone();
             group.spec.automatic = false;
-            self.see_to(&group, Some(record)).await;
+            found.push((group, Some(record)));
         }
+        found
     }
 
     async fn see_to(&self, group: &Group, record: Option<ClaimRecord>) {
@@ -147,7 +170,10 @@ impl Automatic {
             Some(record) => self.go_on(record, group).await,
             None => self.begin(group).await,
         };
-        let said = done.unwrap_or_else(|error| chain(&error));
+        self.say(group, done.unwrap_or_else(|error| chain(&error)));
+    }
+
+    fn say(&self, group: &Group, said: String) {
         let mut all = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if all.get(&group.id).is_none_or(|before| decide::news(before) != decide::news(&said)) {
             tracing::info!(group = %group.spec.name, %said, "automatic failover");
@@ -258,6 +284,10 @@ impl Automatic {
         let parts = &self.parts;
         // What its operator has mended since in its runbook counts.
         let group = if now.members == record.group.members { now } else { &record.group }.clone();
+        if self.turns.available_permits() == 0 {
+            self.say(&group, "it is claimed, and waits for the failovers of other groups".into());
+        }
+        let _turn = self.turns.acquire().await;
         let name = group.spec.name.clone();
         let point = self.point(&group).await?;
         let audit = parts.scribe.begin(&name, &record.claim).await.map_err(AutomaticError::Other)?;
@@ -332,3 +362,5 @@ impl Automatic {
 }
 
 const LOOK: Duration = Duration::from_secs(1);
+/// Each restores as fast as the disks go: more of them would all be done later.
+const AT_ONCE: usize = 8;
