@@ -250,6 +250,56 @@ fn a_replica_whose_kernel_panics_as_it_goes_on_boots_from_the_disks_of_the_point
     boots_instead(&controller, &b, older, "panicked", &boot)
 }
 
+const LATE: &str = "[[group]]\nname = \"shop\"\nvms = [\"web\"]\nrpo = \"1s\"\n[group.runbook.vm.web]\n\
+                    wait_for = [\"console:tick=3 boot\"]\nwait_at_most = \"15s\"\nboot_if_not_up = true\n";
+
+/// Goal: so is one that goes on and is not up in the time that its runbook gives it, where that says so, though the controller
+/// dies as it has seen that; what it wrote meanwhile stays. Method: it counts as up when it says what it says soon after a
+/// boot only; `--dry-run` tells beforehand.
+#[test]
+fn a_replica_that_is_not_up_in_its_time_boots_from_the_disks_of_the_point_if_its_runbook_says_so()
+-> Result<()> {
+    let rig = Rig::new("not-up")?;
+    let (a, b, _link) = rig.pair()?;
+    let mut controller = Controller::running(&b)?;
+    let spec = small("web").disk(DiskFormat::Raw, 16);
+    let guest = a.define_and_start(&spec)?;
+    let boot = guest.wait_for_tick(6, BOOT)?.boot;
+    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
+    controller.wait_points("web", 1, SOON)?;
+    let file = b.folder().join("groups.toml");
+    fs::write(&file, LATE)?;
+    controller.cli(&["apply", "-f", &file.display().to_string()])?.success()?;
+    controller.wait_more_group_points("shop", 2, SOON)?;
+    a.power_cut();
+    let told = controller.cli(&["failover", "shop", "--emergency", "--dry-run"])?.success()?;
+    ensure!(told.contains("if that does not come, boot it from its disks"), "{told}");
+
+    controller.stop()?;
+    controller.env = vec![("LIFEBOAT_KILL_AT".into(), "failover.not-up".into())];
+    controller.start()?;
+    let killed = controller.cli(&["failover", "shop", "--emergency", "--yes"])?;
+    ensure!(!killed.status.success(), "the controller was to be killed: {killed:?}");
+    let replica = b.guest("web")?;
+    let ran = replica.last().context("it went on")?;
+    ensure!(ran.boot == boot, "{ran:?}");
+    controller.kill9()?;
+    controller.env = Vec::new();
+    controller.start()?;
+    let report = controller.json(&["failover", "shop", "--emergency", "--yes"])?;
+    let web = &report["members"][0];
+    ensure!(web["resumed"] == false, "{report:#}");
+    let why = web["cold_boot"].as_str().context("why it was booted")?;
+    ensure!(why.contains("was not up: console:tick=3 boot did not come within 15 s"), "{report:#}");
+    let after = replica.wait(BOOT, "the replica to boot", |said| said.boot != boot && said.tick >= 3)?;
+    ensure!(after.unharmed(), "{after:?}");
+    let attempts = attempts(&controller.replica_dir().join(spec.uuid.to_string()))?;
+    ensure!(attempts.len() == 2, "{attempts:?}");
+    let again = controller.cli(&["failover", "shop", "--emergency", "--yes"])?;
+    ensure!(!again.status.success() && again.stderr.contains("already"), "{again:?}");
+    Ok(())
+}
+
 const PANICS: &str = "/bin/busybox mount -t sysfs sysfs /sys; \
     stood() { read now </sys/class/rtc/rtc0/since_epoch; read up rest </proc/uptime; stood=$((now - ${up%.*})); }; \
     stood; before=$stood; echo watch=begun >/dev/ttyS0; \

@@ -182,8 +182,8 @@ impl Driller {
             }
             watcher.step(format!("{}: waiting for {wait}", member.name));
             let replica = (member.as_vm, member.host.as_ref());
-            if let Err(why) = starts::wait_for(&*self.runbook, replica, &wait, at_most).await {
-                record.errors.push(format!("{}: {why}", member.name));
+            if let Err(missed) = starts::wait_for(&*self.runbook, replica, &wait, at_most).await {
+                record.errors.push(format!("{}: {}", member.name, missed.why));
             }
         }
         record.members[at].up_ms = Some(self.since(record));

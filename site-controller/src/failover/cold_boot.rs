@@ -1,7 +1,7 @@
 //! A resume that goes wrong: one that is refused is tried once more, for its reason may pass; then the replica is booted from
 //! the same point's disks instead.
 //! Promises: what is wrong was seen, never guessed: QEMU refused the state, or the replica ended or was stopped within
-//! moments, or will never go on. A guest that stands because its operator wants it so is not touched. Each attempt has images
+//! moments, or will never go on, or is not up in the time that its runbook gives it, which says so. A guest that stands because its operator wants it so is not touched. Each attempt has images
 //! of its own; those of one in which the replica ran, and may have written, are left alone. Each refusal is in the journal
 //! before the next attempt.
 //! Called by `steps`.
@@ -79,6 +79,22 @@ impl Runbook {
         self.restore(record, watcher).await?;
         self.start(record, reader, watcher).await?;
         self.confirm(record, watcher).await
+    }
+
+    /// Of a replica that went on, and is not up as its runbook wants it.
+    pub(super) async fn boot_what_ran(
+        &self,
+        record: &mut Record,
+        why: &str,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        let reader = self.reader(record).await?;
+        // If it ends here: it goes on once more, or runs on, and is looked at again.
+        record.has_run = true;
+        self.enter(record, Phase::Starting)?;
+        fault::point("failover.not-up");
+        self.boot(record, why.to_owned(), &reader, watcher).await?;
+        self.go_on(record, watcher).await
     }
 
     async fn start_and_see(

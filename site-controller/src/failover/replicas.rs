@@ -142,6 +142,20 @@ impl Replicas for Runbook {
         Ok(FailoverReport::of(&record, done))
     }
 
+    async fn boot_instead(
+        &self,
+        vm: VmId,
+        why: &str,
+        watcher: &Watcher,
+    ) -> Result<FailoverReport, FailoverError> {
+        let _claim = self.claim(vm)?;
+        let mut record = self.begun(vm)?;
+        if record.phase == Phase::Running && record.resumes {
+            self.noting(&mut record, Step::BootInstead { why }, watcher).await?;
+        }
+        Ok(FailoverReport::of(&record, false))
+    }
+
     async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError> {
         let (_, state) = self.hosts.whereabouts(vm, self.journal.load(vm)?.as_ref()).await?;
         Ok(state.is_some_and(DomainState::is_active))
@@ -200,10 +214,11 @@ impl Replicas for Runbook {
     }
 }
 
-enum Step {
+enum Step<'a> {
     Fence { skip_command: bool },
     Restore,
     GoOn,
+    BootInstead { why: &'a str },
 }
 
 impl Runbook {
@@ -212,7 +227,12 @@ impl Runbook {
     }
 
     /// Does a step; what went wrong is noted for whoever asks for the VM's status.
-    async fn noting(&self, record: &mut Record, step: Step, watcher: &Watcher) -> Result<(), FailoverError> {
+    async fn noting(
+        &self,
+        record: &mut Record,
+        step: Step<'_>,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
         let done = match step {
             Step::Fence { .. } if record.kind == "planned" => self.raise_quietly(record).await,
             Step::Fence { skip_command } => match self.fence(record, watcher).await {
@@ -221,6 +241,7 @@ impl Runbook {
             },
             Step::Restore => Runbook::restore(self, record, watcher).await,
             Step::GoOn => self.go_on(record, watcher).await,
+            Step::BootInstead { why } => self.boot_what_ran(record, why, watcher).await,
         };
         if let Err(error) = &done {
             record.last_error = Some(error.to_string());

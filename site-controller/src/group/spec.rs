@@ -79,6 +79,9 @@ pub struct VmSteps {
     /// When it counts as up: `agent`, `tcp:PORT`, `tcp:HOST:PORT`, `console:TEXT`, `delay:5s`; all of them.
     pub wait_for: Vec<String>,
     pub wait_at_most: String,
+    /// One that goes on with its memory and is not up in time is booted from the same point's disks instead.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub boot_if_not_up: bool,
     /// Hosts of the site that it may run on, by name or libvirt URI; none: any. Where there is one host it says nothing.
     pub hosts: Vec<String>,
     /// A command that is run in the guest once it goes on.
@@ -336,7 +339,16 @@ impl GroupSpec {
                     return Err(self.wrong(&format!("runbook.vm.{vm}"), named, why));
                 }
             }
-            self.waits(vm)?;
+            let (waits, _) = self.waits(vm)?;
+            let wrong = |why| Err(self.wrong(&format!("runbook.vm.{vm}.boot_if_not_up"), "true", why));
+            let tells = waits.iter().any(|wait| !matches!(wait, WaitFor::Delay(_)));
+            match steps.boot_if_not_up {
+                true if !tells => return wrong("write into `wait_for` what tells that it is up: `agent`"),
+                true if !self.runbook.cold_boot => {
+                    return wrong("`cold_boot` is false: leave one of them out");
+                }
+                _ => {}
+            }
         }
         self.starts().map(drop)
     }
@@ -396,8 +408,8 @@ impl Default for RunbookSpec {
 
 impl Default for VmSteps {
     fn default() -> Self {
-        let (after, wait_for, hosts, guest_hook, address) = Default::default();
-        Self { after, wait_for, wait_at_most: "120s".into(), hosts, guest_hook, address }
+        let (after, wait_for, boot_if_not_up, hosts, guest_hook, address) = Default::default();
+        Self { after, wait_for, wait_at_most: "120s".into(), boot_if_not_up, hosts, guest_hook, address }
     }
 }
 

@@ -92,6 +92,9 @@ fn start(spec: &GroupSpec, vm: &str, left_off: bool, site: OfSite<'_>) -> String
         words +=
             &format!("; wait for {}, each for {} at the most", own.wait_for.join(", "), own.wait_at_most);
     }
+    if own.boot_if_not_up {
+        words += "; if that does not come, boot it from its disks";
+    }
     if !spec.runbook.cold_boot {
         words += "; if it does not go on with its memory, leave it at that";
     }

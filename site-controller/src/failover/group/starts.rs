@@ -1,7 +1,8 @@
 //! Starting the members of a group in the order of its runbook, and waiting until each is up.
 //! Promises: a member starts only after those it waits for, and beside those it does not; one that can't be started holds
 //! back only those that wait for it. A wait that runs out is a warning, and the next ones start: on the worst day a service
-//! that answers late is better than none.
+//! that answers late is better than none. Where the runbook says so, one that went on with its memory is booted first, and
+//! waited for once more.
 
 use super::{
     GroupError, Groups,
@@ -74,29 +75,65 @@ impl Groups {
     async fn start_one(&self, record: &GroupRecord, part: Part, watcher: Watcher) -> Started {
         let mut started =
             Started { name: part.name.clone(), warnings: Vec::new(), error: None, unknown: false };
-        match self.replicas.start(part.vm, &watcher).await {
-            // It is off, as its VM was: nobody can wait for it.
-            Ok(report) if report.left_off => return started,
-            Ok(report) => {
-                let left = report.addresses.iter().filter(|step| !step.done);
-                started.warnings.extend(left.map(|step| format!("{}: {step}", part.name)));
+        match self.bring_up(record, &part, &watcher).await {
+            Ok(warnings) => {
+                started.warnings = warnings.iter().map(|what| format!("{}: {what}", part.name)).collect();
             }
             Err(error) => {
                 started.error = Some(error.to_string());
                 started.unknown = !matches!(self.replicas.is_active(part.vm).await, Ok(false));
-                return started;
-            }
-        }
-        let Ok((waits, at_most)) = record.group.spec.waits(&part.name) else { return started };
-        for wait in waits {
-            watcher.step(format!("waiting for {wait}"));
-            if let Err(why) = wait_for(&*self.replicas, (part.vm, None), &wait, at_most).await {
-                watcher.step(format!("WARNING: {why}"));
-                started.warnings.push(format!("{}: {why}", part.name));
             }
         }
         started
     }
+
+    /// Returns what there is to warn of.
+    async fn bring_up(
+        &self,
+        record: &GroupRecord,
+        part: &Part,
+        watcher: &Watcher,
+    ) -> Result<Vec<String>, FailoverError> {
+        let mut report = self.replicas.start(part.vm, watcher).await?;
+        // It is off, as its VM was: nobody can wait for it.
+        if report.left_off {
+            return Ok(Vec::new());
+        }
+        let spec = &record.group.spec;
+        let (waits, at_most) = spec.waits(&part.name).unwrap_or_default();
+        let mut missed = self.miss(part.vm, &waits, at_most, watcher).await;
+        let boots = spec.runbook.vm.get(&part.name).is_some_and(|steps| steps.boot_if_not_up);
+        let late: Vec<&str> =
+            missed.iter().filter(|missed| missed.ran_out).map(|missed| missed.why.as_str()).collect();
+        if boots && report.resumed && !late.is_empty() {
+            let why = format!("it went on and was not up: {}", late.join("; "));
+            report = self.replicas.boot_instead(part.vm, &why, watcher).await?;
+            missed = self.miss(part.vm, &waits, at_most, watcher).await;
+        }
+        let left = report.addresses.iter().filter(|step| !step.done).map(ToString::to_string);
+        Ok(left.chain(missed.into_iter().map(|missed| missed.why)).collect())
+    }
+
+    /// Waits for all; returns what did not come.
+    async fn miss(&self, vm: VmId, waits: &[WaitFor], at_most: Duration, watcher: &Watcher) -> Vec<Missed> {
+        let mut all = Vec::new();
+        for wait in waits {
+            watcher.step(format!("waiting for {wait}"));
+            if let Err(missed) = wait_for(&*self.replicas, (vm, None), wait, at_most).await {
+                watcher.step(format!("WARNING: {}", missed.why));
+                all.push(missed);
+            }
+        }
+        all
+    }
+}
+
+/// What was waited for, and did not come.
+#[derive(Debug)]
+pub struct Missed {
+    pub why: String,
+    /// The time did; otherwise it could not be looked for.
+    ran_out: bool,
 }
 
 /// Returns once what is waited for is there; or else why not. Of a trial, with its host.
@@ -105,7 +142,7 @@ pub async fn wait_for(
     (replica, at): (VmId, Option<&Placed>),
     wait: &WaitFor,
     at_most: Duration,
-) -> Result<(), String> {
+) -> Result<(), Missed> {
     let up = async {
         if let WaitFor::Delay(span) = wait {
             tokio::time::sleep(*span).await;
@@ -117,7 +154,10 @@ pub async fn wait_for(
         Ok::<(), FailoverError>(())
     };
     match tokio::time::timeout(at_most, up).await {
-        Ok(done) => done.map_err(|error| format!("{wait}: {error}")),
-        Err(_) => Err(format!("{wait} did not come within {} s", at_most.as_secs())),
+        Ok(done) => done.map_err(|error| Missed { why: format!("{wait}: {error}"), ran_out: false }),
+        Err(_) => {
+            let why = format!("{wait} did not come within {} s", at_most.as_secs());
+            Err(Missed { why, ran_out: true })
+        }
     }
 }

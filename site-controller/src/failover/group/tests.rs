@@ -23,6 +23,7 @@ mod newest;
 mod off;
 mod settle;
 mod undo;
+mod waits;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Source {
@@ -51,6 +52,8 @@ struct Tables {
     /// How often each was.
     rewound: BTreeMap<VmId, u32>,
     start_fails: BTreeSet<VmId>,
+    /// Those that were resumed first.
+    booted: BTreeSet<VmId>,
     /// A start goes on once as many are under way.
     meet: Option<Arc<tokio::sync::Barrier>>,
     prepare_fails: BTreeSet<VmId>,
@@ -170,7 +173,7 @@ impl Replicas for World {
             if tables.start_fails.contains(&vm) {
                 return Err(FailoverError::DidNotRun { state: "gone".into() });
             }
-            let left_off = tables.off.contains(&vm);
+            let (left_off, booted) = (tables.off.contains(&vm), tables.booted.contains(&vm));
             if left_off {
                 tables.defined.insert(vm);
             } else {
@@ -179,29 +182,14 @@ impl Replicas for World {
             if !left_off && tables.has_run.insert(vm) {
                 tables.starts.push(vm);
             }
-            let zero = UnixMs::default();
-            Ok(FailoverReport {
-                vm,
-                name: String::new(),
-                kind: String::new(),
-                point: PointId::from_bytes([1; 16]),
-                seq: Seq(1),
-                cut_at: zero,
-                generation: 2,
-                started_at: zero,
-                running_at: zero,
-                rto_ms: 0,
-                rpo_ms: 0,
-                resumed: !left_off,
-                left_off,
-                already_done: false,
-                host: None,
-                cold_boot: None,
-                refused: Vec::new(),
-                after_resume: Vec::new(),
-                addresses: Vec::new(),
-            })
+            Ok(report(vm, !left_off && !booted, left_off))
         })
+    }
+    async fn boot_instead(&self, vm: VmId, _: &str, _: &Watcher) -> Result<FailoverReport, FailoverError> {
+        self.call(|tables| {
+            assert!(tables.running.contains(&vm) && tables.booted.insert(vm), "twice");
+        });
+        Ok(report(vm, false, false))
     }
     async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError> {
         Ok(self.call(|tables| tables.running.contains(&vm)))
@@ -230,8 +218,9 @@ impl Replicas for World {
         });
         Ok(())
     }
-    async fn is_up(&self, _: VmId, _: Option<&Placed>, wait: &WaitFor) -> Result<bool, FailoverError> {
-        Ok(*wait == WaitFor::Agent)
+    async fn is_up(&self, vm: VmId, _: Option<&Placed>, wait: &WaitFor) -> Result<bool, FailoverError> {
+        let booted = || self.0.lock().unwrap().booted.contains(&vm);
+        Ok(*wait == WaitFor::Agent || booted())
     }
 }
 
@@ -268,6 +257,31 @@ impl Sources for World {
             }
             true
         }))
+    }
+}
+
+fn report(vm: VmId, resumed: bool, left_off: bool) -> FailoverReport {
+    let zero = UnixMs::default();
+    FailoverReport {
+        vm,
+        name: String::new(),
+        kind: String::new(),
+        point: PointId::from_bytes([1; 16]),
+        seq: Seq(1),
+        cut_at: zero,
+        generation: 2,
+        started_at: zero,
+        running_at: zero,
+        rto_ms: 0,
+        rpo_ms: 0,
+        resumed,
+        left_off,
+        already_done: false,
+        host: None,
+        cold_boot: None,
+        refused: Vec::new(),
+        after_resume: Vec::new(),
+        addresses: Vec::new(),
     }
 }
 
@@ -431,33 +445,6 @@ async fn members_that_wait_for_nobody_start_side_by_side() {
     let failover = groups.emergency(group, named(&whole), false, &watcher);
     let report = tokio::time::timeout(Duration::from_secs(10), failover).await;
     assert_eq!(report.expect("one waits for another").unwrap().members.len(), 3);
-}
-
-#[tokio::test]
-async fn an_emergency_asks_no_source_and_a_wait_that_runs_out_is_a_warning() {
-    let dir = tempfile::tempdir().unwrap();
-    let world = world();
-    let mut group = shop();
-    for source in world.0.lock().unwrap().sources.values_mut() {
-        *source = Source::Off;
-    }
-    let steps = group.spec.runbook.vm.get_mut("db").unwrap();
-    steps.wait_for = vec!["agent".into(), "console:login".into()];
-    steps.wait_at_most = "10ms".into();
-    let report = controller(&world, dir.path())
-        .emergency(group.clone(), named(&point(&group, CUT)), false, &Watcher::nobody())
-        .await
-        .unwrap();
-    assert_eq!((report.warnings.len(), report.rpo_ms), (1, 5), "{report:?}");
-    assert_eq!(world.0.lock().unwrap().starts, [vm(3), vm(2), vm(1)]);
-    let mut older = point(&group, CUT);
-    older.members.pop();
-    let other = tempfile::tempdir().unwrap();
-    let refused = controller(&world, other.path())
-        .emergency(group, named(&older), false, &Watcher::nobody())
-        .await
-        .unwrap_err();
-    assert!(matches!(refused, GroupError::NoPoint(_)), "{refused}");
 }
 
 #[tokio::test]

@@ -95,6 +95,13 @@ pub trait Replicas: Send + Sync {
     async fn is_fenced(&self, vm: VmId) -> Result<bool, FailoverError>;
     /// Returns once the replica runs; or is defined, where the VM was off.
     async fn start(&self, vm: VmId, watcher: &Watcher) -> Result<FailoverReport, FailoverError>;
+    /// One that runs with its memory is ended, and booted from its point's disks; nothing where that was done before. `why` is told.
+    async fn boot_instead(
+        &self,
+        vm: VmId,
+        why: &str,
+        watcher: &Watcher,
+    ) -> Result<FailoverReport, FailoverError>;
     async fn is_active(&self, vm: VmId) -> Result<bool, FailoverError>;
     /// Whether the replica was ever seen to run.
     async fn has_run(&self, vm: VmId) -> Result<bool, FailoverError>;

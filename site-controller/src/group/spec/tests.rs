@@ -16,7 +16,7 @@ fn what_is_left_out_has_a_value_and_what_cannot_be_acted_on_is_refused_with_its_
     let read: GroupSpec = serde_json::from_str("{\"name\":\"shop\",\"vms\":[\"web\",\"db\"]}").unwrap();
     assert_eq!(read, shop);
     type Change = fn(&mut GroupSpec);
-    let cases: [(Change, &str); 12] = [
+    let cases: [(Change, &str); 14] = [
         (|spec| spec.name = "a/b".into(), "name"),
         (|spec| spec.name = "-rf".into(), "name"),
         (|spec| spec.vms.clear(), "vms"),
@@ -29,6 +29,8 @@ fn what_is_left_out_has_a_value_and_what_cannot_be_acted_on_is_refused_with_its_
         (|spec| drop(spec.runbook.vm.insert("mail".into(), VmSteps::default())), "mail"),
         (|spec| drop(spec.runbook.vm.insert("web".into(), steps(&[], &["tcp::80"]))), "wait_for"),
         (|spec| drop(spec.runbook.networks.insert("lan".into(), "lan2".into())), "networks.lan"),
+        (|spec| boots(spec, "delay:1s", true), "boot_if_not_up"),
+        (|spec| boots(spec, "agent", false), "`cold_boot` is false"),
     ];
     for (change, key) in cases {
         let mut spec = shop.clone();
@@ -36,6 +38,12 @@ fn what_is_left_out_has_a_value_and_what_cannot_be_acted_on_is_refused_with_its_
         let error = spec.check().unwrap_err().to_string();
         assert!(error.contains(key), "{key}: {error}");
     }
+}
+
+fn boots(spec: &mut GroupSpec, wait: &str, cold_boot: bool) {
+    let steps = VmSteps { boot_if_not_up: true, ..steps(&[], &[wait]) };
+    spec.runbook.vm.insert("web".into(), steps);
+    spec.runbook.cold_boot = cold_boot;
 }
 
 #[test]
