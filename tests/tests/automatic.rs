@@ -284,7 +284,7 @@ fn groups_that_are_lost_together_are_failed_over_beside_each_other() -> Result<(
         let meet = format!("touch {}; until [ -e {} ]; do sleep 0.1; done", mine.display(), theirs.display());
         groups += &format!(
             "[[group]]\nname = {name:?}\nvms = [{vm:?}]\nrpo = \"2s\"\nautomatic = true\n\
-             [group.runbook]\nbefore = [[\"/bin/sh\", \"-c\", {meet:?}]]\n"
+             [group.runbook]\nscript_limit = \"1h\"\nbefore = [[\"/bin/sh\", \"-c\", {meet:?}]]\n"
         );
     }
     let file = world.b.folder().join("groups.toml");
