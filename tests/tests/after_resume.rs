@@ -250,8 +250,25 @@ fn a_replica_whose_kernel_panics_as_it_goes_on_boots_from_the_disks_of_the_point
     boots_instead(&controller, &b, older, "panicked", &boot)
 }
 
-const LATE: &str = "[[group]]\nname = \"shop\"\nvms = [\"web\"]\nrpo = \"1s\"\n[group.runbook.vm.web]\n\
-                    wait_for = [\"console:tick=3 boot\"]\nwait_at_most = \"15s\"\nboot_if_not_up = true\n";
+/// A group of the guest, which counts as up when it says what it says soon after a boot only.
+fn late(seconds: u32) -> String {
+    format!(
+        "[[group]]\nname = \"shop\"\nvms = [\"web\"]\nrpo = \"1s\"\n[group.runbook.vm.web]\n\
+         wait_for = [\"console:tick=3 boot\"]\nwait_at_most = \"{seconds}s\"\nboot_if_not_up = true\n"
+    )
+}
+
+/// The guest's points become the group's, and its source is lost.
+fn lost_in_group(a: &Site, b: &Site, controller: &Controller, seconds: u32) -> Result<()> {
+    let _agent = Agent::protecting(a, controller, &["web"], "500ms")?;
+    controller.wait_points("web", 1, SOON)?;
+    let file = b.folder().join("groups.toml");
+    fs::write(&file, late(seconds))?;
+    controller.cli(&["apply", "-f", &file.display().to_string()])?.success()?;
+    controller.wait_more_group_points("shop", 2, SOON)?;
+    a.power_cut();
+    Ok(())
+}
 
 /// Goal: so is one that goes on and is not up in the time that its runbook gives it, where that says so, though the controller
 /// dies as it has seen that; what it wrote meanwhile stays. Method: it counts as up when it says what it says soon after a
@@ -265,13 +282,7 @@ fn a_replica_that_is_not_up_in_its_time_boots_from_the_disks_of_the_point_if_its
     let spec = small("web").disk(DiskFormat::Raw, 16);
     let guest = a.define_and_start(&spec)?;
     let boot = guest.wait_for_tick(6, BOOT)?.boot;
-    let _agent = Agent::protecting(&a, &controller, &["web"], "500ms")?;
-    controller.wait_points("web", 1, SOON)?;
-    let file = b.folder().join("groups.toml");
-    fs::write(&file, LATE)?;
-    controller.cli(&["apply", "-f", &file.display().to_string()])?.success()?;
-    controller.wait_more_group_points("shop", 2, SOON)?;
-    a.power_cut();
+    lost_in_group(&a, &b, &controller, 15)?;
     let told = controller.cli(&["failover", "shop", "--emergency", "--dry-run"])?.success()?;
     ensure!(told.contains("if that does not come, boot it from its disks"), "{told}");
 
@@ -298,6 +309,27 @@ fn a_replica_that_is_not_up_in_its_time_boots_from_the_disks_of_the_point_if_its
     let again = controller.cli(&["failover", "shop", "--emergency", "--yes"])?;
     ensure!(!again.status.success() && again.stderr.contains("already"), "{again:?}");
     Ok(())
+}
+
+/// Goal: one that stands because its operator wants it so is not booted, however late it is. Method: a guest that is suspended when
+/// its points are cut.
+#[test]
+fn a_replica_that_stands_as_its_operator_wants_it_is_not_booted_for_being_late() -> Result<()> {
+    let rig = Rig::new("stands-late")?;
+    let (a, b, _link) = rig.pair()?;
+    let controller = Controller::running(&b)?;
+    let guest = a.define_and_start(&small("web").disk(DiskFormat::Raw, 16))?;
+    let boot = guest.wait_for_tick(6, BOOT)?.boot;
+    guest.suspend()?;
+    lost_in_group(&a, &b, &controller, 2)?;
+    let report = controller.json(&["failover", "shop", "--emergency", "--yes"])?;
+    let (web, late) = (&report["members"][0], report["warnings"].to_string());
+    ensure!(web["resumed"] == true && web["cold_boot"].is_null(), "{report:#}");
+    ensure!(late.contains("console:tick=3 boot did not come within 2 s"), "{report:#}");
+    let replica = b.guest("web")?;
+    ensure!(replica.state()? == "paused", "{}", replica.state()?);
+    replica.resume()?;
+    replica_unharmed(&replica, &boot, 6, SOON).map(drop)
 }
 
 const PANICS: &str = "/bin/busybox mount -t sysfs sysfs /sys; \

@@ -170,10 +170,7 @@ impl Automatic {
             Some(record) => self.go_on(record, group).await,
             None => self.begin(group).await,
         };
-        self.say(group, done.unwrap_or_else(|error| chain(&error)));
-    }
-
-    fn say(&self, group: &Group, said: String) {
+        let said = done.unwrap_or_else(|error| chain(&error));
         let mut all = self.said.lock().unwrap_or_else(PoisonError::into_inner);
         if all.get(&group.id).is_none_or(|before| decide::news(before) != decide::news(&said)) {
             tracing::info!(group = %group.spec.name, %said, "automatic failover");
@@ -282,12 +279,12 @@ impl Automatic {
 
     async fn fail_over(&self, record: &ClaimRecord, now: &Group) -> Result<String, AutomaticError> {
         let parts = &self.parts;
+        // Not waited for here: meanwhile the group may be changed, or no longer wanted to be failed over.
+        let Ok(_turn) = self.turns.try_acquire() else {
+            return Ok("it is claimed, and waits for the failovers of other groups".into());
+        };
         // What its operator has mended since in its runbook counts.
         let group = if now.members == record.group.members { now } else { &record.group }.clone();
-        if self.turns.available_permits() == 0 {
-            self.say(&group, "it is claimed, and waits for the failovers of other groups".into());
-        }
-        let _turn = self.turns.acquire().await;
         let name = group.spec.name.clone();
         let point = self.point(&group).await?;
         let audit = parts.scribe.begin(&name, &record.claim).await.map_err(AutomaticError::Other)?;

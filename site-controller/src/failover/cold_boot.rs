@@ -1,9 +1,9 @@
 //! A resume that goes wrong: one that is refused is tried once more, for its reason may pass; then the replica is booted from
 //! the same point's disks instead.
 //! Promises: what is wrong was seen, never guessed: QEMU refused the state, or the replica ended or was stopped within
-//! moments, or will never go on, or is not up in the time that its runbook gives it, which says so. A guest that stands because its operator wants it so is not touched. Each attempt has images
-//! of its own; those of one in which the replica ran, and may have written, are left alone. Each refusal is in the journal
-//! before the next attempt.
+//! moments, or will never go on, or is not up in the time that its runbook gives it, which says so. A guest that stands
+//! because its operator wants it so is not touched. Each attempt has images of its own; those of one in which the replica
+//! ran, and may have written, are left alone. Each refusal is in the journal before the next attempt.
 //! Called by `steps`.
 
 use super::{
@@ -88,6 +88,15 @@ impl Runbook {
         why: &str,
         watcher: &Watcher,
     ) -> Result<(), FailoverError> {
+        let vm = record.vm;
+        let stands = self.hosts.at(record.host.as_ref())?.ask(move |hypervisor| {
+            let domain = hypervisor.domain_by_uuid(vm)?;
+            Ok(domain.state()? != DomainState::Running && domain.came_to_grief()?.is_none())
+        });
+        if stands.await? {
+            watcher.step("it stands, as its operator wants it: it is not booted");
+            return Ok(());
+        }
         let reader = self.reader(record).await?;
         // If it ends here: it goes on once more, or runs on, and is looked at again.
         record.has_run = true;

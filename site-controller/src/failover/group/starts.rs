@@ -108,7 +108,9 @@ impl Groups {
         if boots && report.resumed && !late.is_empty() {
             let why = format!("it went on and was not up: {}", late.join("; "));
             report = self.replicas.boot_instead(part.vm, &why, watcher).await?;
-            missed = self.miss(part.vm, &waits, at_most, watcher).await;
+            if !report.resumed {
+                missed = self.miss(part.vm, &waits, at_most, watcher).await;
+            }
         }
         let left = report.addresses.iter().filter(|step| !step.done).map(ToString::to_string);
         Ok(left.chain(missed.into_iter().map(|missed| missed.why)).collect())
