@@ -150,7 +150,7 @@ impl Client {
         let bearer = HeaderValue::from_str(&format!("Bearer {token}"));
         let mut bearer = bearer.map_err(|_| ClientError::BadToken { why: "can't be sent" })?;
         bearer.set_sensitive(true);
-        let dialer = HttpsDialer::new(address, &access.trust)
+        let dialer = HttpsDialer::new(address, &access.trust, None)
             .map_err(|source| ClientError::NoLink { address: address.to_owned(), source })?;
         Ok(Self { door: Door::Https { dialer, bearer: Some(bearer) }, daemon })
     }
@@ -169,12 +169,9 @@ impl Client {
             (Some(address), _) if is_address(address) => Door::Http { address: address.to_owned() },
             (_, Some(address)) if is_address(address) => {
                 let trust = ca.map_or(Trust::System, |ca| Trust::Authorities(ca.to_owned()));
-                let dialer = match own {
-                    Some(files) => HttpsDialer::with_certificate(address, &trust, files),
-                    None => HttpsDialer::new(address, &trust),
-                };
-                let no_link = |source| ClientError::NoLink { address: address.to_owned(), source };
-                Door::Https { dialer: dialer.map_err(no_link)?, bearer: None }
+                let dialer = HttpsDialer::new(address, &trust, own)
+                    .map_err(|source| ClientError::NoLink { address: address.to_owned(), source })?;
+                Door::Https { dialer, bearer: None }
             }
             _ => return Err(ClientError::BadAddress { given: url.escape_debug().take(80).collect() }),
         };

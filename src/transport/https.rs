@@ -86,8 +86,8 @@ impl HttpsIdentity {
 }
 
 impl HttpsDialer {
-    /// To `HOST:PORT`.
-    pub fn new(address: &str, trust: &Trust) -> Result<Self, TransportError> {
+    /// To `HOST:PORT`; `own` is shown to a server that wants a certificate.
+    pub fn new(address: &str, trust: &Trust, own: Option<&CallerFiles>) -> Result<Self, TransportError> {
         let bad = || PkiError::BadName {
             given: address.escape_debug().take(80).collect(),
             why: "is no address; write HOST:PORT",
@@ -96,19 +96,9 @@ impl HttpsDialer {
         let host = host.strip_prefix('[').and_then(|v6| v6.strip_suffix(']')).unwrap_or(host);
         port.parse::<u16>().map_err(|_| bad())?;
         let name = ServerName::try_from(host.to_owned()).map_err(|_| bad())?;
-        let connector = connector(trust, None)?;
-        Ok(Self { address: address.to_owned(), name, connector, caller: None })
-    }
-
-    /// The same, with a certificate to show.
-    pub fn with_certificate(
-        address: &str,
-        trust: &Trust,
-        files: &CallerFiles,
-    ) -> Result<Self, TransportError> {
-        let connector = connector(trust, Some(files))?;
-        let caller = Some((trust.clone(), files.clone()));
-        Ok(Self { connector, caller, ..Self::new(address, trust)? })
+        let connector = connector(trust, own)?;
+        let caller = own.map(|files| (trust.clone(), files.clone()));
+        Ok(Self { address: address.to_owned(), name, connector, caller })
     }
 
     pub fn address(&self) -> &str {

@@ -340,14 +340,13 @@ impl GroupSpec {
                 }
             }
             let (waits, _) = self.waits(vm)?;
-            let wrong = |why| Err(self.wrong(&format!("runbook.vm.{vm}.boot_if_not_up"), "true", why));
-            let tells = waits.iter().any(|wait| !matches!(wait, WaitFor::Delay(_)));
-            match steps.boot_if_not_up {
-                true if !tells => return wrong("write into `wait_for` what tells that it is up: `agent`"),
-                true if !self.runbook.cold_boot => {
-                    return wrong("`cold_boot` is false: leave one of them out");
-                }
-                _ => {}
+            let never = match waits.iter().any(|wait| !matches!(wait, WaitFor::Delay(_))) {
+                false => Some("write into `wait_for` what tells that it is up: `agent`"),
+                true if !self.runbook.cold_boot => Some("`cold_boot` is false: leave one of them out"),
+                true => None,
+            };
+            if let Some(why) = never.filter(|_| steps.boot_if_not_up) {
+                return Err(self.wrong(&format!("runbook.vm.{vm}.boot_if_not_up"), "true", why));
             }
         }
         self.starts().map(drop)

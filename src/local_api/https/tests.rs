@@ -73,7 +73,7 @@ impl Port {
 
     async fn raw(&self) -> HttpsStream {
         let trust = Trust::Fingerprint(self.identity.fingerprint());
-        HttpsDialer::new(&self.address.to_string(), &trust).unwrap().connect().await.unwrap()
+        HttpsDialer::new(&self.address.to_string(), &trust, None).unwrap().connect().await.unwrap()
     }
 }
 
