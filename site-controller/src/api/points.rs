@@ -80,8 +80,7 @@ pub(super) async fn prune(
     Path(vm): Path<String>,
 ) -> Result<Json<PruneReport>, ApiError> {
     let catalog = &site.runbook.catalog;
-    let before = catalog.find_vm(&vm).await.map_err(catalog_error)?;
-    let id = before.vm;
+    let id = catalog.find_vm(&vm).await.map_err(catalog_error)?.vm;
     // Its own task: what was begun is brought to its end although the operator's terminal went away.
     let passed = tokio::spawn({
         let site = site.clone();
@@ -92,10 +91,10 @@ pub(super) async fn prune(
     let after = catalog.find_vm(&id.to_string()).await.map_err(catalog_error)?;
     Ok(Json(PruneReport {
         vm: id,
-        name: before.name,
+        name: after.name,
         pruned: passed.pruned.len() as u64,
+        pruned_bytes: passed.pruned_bytes,
         folds: passed.folds.len() as u64,
-        stored_bytes_before: before.stored_bytes,
         stored_bytes: after.stored_bytes,
     }))
 }

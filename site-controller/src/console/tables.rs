@@ -176,9 +176,9 @@ pub fn prune_preview(preview: &PrunePreview) -> String {
 }
 
 pub fn prune(report: &PruneReport) -> String {
-    let (before, after) = (ByteSize(report.stored_bytes_before), ByteSize(report.stored_bytes));
+    let (gone, stored) = (ByteSize(report.pruned_bytes), ByteSize(report.stored_bytes));
     format!(
-        "{}: {} points were taken away, {} folded; stored: {before}, now {after}\n",
+        "{}: {} points were taken away ({gone}), {} folded; {stored} are stored\n",
         report.name, report.pruned, report.folds
     )
 }

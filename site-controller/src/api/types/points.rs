@@ -44,7 +44,9 @@ pub struct PruneReport {
     pub vm: VmId,
     pub name: String,
     pub pruned: u64,
+    /// Of what was taken away: packs and records. Not a difference of totals: points come in and are folded meanwhile.
+    pub pruned_bytes: u64,
     pub folds: u64,
-    pub stored_bytes_before: u64,
+    /// Of all that is kept, afterwards.
     pub stored_bytes: u64,
 }
