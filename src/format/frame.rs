@@ -8,30 +8,18 @@
 //! `0 magic "LBF1" │ 4 seq u32 │ 8 image u16 │ 10 codec u8 │ 11 zero u8 │ 12 raw_len u32 │ 16 body_len u32 │ 20 runs u32 │
 //! 24 digest 32`, then per run `first u64 │ count u32`.
 
+pub(super) mod bounds;
+
+pub use bounds::{FRAME_MAX, FrameError, HEAD_LEN, MADE_PAGES_MAX, RAW_MAX, RUN_LEN, RUNS_MAX};
+
 use crate::{
-    chunk::{
-        codec::{self, CodecError},
-        digest::Digest,
-    },
+    chunk::{codec, digest::Digest},
     format::{refs, words},
-    page::{Content, GROUP_PAGES, PAGE, PageGroup, PageRun},
+    page::{Content, PAGE, PageGroup, PageRun},
 };
 use bytes::{BufMut, Bytes, BytesMut};
 
 const MAGIC: [u8; 4] = *b"LBF1";
-/// Bytes of a frame before its runs.
-pub const HEAD_LEN: usize = 56;
-/// Bytes of one run.
-pub const RUN_LEN: usize = 12;
-/// Runs in one frame at the most.
-pub const RUNS_MAX: usize = 4096;
-/// Bytes in one frame at the most, unpacked: of pages, or of what says how to make them.
-pub const RAW_MAX: usize = GROUP_PAGES * PAGE;
-/// Bytes of one encoded frame at the most.
-pub const FRAME_MAX: usize = HEAD_LEN + RUNS_MAX * RUN_LEN + RAW_MAX;
-/// Pages in one frame of words or references at the most.
-pub const MADE_PAGES_MAX: usize = 1024;
-
 /// How a frame's body is packed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -81,16 +69,6 @@ pub struct FrameHead {
 pub struct Frame {
     pub head: FrameHead,
     pub body: Bytes,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum FrameError {
-    #[error("not a frame: {0}")]
-    Malformed(&'static str),
-    #[error("frame {seq}: its pages do not match their digest")]
-    Corrupt { seq: u32 },
-    #[error("frame {seq}: {source}")]
-    Unpack { seq: u32, source: CodecError },
 }
 
 impl Frame {

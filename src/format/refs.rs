@@ -5,7 +5,7 @@
 //! Layout (little-endian) for n pages: `checks n × u64 │ source pages n × u64 │ source images n × u16`.
 
 use crate::{
-    format::frame::{FrameError, MADE_PAGES_MAX},
+    format::frame::bounds::{FrameError, MADE_PAGES_MAX},
     page::PageRun,
 };
 use bytes::Bytes;

@@ -8,7 +8,7 @@
 
 use crate::{
     chunk::digest::page_check,
-    format::frame::{FrameError, MADE_PAGES_MAX, RAW_MAX},
+    format::frame::bounds::{FrameError, MADE_PAGES_MAX, RAW_MAX},
     page::{PAGE, PageRun},
 };
 use bytes::Bytes;

@@ -68,7 +68,7 @@ fn the_api_s_document_is_served_to_whoever_may_look() -> Result<()> {
         from.in_network(|| runtime.block_on(client.get::<Value>("/openapi.json")))?.context("the document")
     };
     let served = fetch(token)?;
-    assert_eq!(served, lifeboat_site_controller::api::openapi::document());
+    assert_eq!(served, *lifeboat_site_controller::api::routes::document());
     assert!(served["paths"]["/v1/group-failovers"]["post"]["x-mutating"] == true, "{}", served["paths"]);
     ensure!(fetch("lba1-0000".into()).is_err(), "strangers get nothing");
     Ok(())

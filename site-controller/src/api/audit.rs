@@ -5,7 +5,7 @@
 //! is. No secret is written. Bounded: [`FILES`] of [`FILE_MAX`] bytes. Called by the [`super::gate`].
 
 use super::{
-    gate::{Caller, Who},
+    caller::{Caller, Who},
     types::{AuditEnd, AuditLine, AuditRow},
 };
 use lifeboat::{

@@ -2,7 +2,7 @@
 
 use super::{
     audit::{AuditLog, Call},
-    gate::{Caller, Who},
+    caller::{Caller, Who},
     role::Role,
     site::Site,
 };

@@ -8,10 +8,11 @@ use super::{
 use crate::{
     catalog::CatalogError,
     failover::{
+        error::FailoverError,
         images::ImageError,
         journal::{Manner, Phase},
         progress::Progress,
-        runbook::{FailoverError, LATEST, Request},
+        runbook::{LATEST, Request},
     },
     intake::board::Seen,
 };

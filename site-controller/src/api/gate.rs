@@ -5,6 +5,7 @@
 
 use super::{
     audit::{AuditLog, Call},
+    caller::{Caller, Who},
     role::Role,
     token_book::TokenBook,
 };
@@ -25,7 +26,7 @@ use lifeboat::{
     fault,
     local_api::{ApiError, ErrorBody, Origin, Words, whole_body},
 };
-use std::{fmt, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 /// What it needs to know.
 pub struct Gate {
@@ -42,35 +43,6 @@ pub struct Rule {
     pub role: Role,
     /// It changes something.
     pub mutating: bool,
-}
-
-/// Who asks; each request that was let in bears it as an extension.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    pub who: Who,
-    pub role: Role,
-    pub origin: Origin,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Who {
-    /// A user of this machine, through the socket.
-    Local { uid: Option<u32> },
-    /// Nobody: the site by itself, as a witness let it.
-    Witness,
-    /// The holder of a token.
-    Token { name: String, id: String },
-}
-
-impl fmt::Display for Caller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.who {
-            Who::Local { uid: Some(uid) } => write!(f, "uid {uid}"),
-            Who::Local { uid: None } => f.write_str("a user of this machine"),
-            Who::Witness => f.write_str("witness"),
-            Who::Token { name, id } => write!(f, "token {name} ({id})"),
-        }
-    }
 }
 
 struct Post {

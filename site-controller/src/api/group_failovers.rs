@@ -10,16 +10,18 @@ use super::{
 use crate::{
     catalog::Selector,
     failover::{
+        error::FailoverError,
         group::{
-            GroupError, GroupReport, outline,
+            GroupError, outline,
             world::{Chosen, WholePoint},
         },
         journal::Manner,
         placing::Foreseen,
         progress::{Progress, Watcher},
-        runbook::{FailoverError, LATEST},
+        report::GroupReport,
+        runbook::LATEST,
     },
-    group::{Group, MemberVm, addresses::Occasion, coordinator::new_cut, points::GroupPoint},
+    group::{Group, MemberVm, address_spec::Occasion, coordinator::new_cut, points::GroupPoint},
 };
 use axum::{Extension, Json, extract::State, response::Response};
 use lifeboat::{

@@ -2,7 +2,7 @@
 
 use super::{
     automatic::may_ask,
-    gate::Caller,
+    caller::Caller,
     role::Role,
     site::{Site, catalog_error},
     types::{GroupPointList, GroupRequest, GroupRow, GroupState, InventoryList, InventoryRow},
@@ -299,7 +299,7 @@ pub(super) fn point_error(error: GroupPointError) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{api::gate::Who, group::addresses::CardSpec};
+    use crate::{api::caller::Who, group::address_spec::CardSpec};
     use lifeboat::local_api::Origin;
 
     #[test]

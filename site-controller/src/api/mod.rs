@@ -1,11 +1,12 @@
 //! The operator's requests, as JSON over HTTP: [`types`] are their shapes, [`routes`] the table of them, one file for each
-//! family the answers. Each request passes the [`gate`], which knows the callers by their tokens ([`token_book`]) and
-//! has an [`audit`] log of what they change. No policy
-//! of its own beyond that: it asks the catalogue, the runbook and the verifier. Served by `daemon`, used by `lifeboat`.
+//! family the answers. Each request passes the [`gate`], which knows the callers ([`caller`]) by their tokens ([`token_book`])
+//! and has an [`audit`] log of what they change. No policy of its own beyond that: it asks the catalogue, the runbook and the
+//! verifier. Served by `daemon`, used by `lifeboat`.
 
 pub mod audit;
 mod audits;
 mod automatic;
+pub mod caller;
 pub mod codes;
 mod drills;
 mod failovers;

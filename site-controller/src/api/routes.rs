@@ -27,10 +27,11 @@ use crate::{
     readiness::Readiness,
     report::Report,
 };
-use axum::{Router, handler::Handler, http::StatusCode, routing::MethodRouter};
+use axum::{Json, Router, handler::Handler, http::StatusCode, routing::MethodRouter};
 use lifeboat::local_api::ApiError;
 use schemars::JsonSchema;
-use std::sync::Arc;
+use serde_json::Value;
+use std::sync::{Arc, LazyLock};
 
 /// One request: what it asks of its caller, what it takes and gives, and who answers.
 pub struct Route {
@@ -46,7 +47,7 @@ pub fn table() -> Vec<Route> {
 
 fn looking() -> Vec<Route> {
     vec![
-        get("/openapi.json", Viewer, openapi::serve).gives::<serde_json::Value>("This document"),
+        get("/openapi.json", Viewer, serve_document).gives::<Value>("This document"),
         get("/v1/status", Viewer, status::status).gives::<SiteStatus>("The site and its VMs"),
         get("/v1/readiness", Viewer, readiness::all)
             .gives::<Vec<Readiness>>("Whether failovers would work, of all groups and VMs"),
@@ -147,6 +148,18 @@ fn concerning_callers() -> Vec<Route> {
             .gives::<TokenCreated>("Makes a token, and shows it this once"),
         post("/v1/tokens/{token}/revoke", Admin, tokens::revoke).gives::<TokenRow>("Takes a token away"),
     ]
+}
+
+/// The API's document (OpenAPI 3.1): what all of these take and give.
+pub fn document() -> &'static Value {
+    static DOCUMENT: LazyLock<Value> = LazyLock::new(|| {
+        openapi::document(&table().iter().map(|route| (route.rule, route.shape)).collect::<Vec<_>>())
+    });
+    &DOCUMENT
+}
+
+async fn serve_document() -> Json<&'static Value> {
+    Json(document())
 }
 
 pub fn router(site: Arc<Site>) -> Router {

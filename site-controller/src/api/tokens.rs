@@ -1,7 +1,7 @@
 //! Making, listing and revoking tokens.
 
 use super::{
-    gate::Caller,
+    caller::Caller,
     site::Site,
     token_book::TokenError,
     types::{TokenCreated, TokenRequest, TokenRow},

@@ -1,6 +1,6 @@
 //! The audit log as text for people. Pure.
 
-use super::tables::table;
+use super::text::table;
 use crate::api::types::{AuditList, AuditRow};
 
 pub fn calls(list: &AuditList) -> String {

@@ -1,6 +1,6 @@
 //! Drills, as text for people. Pure: values in, text out.
 
-use super::tables::{span, table};
+use super::text::{span, table};
 use crate::drill::{DrillRecord, DrillState};
 use std::fmt::Write;
 

@@ -2,11 +2,11 @@
 
 use super::{
     readiness::ready,
-    tables::{hosts, kind_of, span, table},
+    text::{hosts, kind_of, span, table},
 };
 use crate::{
     api::types::{GroupFailoverPreview, GroupPointList, GroupRow, GroupState, InventoryList},
-    failover::group::GroupReport,
+    failover::report::GroupReport,
     group::Group,
 };
 use std::fmt::Write;

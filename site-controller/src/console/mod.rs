@@ -1,4 +1,5 @@
-//! What `lifeboat` shows: [`tables`] for people, [`watch`] for work that takes time. JSON is the API's own shapes.
+//! What `lifeboat` shows: [`tables`] for people, and a file for each family of commands, made of [`text`]; [`watch`] for work
+//! that takes time. JSON is the API's own shapes.
 
 pub mod audit;
 pub mod drills;
@@ -9,5 +10,6 @@ pub mod replicas;
 pub mod report;
 pub mod seeds;
 pub mod tables;
+pub mod text;
 pub mod tokens;
 pub mod watch;

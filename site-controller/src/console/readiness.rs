@@ -1,6 +1,6 @@
 //! Whether failovers would work, as text for people. Pure.
 
-use super::tables::span;
+use super::text::span;
 use crate::readiness::{Readiness, Verdict, Weight};
 use lifeboat::units::ByteSize;
 use std::fmt::Write;

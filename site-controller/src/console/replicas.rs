@@ -1,6 +1,6 @@
 //! Folders of replicas as text for people. Pure.
 
-use super::tables::table;
+use super::text::table;
 use crate::{
     api::types::{ReplicaList, ReplicaRow},
     failover::folders::Needed,

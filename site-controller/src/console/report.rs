@@ -1,6 +1,6 @@
 //! The report in a few lines. Pure.
 
-use super::tables::table;
+use super::text::table;
 use crate::{
     readiness::Verdict,
     report::{

@@ -1,6 +1,6 @@
 //! Tokens of the API as text for people. Pure.
 
-use super::tables::table;
+use super::text::table;
 use crate::api::types::TokenRow;
 
 pub fn list(rows: &[TokenRow]) -> String {

@@ -5,7 +5,7 @@ use super::{
     record::{DrillMember, DrillRecord},
     run::Driller,
 };
-use crate::failover::runbook::FailoverError;
+use crate::failover::error::FailoverError;
 use lifeboat::hypervisor::libvirt::{Picture, XmlView};
 use std::{
     fs,

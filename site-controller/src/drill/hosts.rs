@@ -7,11 +7,11 @@ use super::{
 };
 use crate::{
     failover::{
+        error::FailoverError,
         hosts::{Host, HostError},
         journal::Manner,
         placing::Wanted,
         progress::Watcher,
-        runbook::FailoverError,
     },
     group::GroupSpec,
 };

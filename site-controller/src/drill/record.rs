@@ -3,7 +3,7 @@
 //! read by `api`.
 
 use crate::{
-    failover::{afterwards::Afterwards, hosts::Placed, replica_xml::Isolated},
+    failover::{journal::Placed, outcome::Afterwards, replica_xml::Isolated},
     group::{addresses::AddressRules, spec::NetworkHere},
 };
 use lifeboat::{

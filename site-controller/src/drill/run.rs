@@ -6,15 +6,14 @@ use super::record::{Check, DrillBook, DrillMember, DrillRecord, DrillState, Tria
 use crate::{
     catalog::{CatalogError, Selector},
     failover::{
+        error::FailoverError,
         group::scripts,
         preflight::{self, PreflightError},
         progress::Watcher,
-        runbook::{FailoverError, Runbook},
+        runbook::Runbook,
     },
     group::{
-        Group, GroupSpec,
-        addresses::{AddressRules, Occasion},
-        coordinator::Coordinator,
+        Group, GroupSpec, address_spec::Occasion, addresses::AddressRules, coordinator::Coordinator,
         points::GroupPointError,
     },
     store::PointSummary,

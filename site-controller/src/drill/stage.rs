@@ -7,6 +7,8 @@ use super::{
 };
 use crate::{
     failover::{
+        attempt::disk_files,
+        error::FailoverError,
         group::starts,
         images,
         journal::Manner,
@@ -14,8 +16,6 @@ use crate::{
         progress::Watcher,
         qemu_version::SavedBy,
         replica_xml::{self, Needs, Place, Rewritten},
-        runbook::FailoverError,
-        steps::disk_files,
     },
     group::{GroupSpec, spec::WaitFor},
     restore::Reader,

@@ -7,8 +7,8 @@ use super::{
     run::{DrillError, Driller},
 };
 use crate::failover::{
-    runbook::FailoverError,
-    steps::{blocking, remove_dir},
+    attempt::{blocking, remove_dir},
+    error::FailoverError,
 };
 use lifeboat::fault;
 

@@ -4,11 +4,12 @@
 //! Called by `steps` once the replica runs.
 
 use super::{
-    hosts::Placed,
+    error::FailoverError,
     images,
-    journal::{Manner, Record},
+    journal::{Manner, Placed, Record},
+    outcome::Afterwards,
     progress::Watcher,
-    runbook::{FailoverError, Runbook},
+    runbook::Runbook,
 };
 use lifeboat::{
     clock::Clock,
@@ -21,37 +22,8 @@ use lifeboat::{
     },
     id::VmId,
 };
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::json;
-use std::{fmt, time::Duration};
-
-/// One thing that was to be done.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Afterwards {
-    pub what: String,
-    pub done: bool,
-    /// Why not; or how, where there is something to say.
-    pub why: Option<String>,
-}
-
-impl Afterwards {
-    fn of(what: &str, outcome: Result<Option<String>, String>) -> Self {
-        let what = what.to_owned();
-        match outcome {
-            Ok(why) => Self { what, done: true, why },
-            Err(why) => Self { what, done: false, why: Some(why) },
-        }
-    }
-}
-
-impl fmt::Display for Afterwards {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let done = if self.done { "done" } else { "NOT done" };
-        write!(f, "{}: {done}", self.what)?;
-        self.why.as_ref().map_or(Ok(()), |why| write!(f, " ({why})"))
-    }
-}
+use std::time::Duration;
 
 impl Runbook {
     /// Once for each failover, and only where the replica runs on.

@@ -7,10 +7,10 @@
 //! Called by `steps`.
 
 use super::{
-    hosts::Placed,
-    journal::{Phase, Record},
+    error::FailoverError,
+    journal::{Phase, Placed, Record},
     progress::Watcher,
-    runbook::{FailoverError, Runbook},
+    runbook::Runbook,
     waits,
 };
 use crate::restore::Reader;

@@ -4,11 +4,12 @@
 //! all, is taken for needed. Called by `api`.
 
 use super::{
+    attempt::{blocking, remove_dir},
+    error::FailoverError,
     hosts::HostError,
     journal::Record,
     replica_xml,
-    runbook::{FailoverError, Runbook},
-    steps::{blocking, remove_dir},
+    runbook::Runbook,
 };
 use lifeboat::{
     hypervisor::{

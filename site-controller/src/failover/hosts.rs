@@ -4,7 +4,7 @@
 //! Called by whatever looks up a domain at this site.
 
 use super::{
-    journal::{JournalError, Phase, Record},
+    journal::{JournalError, Phase, Placed, Record},
     placement::Promise,
 };
 use crate::config::HostConfig;
@@ -13,26 +13,12 @@ use lifeboat::{
     hypervisor::libvirt::{DomainState, Hypervisor, HypervisorError},
     id::VmId,
 };
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use tokio::sync::{Semaphore, oneshot};
-
-/// The host that was chosen for a replica, of several.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Placed {
-    pub name: String,
-    pub uri: String,
-    /// Bytes of ordinary memory, and processors, that it takes there.
-    pub memory: u64,
-    pub vcpus: u32,
-    /// A start was asked for: from then on it may run there, and is started nowhere else.
-    pub started: bool,
-}
 
 #[derive(Debug, thiserror::Error)]
 pub enum HostError {
@@ -377,7 +363,7 @@ mod tests {
 
     #[tokio::test]
     async fn where_no_host_can_take_a_replica_each_says_why() {
-        use crate::failover::{placing::Wanted, replica_xml::Needs, runbook::FailoverError};
+        use crate::failover::{error::FailoverError, placing::Wanted, replica_xml::Needs};
         let dir = tempfile::tempdir().unwrap();
         let wanted = Wanted {
             vm: VmId::from_bytes([4; 16]),

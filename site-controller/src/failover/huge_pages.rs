@@ -1,7 +1,7 @@
 //! Huge pages that a replica's memory is made of: what its XML asks for, and whether this host has it.
 //! Promises: a lack is told with its size before anything is changed. Reading only. Called by `replica_xml`, `preflight`.
 
-use super::replica_xml::elements;
+use super::replica_xml::tree::elements;
 use lifeboat::{
     hypervisor::libvirt::{Hypervisor, HypervisorError},
     units::ByteSize,

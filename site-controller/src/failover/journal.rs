@@ -2,13 +2,9 @@
 //! Promises: a phase is entered in the journal, synced, before the work that must not be done twice; a controller that
 //! dies anywhere goes on from the last phase it entered. Called by `runbook` only.
 
-use super::{addresses::plan::Plan, afterwards::Afterwards, hosts::Placed};
+use super::{addresses::plan::Plan, outcome::Afterwards};
 use crate::{
-    group::{
-        GroupSpec,
-        addresses::{AddressRules, Occasion},
-        spec::NetworkHere,
-    },
+    group::{GroupSpec, address_spec::Occasion, addresses::AddressRules, spec::NetworkHere},
     store::PointSummary,
 };
 use lifeboat::{
@@ -60,6 +56,18 @@ pub struct Staged {
     pub point: PointId,
     /// They are removed then, if nobody has gone on from them.
     pub until: UnixMs,
+}
+
+/// The host that was chosen for a replica, of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Placed {
+    pub name: String,
+    pub uri: String,
+    /// Bytes of ordinary memory, and processors, that it takes there.
+    pub memory: u64,
+    pub vcpus: u32,
+    /// A start was asked for: from then on it may run there, and is started nowhere else.
+    pub started: bool,
 }
 
 /// What its runbook says of how a replica goes on.

@@ -6,15 +6,16 @@
 //! `readiness` and `api`.
 
 use super::{
-    hosts::{Host, HostError, Hosts, Placed},
-    journal::{Manner, Phase, Record},
+    error::FailoverError,
+    hosts::{Host, HostError, Hosts},
+    journal::{Manner, Phase, Placed, Record},
     placement::{self, Offer, Promise, Wish},
     preflight::{self, PreflightError},
     probe::{self, Probe},
     progress::Watcher,
     qemu_version::Takes,
     replica_xml::Needs,
-    runbook::{FailoverError, Runbook},
+    runbook::Runbook,
 };
 use crate::store::PointSummary;
 use futures_util::future::join_all;
@@ -307,7 +308,8 @@ async fn look_at(host: &Host, wanted: &[Wanted], probe: Option<PathBuf>) -> Resu
         }
         let load = hypervisor.load()?;
         let lacks = wanted.iter().map(|of| lack(hypervisor, of)).collect::<Result<_, _>>()?;
-        let takes = wanted.iter().map(|of| Takes::of(hypervisor, &of.needs)).collect();
+        let takes =
+            wanted.iter().map(|of| Takes::of(hypervisor, &of.needs.machine, of.needs.saved_by)).collect();
         Ok(Seen { load, unchecked, lacks, takes })
     })
     .await

@@ -2,11 +2,13 @@
 //! saved them and of later ones (its docs/devel/migration: forward compatibility); an earlier one may, and often does. So it is
 //! told, and stands in no failover's way. Blocking (libvirt). Called by `placing`, `readiness` and `drill`.
 
-use super::replica_xml::Needs;
 use crate::restore::Reader;
 use lifeboat::{
     format::manifest::{ImageKind, blob},
-    hypervisor::{libvirt::Hypervisor, version::QemuVersion},
+    hypervisor::{
+        libvirt::{Hypervisor, Machine},
+        version::QemuVersion,
+    },
 };
 
 /// Bytes of a version's text at the most.
@@ -54,14 +56,15 @@ impl SavedBy {
 }
 
 impl Takes {
-    pub fn of(hypervisor: &Hypervisor, needs: &Needs) -> Self {
+    /// `machine` is the replica's.
+    pub fn of(hypervisor: &Hypervisor, machine: &Machine, saved_by: SavedBy) -> Self {
         let unknown = |why: String| Self::Unknown(why);
-        match needs.saved_by {
+        match saved_by {
             SavedBy::Nobody => Self::Yes,
             SavedBy::Unknown => {
                 unknown("its newest point does not tell it; install the newest version of the agent".into())
             }
-            SavedBy::Qemu(saved) => match hypervisor.qemu_version(&needs.machine) {
+            SavedBy::Qemu(saved) => match hypervisor.qemu_version(machine) {
                 Ok(Some(here)) => Self::judged(saved, here),
                 Ok(None) => unknown(
                     "libvirt tells that of a host's ordinary QEMU only, and its <emulator> is another".into(),

@@ -9,6 +9,7 @@ mod console;
 mod files;
 mod isolated;
 mod networks;
+pub(super) mod tree;
 
 pub use cards::{Card, Wiring, wiring, with_macs};
 pub use console::console;
@@ -25,6 +26,7 @@ use lifeboat::{
     units::Generation,
 };
 use std::{collections::BTreeMap, path::PathBuf};
+use tree::{elements, remove_children};
 use xmltree::{Element, EmitterConfig, XMLNode};
 
 /// Longest XML that is read: libvirt itself refuses far earlier.
@@ -289,19 +291,6 @@ fn is_writable(disk: &Element) -> bool {
 
 fn target_of(disk: &Element) -> Option<String> {
     disk.get_child("target")?.attributes.get("dev").cloned()
-}
-
-pub(super) fn elements<'a>(parent: &'a Element, name: &'a str) -> impl Iterator<Item = &'a Element> {
-    parent.children.iter().filter_map(XMLNode::as_element).filter(move |element| element.name == name)
-}
-
-fn elements_mut<'a>(parent: &'a mut Element, name: &'a str) -> impl Iterator<Item = &'a mut Element> {
-    let children = parent.children.iter_mut().filter_map(XMLNode::as_mut_element);
-    children.filter(move |element| element.name == name)
-}
-
-fn remove_children(parent: &mut Element, name: &str) {
-    parent.children.retain(|child| child.as_element().is_none_or(|element| element.name != name));
 }
 
 fn text_of(parent: &Element, name: &str) -> Option<PathBuf> {

@@ -2,16 +2,18 @@
 //! has come. Called by `group`, through its trait.
 
 use super::{
+    attempt::{blocking, remove_dir},
+    error::FailoverError,
     group::{
         record::Kind,
         world::{Replicas, ToPlace},
     },
-    hosts::{HostError, Placed},
-    journal::{Manner, Phase, Record},
+    hosts::HostError,
+    journal::{Manner, Phase, Placed, Record},
     preflight::{self, PreflightError},
-    progress::{FailoverReport, Watcher},
-    runbook::{FailoverError, LATEST, Request, Runbook},
-    steps::{blocking, remove_dir},
+    progress::Watcher,
+    report::FailoverReport,
+    runbook::{LATEST, Request, Runbook},
     waits,
 };
 use crate::group::spec::WaitFor;

@@ -4,28 +4,17 @@
 //! replica may have run on are never written over. Called by `api`.
 
 use super::{
-    hosts::{HostError, Hosts, Placed},
-    images::{self, ImageError},
-    journal::{Journal, JournalError, Manner, Phase, Record},
-    preflight::{self, PreflightError},
-    progress::{FailoverReport, Watcher},
-    replica_xml::XmlError,
-    steps::name_of,
-    stonith::{Stonith, StonithError},
+    error::{FailoverError, name_of},
+    hosts::Hosts,
+    images,
+    journal::{Journal, Manner, Phase, Placed, Record},
+    preflight,
+    progress::Watcher,
+    report::FailoverReport,
+    stonith::Stonith,
 };
-use crate::{
-    catalog::{Catalog, CatalogError},
-    intake::session::Intake,
-    restore::RestoreError,
-    store::{Store, StoreError},
-};
-use lifeboat::{
-    clock::Clock,
-    fault,
-    hypervisor::libvirt::{Hypervisor, HypervisorError},
-    id::{PointId, VmId},
-    units::UnixMs,
-};
+use crate::{catalog::Catalog, intake::session::Intake, store::Store};
+use lifeboat::{clock::Clock, fault, hypervisor::libvirt::Hypervisor, id::VmId};
 use std::{
     collections::BTreeSet,
     io,
@@ -48,88 +37,6 @@ pub struct Request {
     pub manner: Manner,
     /// Of several hosts the one that was chosen; without one it is chosen when it begins.
     pub host: Option<Placed>,
-}
-
-#[derive(Debug, thiserror::Error)]
-pub enum FailoverError {
-    #[error(transparent)]
-    Catalog(#[from] CatalogError),
-    #[error(transparent)]
-    Preflight(#[from] PreflightError),
-    #[error(transparent)]
-    Restore(#[from] RestoreError),
-    #[error(transparent)]
-    Image(#[from] ImageError),
-    #[error(transparent)]
-    Xml(#[from] XmlError),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    #[error(transparent)]
-    Hypervisor(#[from] HypervisorError),
-    #[error(transparent)]
-    Stonith(#[from] StonithError),
-    #[error(transparent)]
-    Host(HostError),
-    #[error("no host of this site can take {name} now, and nothing was stopped. {why}")]
-    NoHost { name: String, why: String },
-    #[error(
-        "it does not see the folder of the replicas{why}: `replica_dir` must be on storage that all hosts have mounted at the \
-         same path"
-    )]
-    NotShared { why: String },
-    #[error("a failover of this VM is under way; wait for it")]
-    Busy,
-    #[error(
-        "a failover of this VM to point {begun} has come as far as starting the replica, whose disks may have changed \
-         since; run it again with `--point {begun}` (or without --point) to finish it"
-    )]
-    AnotherPoint { begun: PointId },
-    #[error(
-        "this VM has been failed over to point {point}; its replica may have worked since. \
-         `lifeboat undo` takes it to another point, and sets what the replica did aside"
-    )]
-    RunsFromAnother { point: PointId },
-    #[error(
-        "this VM was failed over to point {point} and its replica is {state} now; start it with `virsh start`, or undefine \
-         it and move {journal} away to fail over afresh"
-    )]
-    DoneBefore { point: PointId, state: String, journal: String },
-    #[error("{}: {source}", path.display())]
-    File { path: PathBuf, source: io::Error },
-    #[error("the replica did not stay up: it is {state} right after its start; see libvirt's log of it")]
-    DidNotRun { state: String },
-    #[error("the replica {grief} right after its resume; see libvirt's log of it")]
-    WentWrong { grief: &'static str },
-    #[error("the resume was refused {times} times, and no boot was to follow; the last time: {why}")]
-    StillRefused { times: usize, why: String },
-    #[error("{0}")]
-    Wait(String),
-    #[error("point {point} can't be restored, and nothing was changed: {why}")]
-    PointDamaged { point: PointId, why: String },
-    #[error(
-        "the failover to point {begun} is not completed: `lifeboat failover --emergency` completes it; with `--point OTHER` it \
-         takes another, as long as no replica was started"
-    )]
-    Unfinished { begun: PointId },
-    #[error("a failover can be taken to another point until its window is over; this one's was at {until}")]
-    TooLate { until: UnixMs },
-    #[error("no failover of this VM is begun")]
-    NotBegun,
-    #[error("a task of the failover died: {0}")]
-    Died(String),
-}
-
-impl From<HostError> for FailoverError {
-    fn from(error: HostError) -> Self {
-        match error {
-            HostError::Hypervisor(error) => Self::Hypervisor(error),
-            HostError::Journal(error) => Self::Journal(error),
-            HostError::Died(why) => Self::Died(why),
-            error => Self::Host(error),
-        }
-    }
 }
 
 /// Fails VMs over at this site.

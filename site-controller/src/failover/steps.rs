@@ -3,13 +3,15 @@
 //! failover may restore before it fences. Called by `runbook` for one VM, by `group` for several.
 
 use super::{
+    attempt::disk_files,
     cold_boot::TRIES,
+    error::{FailoverError, name_of},
     images,
     journal::{Manner, Phase, Record},
     progress::Watcher,
     qemu_version::SavedBy,
     replica_xml::{self, Needs, Place},
-    runbook::{FailoverError, Runbook},
+    runbook::Runbook,
     waits,
 };
 use crate::{
@@ -23,12 +25,7 @@ use lifeboat::{
     id::VmId,
     units::Seq,
 };
-use std::{
-    collections::BTreeMap,
-    io,
-    path::{Path, PathBuf},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, io, path::PathBuf, sync::Arc};
 
 impl Runbook {
     /// From here on the source's agent is refused.
@@ -45,6 +42,27 @@ impl Runbook {
         self.enter(record, Phase::Fenced)?;
         fault::point("failover.fenced");
         Ok(())
+    }
+
+    /// Before the replica starts, once for each failover that gets past it; more often only where a controller died.
+    pub(super) async fn stop_source(
+        &self,
+        record: &mut Record,
+        skip: bool,
+        watcher: &Watcher,
+    ) -> Result<(), FailoverError> {
+        if record.source_stopped {
+            return Ok(());
+        }
+        if !self.stonith.command.is_empty() && !skip {
+            watcher.step("stopping the source (fence_command)");
+            let owner = self.store.owner(record.vm).await.ok().flatten();
+            let agent = owner.as_ref().map_or("", |owner| owner.agent());
+            self.stonith.run(&record.vm_name, &record.vm.to_string(), agent).await?;
+            fault::point("failover.source-stopped");
+        }
+        record.source_stopped = true;
+        Ok(self.journal.save(record)?)
     }
 
     /// Disks and memory, into this attempt's folder.
@@ -258,42 +276,4 @@ impl Runbook {
     pub(super) fn memory_image(&self, record: &Record) -> PathBuf {
         self.attempt_dir(record).join("memory.save")
     }
-}
-
-/// Nothing happens where there is none.
-pub fn remove_dir(dir: &Path) -> Result<(), FailoverError> {
-    match std::fs::remove_dir_all(dir) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(FailoverError::File { path: dir.into(), source })
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Where the disks of a point lie that are restored into `dir`.
-pub fn disk_files(reader: &Reader, dir: &Path) -> BTreeMap<String, PathBuf> {
-    let disks = reader.plan().images().iter().filter(|planned| planned.image.kind == ImageKind::Disk);
-    disks.map(|disk| (disk.image.name.clone(), dir.join(file_name(&disk.image.name)))).collect()
-}
-
-/// A file name for disk `target`, whose name came from a source host.
-fn file_name(target: &str) -> PathBuf {
-    let mut safe = String::new();
-    for byte in target.bytes() {
-        match byte {
-            b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' => safe.push(char::from(byte)),
-            other => safe.push_str(&format!("_{other:02x}")),
-        }
-    }
-    Path::new(&safe).with_extension("raw")
-}
-
-pub(super) fn name_of(state: Option<DomainState>) -> String {
-    state.map_or_else(|| "gone".to_owned(), |state| format!("{state:?}").to_lowercase())
-}
-
-pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, FailoverError> + Send + 'static,
-) -> Result<T, FailoverError> {
-    tokio::task::spawn_blocking(work).await.map_err(|panic| FailoverError::Died(panic.to_string()))?
 }

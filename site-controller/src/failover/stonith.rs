@@ -1,14 +1,7 @@
 //! An operator's command that ends the source for sure, before its replica starts: a power switch, a cloud's API.
-//! Promises: the replica starts only after the command has ended with exit code 0 in time, or after somebody said that it
-//! is not to be run; it may be run more than once. No shell is in between, and what it prints is logged. Called by
-//! `runbook`.
+//! Promises: it is done only when the command has ended with exit code 0 in time; it may be run more than once. No shell is in
+//! between, and what it prints is logged. Called by `steps`, which starts no replica before.
 
-use super::{
-    journal::Record,
-    progress::Watcher,
-    runbook::{FailoverError, Runbook},
-};
-use lifeboat::fault;
 use std::{process::Stdio, time::Duration};
 use tokio::process::Command;
 
@@ -50,29 +43,6 @@ impl Stonith {
         }
         let words = said.iter().rev().find(|said| !said.is_empty()).cloned().unwrap_or_default();
         Err(failed(format!("ended with {} ({words})", output.status)))
-    }
-}
-
-impl Runbook {
-    /// Before the replica starts, once for each failover that gets past it; more often only where a controller died.
-    pub(super) async fn stop_source(
-        &self,
-        record: &mut Record,
-        skip: bool,
-        watcher: &Watcher,
-    ) -> Result<(), FailoverError> {
-        if record.source_stopped {
-            return Ok(());
-        }
-        if !self.stonith.command.is_empty() && !skip {
-            watcher.step("stopping the source (fence_command)");
-            let owner = self.store.owner(record.vm).await.ok().flatten();
-            let agent = owner.as_ref().map_or("", |owner| owner.agent());
-            self.stonith.run(&record.vm_name, &record.vm.to_string(), agent).await?;
-            fault::point("failover.source-stopped");
-        }
-        record.source_stopped = true;
-        Ok(self.journal.save(record)?)
     }
 }
 

@@ -6,12 +6,14 @@
 //! `group` for several.
 
 use super::{
+    attempt::remove_dir,
+    error::FailoverError,
     images::ImageError,
     journal::{Aside, Earlier, Phase, Record, Staged},
     preflight::{self, PreflightError},
-    progress::{FailoverReport, Watcher},
-    runbook::{FailoverError, Runbook},
-    steps::remove_dir,
+    progress::Watcher,
+    report::FailoverReport,
+    runbook::Runbook,
 };
 use crate::{restore::RestoreError, store::PointSummary};
 use lifeboat::{

@@ -2,12 +2,7 @@
 //! Promises: one look takes no longer than a few seconds; what cannot be looked at is an error, and not a wait for ever; of a
 //! console only what was said since the replica was started here counts. Called by `replicas`, and through it by `drill`.
 
-use super::{
-    hosts::Placed,
-    replica_xml,
-    runbook::{FailoverError, Runbook},
-    steps::blocking,
-};
+use super::{attempt::blocking, error::FailoverError, journal::Placed, replica_xml, runbook::Runbook};
 use crate::group::spec::WaitFor;
 use futures_util::future::join_all;
 use lifeboat::{

@@ -1,9 +1,9 @@
 //! Protection groups: VMs that are protected, and fail over, as one.
-//! Owns `data_dir/groups` and `data_dir/group-points`. [`spec`] is what an operator writes, of which
-//! [`addresses`] is a part, [`book`] what is remembered of
-//! it, [`coordinator`] leads the cuts of all members at one instant, which [`cut`] decides, and [`points`] lists them.
+//! Owns `data_dir/groups` and `data_dir/group-points`. [`spec`] is what an operator writes, [`address_spec`]
+//! a part of it whose meaning is in [`addresses`], [`book`] what is remembered of it, [`coordinator`] leads the cuts of all members at one instant, which [`cut`] decides, and [`points`] lists them.
 //! Called by `api`, `failover` and `daemon`.
 
+pub mod address_spec;
 pub mod addresses;
 pub mod book;
 pub mod coordinator;

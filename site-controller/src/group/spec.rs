@@ -2,7 +2,7 @@
 //! what is stored. Promises: what [`GroupSpec::check`] has let pass can be acted on: every span and rule can be read, every
 //! name is one, the order of the starts has no circle. Pure.
 
-use super::addresses::{CardSpec, SubnetSpec};
+use super::address_spec::{CardSpec, SubnetSpec};
 use crate::store::retain::Policy;
 use lifeboat::{
     calendar::{Zone, minutes},

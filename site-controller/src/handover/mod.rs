@@ -10,11 +10,7 @@ mod claim;
 
 use crate::{
     catalog::CatalogError,
-    failover::{
-        hosts::HostError,
-        journal::JournalError,
-        runbook::{FailoverError, Runbook},
-    },
+    failover::{error::FailoverError, hosts::HostError, journal::JournalError, runbook::Runbook},
     seed::{SeedError, SeedProgress, SeedReport, Seeder},
     store::StoreError,
 };

@@ -8,9 +8,9 @@ use super::{
 };
 use crate::{
     failover::{
+        error::FailoverError,
         placing::{Placement, Wanted},
         replica_xml::Needs,
-        runbook::FailoverError,
     },
     store::PointSummary,
 };
@@ -92,7 +92,7 @@ fn findings(names: &[&str], placement: Placement) -> Vec<Finding> {
 mod tests {
     use super::*;
     use crate::{
-        failover::{hosts::Placed, placing::PassedOver},
+        failover::{journal::Placed, placing::PassedOver},
         readiness::{Readiness, Verdict},
     };
     use lifeboat::units::UnixMs;

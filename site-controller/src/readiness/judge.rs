@@ -288,7 +288,11 @@ impl Judge {
                 }
                 Err(problem) => vec![rules::preflight(&name, &problem)],
             };
-            findings.extend(rules::qemu(&name, "this site", &Takes::of(hypervisor, &needs)));
+            findings.extend(rules::qemu(
+                &name,
+                "this site",
+                &Takes::of(hypervisor, &needs.machine, needs.saved_by),
+            ));
             let cpu = needs.machine.cpu.as_ref();
             findings.extend(cpu.and_then(|cpu| rules::processor(&name, hypervisor.has_processor(cpu))));
             Ok(findings)

@@ -157,7 +157,7 @@ mod tests {
         failover::replica_xml::{Card, Wiring},
         group::{
             GroupSpec,
-            addresses::{CardSpec, Occasion},
+            address_spec::{CardSpec, Occasion},
         },
     };
     use lifeboat::{address::Mac, hypervisor::version::QemuVersion, id::VmId};

@@ -1,9 +1,8 @@
-//! How the age of the newest durable point went: from point to point it rises, and falls when the next is durable. Pure:
-//! instants in, stretches out.
+//! How the age of the newest durable point went: from point to point it rises, and falls when the next is durable; and when it
+//! exceeded a target. Pure: instants in, stretches out.
 //! Promises: a stretch of time counts only where no point can be missing between the two that bound it; any other is
 //! counted as unknown, by its reason. Called by `rpo` and `slot`.
 
-use super::rpo::Gap;
 use lifeboat::units::UnixMs;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,6 +53,17 @@ pub enum Why {
     FailedOver,
     /// The VM was off, until some time before the next point.
     Off,
+}
+
+/// No newer point became durable for longer than the target.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "RpoGap")]
+pub struct Gap {
+    /// The instant of the last point before it.
+    pub from: UnixMs,
+    /// When the next one was durable; or the end of what is known.
+    pub until: UnixMs,
+    pub age_ms: u64,
 }
 
 /// From one point's being durable to the next one's: the age rises from `age` by `len`.
@@ -124,6 +134,17 @@ pub(super) fn stretches(moments: &[Moment], asked: Asked, now: UnixMs) -> (Vec<S
     }
     miss(Why::FailedOver, until, now.0, 0);
     (known, unknown)
+}
+
+/// When the target was exceeded, in the order of time.
+pub(super) fn gaps(known: &[Stretch], target_ms: Option<u64>) -> Vec<Gap> {
+    let over = |stretch: &&Stretch| target_ms.is_some_and(|target| stretch.oldest() > target);
+    known.iter().filter(over).map(Stretch::gap).collect()
+}
+
+pub(super) fn worst_first(gaps: &mut Vec<Gap>, most: usize) {
+    gaps.sort_by_key(|gap| (std::cmp::Reverse(gap.age_ms), gap.from));
+    gaps.truncate(most);
 }
 
 /// Adds to what is unknown for the same reason.

@@ -3,7 +3,7 @@
 //! Promises: what neither tells is counted as unknown, by its reason; no time is counted twice. Called by `gather`.
 
 use super::{
-    age::{Asked, Moment, Stretch, Unknown, count, stretches},
+    age::{Asked, Gap, Moment, Stretch, Unknown, count, gaps, stretches, worst_first},
     slot::Slot,
 };
 use lifeboat::units::UnixMs;
@@ -30,17 +30,6 @@ pub struct Attained {
     pub worst: Vec<Gap>,
     /// The same by hour or day.
     pub over_time: Vec<Slice>,
-}
-
-/// No newer point became durable for longer than the target.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[schemars(rename = "RpoGap")]
-pub struct Gap {
-    /// The instant of the last point before it.
-    pub from: UnixMs,
-    /// When the next one was durable; or the end of what is known.
-    pub until: UnixMs,
-    pub age_ms: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -138,17 +127,6 @@ impl Part<'_> {
         };
         Some(Part { from: self.from.max(from), until: self.until.min(until), known })
     }
-}
-
-/// When the target was exceeded, in the order of time.
-pub(super) fn gaps(known: &[Stretch], target_ms: Option<u64>) -> Vec<Gap> {
-    let over = |stretch: &&Stretch| target_ms.is_some_and(|target| stretch.oldest() > target);
-    known.iter().filter(over).map(Stretch::gap).collect()
-}
-
-pub(super) fn worst_first(gaps: &mut Vec<Gap>, most: usize) {
-    gaps.sort_by_key(|gap| (std::cmp::Reverse(gap.age_ms), gap.from));
-    gaps.truncate(most);
 }
 
 fn figures(parts: &[Part], target_ms: Option<u64>) -> Attained {

@@ -3,10 +3,7 @@
 //! Promises: how long the RPO was kept, and how old the newest point was at the most, are exact; ages between are rounded
 //! up, by [`STEP_PERCENT`] at the most. Called by `recorder` and `rpo`.
 
-use super::{
-    age::{Asked, Moment, Stretch, Unknown, stretches},
-    rpo::{Gap, gaps, worst_first},
-};
+use super::age::{Asked, Gap, Moment, Stretch, Unknown, gaps, stretches, worst_first};
 use lifeboat::units::UnixMs;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

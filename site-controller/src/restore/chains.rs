@@ -7,7 +7,8 @@
 
 use super::{
     made::{BATCH_PAGES, BATCH_STEPS, Batch, Step, reach_from},
-    plan::{PlannedFrame, images_of},
+    plan::images_of,
+    planned::PlannedFrame,
 };
 use crate::store::{Folds, Layer, Objects, StoreError, read_index_at, read_layer};
 use lifeboat::{

@@ -2,7 +2,7 @@
 //! Promises: nothing is believed that the layers themselves do not say: whoever takes one checks that it is the one that the
 //! layer above lies over. At most `AHEAD` layers' indices are read beyond what is used. Called by `plan`.
 
-use super::plan::PackIndex;
+use super::planned::PackIndex;
 use crate::store::{Folds, Layer, Objects, StoreError, read_index_at, read_layer};
 use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use lifeboat::{id::VmId, units::Seq};

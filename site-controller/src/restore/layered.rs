@@ -4,7 +4,7 @@
 
 use super::{
     made::{Step, without},
-    plan::{PlannedFrame, Use},
+    planned::{PlannedFrame, Use},
     sources::Sources,
 };
 use lifeboat::{

@@ -2,10 +2,7 @@
 //! Promises: whatever a frame makes of a page is compared with that frame's check (I-6); at most [`BATCH_PAGES`] of them
 //! and one segment of a pack are in memory at once. Called by `plan`, `read` and `chains`.
 
-use super::{
-    plan::{PlannedFrame, Use},
-    read::{GAP_MAX, SEGMENT},
-};
+use super::planned::{GAP_MAX, PlannedFrame, SEGMENT, Use};
 use lifeboat::{
     chunk::digest::page_check,
     format::{

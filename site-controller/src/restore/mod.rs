@@ -15,6 +15,7 @@ mod layered;
 mod made;
 pub mod merge;
 pub mod plan;
+mod planned;
 pub mod read;
 mod sources;
 

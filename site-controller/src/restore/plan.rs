@@ -10,6 +10,7 @@ use crate::{
         RestoreError,
         descent::{descend, read_indexed, read_indices},
         layered::{LayeredImage, Parts},
+        planned::{PackIndex, PlannedFrame, PlannedPack, RefsBySeq},
         sources::{Sources, read_refs},
     },
     store::{Folds, Layer, Objects, Pin, PointRef, Store, StoreError, list_folds, paths},
@@ -20,9 +21,8 @@ use lifeboat::{
         frame::{Codec, FrameHead},
         manifest::{Image, ImageKind, Manifest},
         pack::IndexEntry,
-        refs::PageRef,
     },
-    id::{PackId, VmId},
+    id::VmId,
     page::{PAGE, pages_for},
     units::Seq,
 };
@@ -49,32 +49,6 @@ pub struct ImagePlan {
     /// Bytes that are not zero by omission, as far as frames tell.
     pub live_bytes: u64,
     pub(super) parts: Arc<Parts>,
-}
-
-#[derive(Debug)]
-pub(super) struct PlannedPack {
-    pub id: PackId,
-    pub path: String,
-    pub point: PointRef,
-}
-
-/// Frames are numbered from the newest to the oldest: of two that hold the same page, the one with the higher number
-/// lies below. A frame of references stands above all frames of RAM of its point.
-#[derive(Debug)]
-pub(super) struct PlannedFrame {
-    /// Index into the plan's packs.
-    pub pack: u32,
-    pub body_offset: u64,
-    pub head: FrameHead,
-}
-
-/// `count` pages of the image from `first`, which stand in a frame from its page `raw_page`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Use {
-    pub frame: u32,
-    pub raw_page: u32,
-    pub first: u64,
-    pub count: u32,
 }
 
 impl Plan {
@@ -168,12 +142,6 @@ pub struct Layers {
     frames: Vec<PlannedFrame>,
 }
 
-/// A pack, where it lies, and what it holds.
-pub type PackIndex = (PackId, String, Vec<IndexEntry>);
-
-/// The opened references of a point's frames, by frame seq.
-pub type RefsBySeq = BTreeMap<u32, Vec<PageRef>>;
-
 impl Layers {
     pub fn new(newest: &Manifest) -> Self {
         Self {
@@ -225,7 +193,9 @@ impl Layers {
         indices: Vec<PackIndex>,
         wanted: PointRef,
     ) -> Result<(), RestoreError> {
-        let refs = read_refs(objects, self, &layer.manifest, &indices).await?;
+        let (manifest, layers) = (&layer.manifest, &*self);
+        let would_show = |head: &FrameHead| layers.would_show(manifest, head);
+        let refs = read_refs(objects, self.point(), would_show, manifest, &indices).await?;
         self.add(&layer.manifest, indices, &refs).map_err(|what| RestoreError::Broken { point: wanted, what })
     }
 

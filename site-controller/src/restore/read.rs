@@ -9,7 +9,7 @@ use crate::{
         Plan, RestoreError,
         layered::Parts,
         made::{Batch, Step, batch_from, reach_from},
-        plan::{PlannedPack, Use},
+        planned::{GAP_MAX, PlannedPack, SEGMENT, Use},
     },
     store::{Objects, StoreError},
 };
@@ -287,9 +287,5 @@ fn segment_from(plan: &Plan, uses: &[Use], first: usize) -> Option<Segment> {
     Some(Segment { pack, bytes: start..end, uses: first..next })
 }
 
-/// Bytes of pages, and bytes of a pack, in one segment at the most (a frame has 256 KiB at the most).
-pub(super) const SEGMENT: u64 = 8 << 20;
-/// Unneeded bytes that are read along to save a request.
-pub(super) const GAP_MAX: u64 = 256 << 10;
 /// Segments read, unpacked or waiting to be consumed at once.
 const AHEAD: usize = 4;

@@ -6,7 +6,7 @@
 use crate::{
     restore::{
         RestoreError,
-        plan::{Layers, PackIndex, RefsBySeq},
+        planned::{PackIndex, RefsBySeq},
     },
     store::{Objects, PointRef, StoreError},
 };
@@ -172,18 +172,19 @@ impl Sources {
 /// Reads what the point's frames of references say, where it would show.
 pub(super) async fn read_refs(
     objects: &dyn Objects,
-    layers: &Layers,
+    point: PointRef,
+    would_show: impl Fn(&FrameHead) -> bool,
     manifest: &Manifest,
     packs: &[PackIndex],
 ) -> Result<RefsBySeq, RestoreError> {
     let mut read = RefsBySeq::new();
     for (pack, path, entries) in packs {
         let refs = entries.iter().filter(|entry| entry.head.codec == Codec::Refs);
-        for entry in refs.filter(|entry| layers.would_show(manifest, &entry.head)) {
+        for entry in refs.filter(|entry| would_show(&entry.head)) {
             let start = entry.body_offset();
             let range = start..start + u64::from(entry.head.body_len);
             let damaged = |what: String| RestoreError::Damaged {
-                point: layers.point(),
+                point,
                 image: images_name(manifest, entry.head.image),
                 pack: *pack,
                 written: PointRef { seq: manifest.seq, point: manifest.point },

@@ -2,33 +2,17 @@
 //! pruned on purpose), which images can still be put together from the layers that are there. Promises: memory grows with
 //! the number of points; images are held once for all that have the same. Called by reopen and verify.
 
-use crate::store::{error::StoreError, layer::Layer, objects::Objects, paths, summary::PointState};
+use crate::store::{layer::Layer, summary::PointState};
 use lifeboat::{
     chunk::digest::Digest,
     format::{
-        header::FileHeader,
-        manifest::{BODY_MAX, Image, ImageKind, Manifest},
+        manifest::{Image, ImageKind},
         pruned::PrunedRecord,
     },
-    id::{PointId, VmId},
+    id::PointId,
     units::Seq,
 };
 use std::{collections::BTreeMap, sync::Arc};
-
-/// Reads, checks and decodes the manifest of one point; also its digest and length.
-pub async fn read_manifest(
-    objects: &dyn Objects,
-    vm: VmId,
-    seq: Seq,
-) -> Result<(Manifest, Digest, u64), StoreError> {
-    let path = paths::manifest(vm, seq);
-    let bytes = objects.get(&path, u64::from(BODY_MAX) + FileHeader::LEN as u64).await?;
-    let (manifest, digest) = Manifest::decode(&bytes).map_err(|error| StoreError::damaged(&path, error))?;
-    if manifest.vm != vm || manifest.seq != seq {
-        return Err(StoreError::damaged(&path, "it is the manifest of another point"));
-    }
-    Ok((manifest, digest, bytes.len() as u64))
-}
 
 /// An image's identity across points.
 pub type ImageKey = (ImageKind, String);

@@ -5,19 +5,20 @@
 
 use crate::store::{
     chain::{Images, Link, key},
-    error::StoreError,
+    error::{PointError, StoreError},
     layer::Layer,
     leads::{self, Leads},
     pack::PackWriter,
     paths,
-    site::{Head, History, Shared, Slot, apart},
+    site::{Shared, Store, apart},
+    slot::{Head, History, Slot},
     summary::{PointState, PointSummary},
     tree::Node,
 };
 use lifeboat::{
     chunk::digest::Digest,
     format::{
-        frame::{Frame, FrameError},
+        frame::Frame,
         manifest::{Image, Manifest, PointMeta, PreviousRef},
         pack::PackRef,
     },
@@ -33,30 +34,6 @@ use std::{
 };
 use tokio::sync::Mutex;
 
-#[derive(Debug, thiserror::Error)]
-pub enum PointError {
-    #[error("fenced: generation {given} may no longer write this VM, its generation is {current}")]
-    Fenced { given: Generation, current: Generation },
-    #[error("generation {given} was never given out by this site, where the VM's generation is {current}")]
-    Unknown { given: Generation, current: Generation },
-    #[error("this point, or too many others of this VM ({open}), are still being received")]
-    Busy { open: PointId },
-    /// The agent must send a point over `latest`, or one that is complete in itself.
-    #[error("{why}; send a point over the newest one, or every image in full")]
-    Parent { latest: Option<PointId>, why: String },
-    /// Still open: the missing frames can be sent, and the commit repeated.
-    #[error("{missing} of {frames} frames have not arrived")]
-    Incomplete { missing: u32, frames: u32 },
-    #[error("refused: {0}")]
-    Frame(#[from] FrameError),
-    #[error("refused: {0}")]
-    Invalid(String),
-    #[error("this point is closed: {0}")]
-    Closed(&'static str),
-    #[error(transparent)]
-    Store(#[from] StoreError),
-}
-
 /// Whether a frame was new.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Appended {
@@ -71,6 +48,21 @@ pub struct Committed {
     pub seq: Seq,
     pub manifest: Digest,
     pub committed_at: UnixMs,
+}
+
+impl Store {
+    /// Starts a point. Refuses a generation that is not the VM's, a second open point, and a store without room.
+    /// `parent` is the point that the agent's delta is over; `commit` checks it once it knows which images are full.
+    pub async fn open_point(
+        &self,
+        vm: VmId,
+        name: &str,
+        generation: Generation,
+        point: PointId,
+        parent: Option<PointId>,
+    ) -> Result<OpenPoint, PointError> {
+        OpenPoint::admit(self.shared.clone(), vm, name, generation, point, parent).await
+    }
 }
 
 /// A point being received. Dropping it is an abort that leaves the tidying to the next point or the next start.

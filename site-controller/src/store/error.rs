@@ -1,6 +1,7 @@
 //! What can go wrong between the store and its disk. A variant exists because somebody must react differently to it.
 
 use crate::store::paths::Shown;
+use lifeboat::{format::frame::FrameError, id::PointId, units::Generation};
 use std::error::Error;
 
 pub type Cause = Box<dyn Error + Send + Sync>;
@@ -94,4 +95,29 @@ pub fn is_full(error: &(dyn Error + 'static)) -> bool {
         cause = error.source();
     }
     false
+}
+
+/// Why a point is not taken in.
+#[derive(Debug, thiserror::Error)]
+pub enum PointError {
+    #[error("fenced: generation {given} may no longer write this VM, its generation is {current}")]
+    Fenced { given: Generation, current: Generation },
+    #[error("generation {given} was never given out by this site, where the VM's generation is {current}")]
+    Unknown { given: Generation, current: Generation },
+    #[error("this point, or too many others of this VM ({open}), are still being received")]
+    Busy { open: PointId },
+    /// The agent must send a point over `latest`, or one that is complete in itself.
+    #[error("{why}; send a point over the newest one, or every image in full")]
+    Parent { latest: Option<PointId>, why: String },
+    /// Still open: the missing frames can be sent, and the commit repeated.
+    #[error("{missing} of {frames} frames have not arrived")]
+    Incomplete { missing: u32, frames: u32 },
+    #[error("refused: {0}")]
+    Frame(#[from] FrameError),
+    #[error("refused: {0}")]
+    Invalid(String),
+    #[error("this point is closed: {0}")]
+    Closed(&'static str),
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }

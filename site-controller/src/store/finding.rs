@@ -1,4 +1,4 @@
-//! What reopening or verifying found wrong, for people and for `--json`.
+//! What reopening or verifying found, and what reopening did, for people and for `--json`.
 
 use lifeboat::{
     id::{PointId, VmId},
@@ -38,4 +38,21 @@ impl fmt::Display for Finding {
             }
         }
     }
+}
+
+/// What reopening found and did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct ReopenReport {
+    pub vms: u64,
+    pub points: u64,
+    pub damaged_points: u64,
+    pub partials_removed: u64,
+    pub orphan_packs_removed: u64,
+    /// Packs that no readable manifest names, kept because one that can't be read might.
+    pub orphan_packs_kept: u64,
+    /// Points, folds and records that had been pruned or replaced, and whose removal had not come to its end.
+    pub leftovers_removed: u64,
+    /// Entries that the index lacked or had wrong.
+    pub index_entries_corrected: u64,
+    pub findings: Vec<Finding>,
 }

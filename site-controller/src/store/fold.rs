@@ -4,13 +4,14 @@
 //! lock is held only while the record is written. Called by retention, which reads what is to be folded.
 
 use crate::store::{
-    chain::read_manifest,
     error::StoreError,
     layer::Folds,
+    layer::read_manifest,
     pack::PackWriter,
     paths,
     pin::Pin,
-    site::{Shared, Slot, Store, apart},
+    site::{Shared, Store, apart},
+    slot::Slot,
     summary::{PointState, PointSummary},
     tree::Node,
 };

@@ -3,7 +3,6 @@
 //! whose point it serves, and says of each image what a manifest would. Called by restore, verify, reopen and folding.
 
 use crate::store::{
-    chain::read_manifest,
     error::StoreError,
     objects::Objects,
     paths::{self, Named},
@@ -12,7 +11,8 @@ use lifeboat::{
     chunk::digest::Digest,
     format::{
         fold::{BaseRef, FoldRecord},
-        manifest::{ImageKind, Manifest},
+        header::FileHeader,
+        manifest::{BODY_MAX, ImageKind, Manifest},
         record,
     },
     id::{PackId, VmId},
@@ -81,6 +81,21 @@ impl Layer {
         own.packs = fold.packs;
         Ok(Self { base: fold.base, fold: Some(no), record_bytes: self.record_bytes + bytes, ..self })
     }
+}
+
+/// Reads, checks and decodes the manifest of one point; also its digest and length.
+pub async fn read_manifest(
+    objects: &dyn Objects,
+    vm: VmId,
+    seq: Seq,
+) -> Result<(Manifest, Digest, u64), StoreError> {
+    let path = paths::manifest(vm, seq);
+    let bytes = objects.get(&path, u64::from(BODY_MAX) + FileHeader::LEN as u64).await?;
+    let (manifest, digest) = Manifest::decode(&bytes).map_err(|error| StoreError::damaged(&path, error))?;
+    if manifest.vm != vm || manifest.seq != seq {
+        return Err(StoreError::damaged(&path, "it is the manifest of another point"));
+    }
+    Ok((manifest, digest, bytes.len() as u64))
 }
 
 /// Reads and checks a point's manifest and, where `fold` names one, its fold.

@@ -2,7 +2,10 @@
 //! Promises: a frame is unpacked and hashed before it is taken; a committed point refers only from disks and the like to
 //! pages of its own RAM. Called by `commit`.
 
-use crate::store::{commit::PointError, error::StoreError, paths};
+use crate::store::{
+    error::{PointError, StoreError},
+    paths,
+};
 use lifeboat::{
     format::{
         frame::{Codec, Frame, FrameError},

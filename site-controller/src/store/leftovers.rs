@@ -3,13 +3,17 @@
 
 use crate::store::{
     error::StoreError,
-    finding::Finding,
+    finding::{Finding, ReopenReport},
+    listing::Listing,
     objects::Objects,
     paths,
-    reopen::{Listing, ReopenReport, Walked, is_torn},
+    walk::Walked,
 };
 use lifeboat::{
-    format::{header::Kind, record},
+    format::{
+        header::{FileHeader, Kind},
+        record,
+    },
     id::VmId,
     units::UnixMs,
 };
@@ -108,4 +112,12 @@ fn leftover_records(vm: VmId, listing: &Listing, walked: &Walked) -> Vec<String>
     let held = walked.history.pruned.as_ref().map(|pruned| pruned.no);
     paths.extend(listing.pruned.iter().filter(|no| held != Some(**no)).map(|no| paths::pruned(vm, *no)));
     paths
+}
+
+/// Whether a file is the front part of a record, or no bytes of one at all.
+pub(super) fn is_torn(file: &[u8], kind: Kind) -> bool {
+    match FileHeader::decode(file, kind, 1..=u16::MAX) {
+        Ok(header) => ((file.len() - FileHeader::LEN) as u64) < u64::from(header.body_len),
+        Err(_) => file.len() < FileHeader::LEN || file.iter().all(|byte| *byte == 0),
+    }
 }

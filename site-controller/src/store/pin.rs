@@ -2,50 +2,9 @@
 //! What pruning and folding replace goes to the VM's trash; a pin protects all that came into the trash after it.
 //! Promises: dropping a pin is enough, also in a panic. Called by restore, verify and the rooms that change the store.
 
-use crate::store::{
-    error::StoreError,
-    layer::Folds,
-    site::{Slot, Store},
-};
+use crate::store::{error::StoreError, layer::Folds, site::Store, slot::Slot};
 use lifeboat::{id::VmId, units::Seq};
-use std::{
-    collections::{BTreeMap, VecDeque},
-    sync::{Arc, MutexGuard, PoisonError},
-};
-
-#[derive(Debug, Default)]
-pub(super) struct Pins {
-    next: u64,
-    live: BTreeMap<u64, Option<Seq>>,
-    /// With the number that the next pin had when it came here.
-    trash: VecDeque<(u64, String)>,
-}
-
-impl Pins {
-    pub fn throw_away(&mut self, paths: impl IntoIterator<Item = String>) {
-        let next = self.next;
-        self.trash.extend(paths.into_iter().map(|path| (next, path)));
-    }
-
-    /// Whether somebody reads this very point.
-    pub fn holds(&self, seq: Seq) -> bool {
-        self.live.values().any(|held| *held == Some(seq))
-    }
-
-    pub fn trash_len(&self) -> usize {
-        self.trash.len()
-    }
-
-    /// Trash that nobody can be reading, oldest first.
-    fn take(&mut self, most: usize) -> Vec<(u64, String)> {
-        let oldest = self.live.keys().next().copied().unwrap_or(u64::MAX);
-        let mut taken = Vec::new();
-        while taken.len() < most && self.trash.front().is_some_and(|(at, _)| *at <= oldest) {
-            taken.extend(self.trash.pop_front());
-        }
-        taken
-    }
-}
+use std::{collections::VecDeque, sync::Arc};
 
 /// Somebody reads points of a VM.
 #[derive(Debug)]
@@ -58,11 +17,7 @@ pub struct Pin {
 
 impl Pin {
     pub(super) fn new(slot: &Arc<Slot>, seq: Option<Seq>, path: Vec<Seq>, folds: Folds) -> Self {
-        let mut pins = slot.pins();
-        let id = pins.next;
-        pins.next += 1;
-        pins.live.insert(id, seq);
-        drop(pins);
+        let id = slot.pins().begin(seq);
         Self { slot: slot.clone(), id, path, folds }
     }
 
@@ -79,13 +34,7 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        self.slot.pins().live.remove(&self.id);
-    }
-}
-
-impl Slot {
-    pub(super) fn pins(&self) -> MutexGuard<'_, Pins> {
-        self.pins.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slot.pins().end(self.id);
     }
 }
 
@@ -114,8 +63,7 @@ impl Store {
         while let Some((_, path)) = taken.front() {
             lifeboat::fault::point("sweep.remove");
             if let Err(error) = self.shared.objects.delete(path).await {
-                let mut pins = slot.pins();
-                taken.into_iter().rev().for_each(|entry| pins.trash.push_front(entry));
+                slot.pins().put_back(taken);
                 return Err(error);
             }
             taken.pop_front();

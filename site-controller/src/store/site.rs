@@ -1,34 +1,30 @@
-//! The store as others hold it, and what it keeps of each VM in memory: its generation and the head of its history.
+//! The store as others hold it.
 //! Promises: everything that changes a VM's history happens under that VM's lock; the generation only ever rises, and is
 //! durable before anybody is told. Called by intake, failover, catalog, restore.
 
 use crate::store::{
-    chain::Link,
-    commit::{OpenPoint, PointError},
     error::StoreError,
+    finding::ReopenReport,
     ids::PackIds,
+    index::SummaryIndex,
     objects::Objects,
     order::{Ask, Order},
-    paths,
-    pin::Pins,
-    reopen::{self, ReopenReport},
-    summary::{PointSummary, SummaryIndex},
-    tree::Tree,
+    paths, reopen,
+    slot::{Head, History, Slot},
+    summary::PointSummary,
+    walk,
 };
 use bytes::Bytes;
 use lifeboat::{
     chunk::digest::Digest,
     clock::Clock,
-    format::{
-        header::{FileHeader, Kind},
-        pruned::PrunedRecord,
-    },
-    id::{PackId, PointId, VmId},
-    units::{ByteSize, Generation, Seq, UnixMs},
+    format::header::{FileHeader, Kind},
+    id::VmId,
+    units::{ByteSize, Generation, UnixMs},
 };
 use serde::{Deserialize, Serialize};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::{OwnedMutexGuard, Semaphore};
@@ -63,76 +59,6 @@ pub(super) struct Shared {
     vms: Mutex<BTreeMap<VmId, Arc<Slot>>>,
 }
 
-/// One VM's place.
-#[derive(Debug, Default)]
-pub(super) struct Slot {
-    pub history: Arc<tokio::sync::Mutex<History>>,
-    pub admission: Mutex<Admission>,
-    pub pins: Mutex<Pins>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Admission {
-    /// Points being received.
-    pub open: BTreeSet<PointId>,
-    /// Packs of points that were dropped without a word; deleted when the next point is opened.
-    pub garbage: Vec<PackId>,
-}
-
-/// What the next commit must follow.
-#[derive(Debug)]
-pub(super) struct History {
-    pub generation: Generation,
-    /// The highest seq that any manifest of this VM has, readable or not.
-    pub top: Seq,
-    pub head: Option<Head>,
-    /// A manifest whose writing failed and whose removal failed too: it may be there. Nothing may be built on top before
-    /// that is settled.
-    pub doubt: Option<(Seq, Vec<PackId>)>,
-    /// Every point, and what it lies over.
-    pub tree: Tree,
-    /// The newest record of what was pruned.
-    pub pruned: Option<PrunedRecord>,
-    /// Why nothing may be folded or pruned until the next start, if so.
-    pub frozen: Option<String>,
-    /// The VM's name, as its newest point has it.
-    pub name: String,
-}
-
-impl Default for History {
-    fn default() -> Self {
-        Self {
-            generation: Generation::FIRST,
-            top: Seq(0),
-            head: None,
-            doubt: None,
-            tree: Tree::default(),
-            pruned: None,
-            frozen: None,
-            name: String::new(),
-        }
-    }
-}
-
-/// The newest durable point of a VM.
-#[derive(Clone, Debug)]
-pub struct Head {
-    pub point: PointId,
-    pub seq: Seq,
-    pub cut_at: UnixMs,
-    pub committed_at: UnixMs,
-    /// The generation that wrote it.
-    pub generation: Generation,
-    pub(super) link: Link,
-}
-
-impl Head {
-    /// Whether all of it can be restored, so that a point may be built on it.
-    pub fn is_whole(&self) -> bool {
-        self.link.is_whole()
-    }
-}
-
 impl Store {
     /// Opens what is there, after any ending of the process before: see [`reopen`].
     pub async fn open(
@@ -151,19 +77,6 @@ impl Store {
         let vms = Mutex::new(slots.collect());
         let shared = Arc::new(Shared { objects, clock, ids, index, options, verifying, vms });
         Ok((Self { shared }, report))
-    }
-
-    /// Starts a point. Refuses a generation that is not the VM's, a second open point, and a store without room.
-    /// `parent` is the point that the agent's delta is over; `commit` checks it once it knows which images are full.
-    pub async fn open_point(
-        &self,
-        vm: VmId,
-        name: &str,
-        generation: Generation,
-        point: PointId,
-        parent: Option<PointId>,
-    ) -> Result<OpenPoint, PointError> {
-        OpenPoint::admit(self.shared.clone(), vm, name, generation, point, parent).await
     }
 
     /// The newest durable point of a VM, unless its manifest can't be read.
@@ -239,7 +152,7 @@ impl Store {
     /// From the manifests, which it returns the summaries of.
     async fn rebuild_index(&self) -> Result<Vec<PointSummary>, StoreError> {
         tracing::warn!("the index of points has failed; it is rebuilt from the manifests");
-        let (_, truth) = reopen::scan(self.shared.objects.as_ref()).await?;
+        let (_, truth) = walk::scan(self.shared.objects.as_ref()).await?;
         let index = self.shared.index.clone();
         let summaries = truth.clone();
         drop(tokio::task::spawn_blocking(move || index.reconcile(&summaries)).await);

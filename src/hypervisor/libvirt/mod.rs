@@ -9,6 +9,7 @@ mod error;
 mod events;
 mod host;
 mod job;
+mod lookup;
 mod off;
 mod process;
 mod storage;

@@ -166,7 +166,7 @@ fn disks_only(state: &mut State, begun: &Begun, meeting: Option<&Meeting>) -> Re
     wait_for_others(meeting);
     let was_running = paused.was_running();
     let pause = paused.resume().map_err(pause_error)?;
-    let consistency = frozen::thaw(state, begun, frozen);
+    let consistency = frozen::thaw(state, &begun.freezable, frozen);
     Ok(Instant { cut_at, device_state: Vec::new(), was_running, pause, consistency })
 }
 

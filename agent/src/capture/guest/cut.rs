@@ -154,7 +154,7 @@ impl Cut for GuestCut {
         }
         let begun = self.begun.clone();
         let frozen = self.step(move |state| {
-            frozen::freeze(state, &begun);
+            frozen::freeze(state, &begun.domain, &begun.freezable);
             Ok(())
         });
         // The barrier finds out by itself that a step was cut short.
@@ -165,7 +165,7 @@ impl Cut for GuestCut {
         self.freeze().await;
         let begun = self.begun.clone();
         let flushed = self.step(move |state| {
-            frozen::flushed(state, &begun);
+            frozen::flushed(state, &begun.freezable);
             Ok(())
         });
         let _ = flushed.await;

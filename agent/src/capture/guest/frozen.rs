@@ -2,7 +2,7 @@
 //! Promises: with memory nothing is frozen, as such a point lacks nothing; what was frozen for a cut is thawed when that
 //! is dropped, wherever it stands.
 
-use super::{State, look::Begun};
+use super::State;
 use crate::capture::{
     freeze::{FreezeError, Frozen, WasFrozen},
     source::Attained,
@@ -72,8 +72,11 @@ impl Freezing {
     }
 }
 
-/// Asked when a cut begins: whether file systems can be frozen for it. `None` where that is not wished.
-pub fn ask(state: &mut State, domain: &Domain, has_memory: bool) -> Option<Result<(), FreezeError>> {
+/// Whether file systems can be frozen for a cut. `None` where that is not wished.
+pub type Freezable = Option<Result<(), FreezeError>>;
+
+/// Asked when a cut begins.
+pub fn ask(state: &mut State, domain: &Domain, has_memory: bool) -> Freezable {
     state.freezing.drop_frozen();
     let tidied = state.freezer.tidy();
     if !state.freezing.is_wished() {
@@ -89,11 +92,11 @@ pub fn ask(state: &mut State, domain: &Domain, has_memory: bool) -> Option<Resul
 }
 
 /// Freezes, where that is wished and can be done.
-pub fn freeze(state: &mut State, begun: &Begun) {
-    if let Some(Ok(())) = &begun.freezable
+pub fn freeze(state: &mut State, domain: &Domain, freezable: &Freezable) {
+    if let Some(Ok(())) = freezable
         && state.freezing.lock().frozen.is_none()
     {
-        match state.freezer.freeze(begun.domain.guest_agent()) {
+        match state.freezer.freeze(domain.guest_agent()) {
             Ok(frozen) => state.freezing.lock().frozen = Some(frozen),
             Err(error) => not_frozen(state, &error),
         }
@@ -101,9 +104,9 @@ pub fn freeze(state: &mut State, begun: &Begun) {
 }
 
 /// Thaws before the guest stands, which may be for long.
-pub fn flushed(state: &mut State, begun: &Begun) {
+pub fn flushed(state: &mut State, freezable: &Freezable) {
     if let Some(frozen) = state.freezing.take()
-        && thaw(state, begun, Some(frozen)) == Consistency::App
+        && thaw(state, freezable, Some(frozen)) == Consistency::App
     {
         let words = "the last point before a planned failover is crash-consistent; what was written before was flushed to \
                      the disks";
@@ -117,9 +120,9 @@ pub fn held(state: &State) -> Option<Frozen<DomainAgent>> {
 }
 
 /// The guest goes on: thaws, and says what the point is.
-pub fn thaw(state: &mut State, begun: &Begun, frozen: Option<Frozen<DomainAgent>>) -> Consistency {
+pub fn thaw(state: &mut State, freezable: &Freezable, frozen: Option<Frozen<DomainAgent>>) -> Consistency {
     let Some(frozen) = frozen else {
-        match &begun.freezable {
+        match freezable {
             Some(Err(error)) => not_frozen(state, error),
             // Where it was tried, it was told why that failed.
             Some(Ok(())) if state.freezing.attained().is_none_or(|before| before.attained) => {

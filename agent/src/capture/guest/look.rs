@@ -1,9 +1,12 @@
 //! The look at a guest with which every cut begins: is it there, can it be cut, what is it made of.
 
-use super::{AttachedDisks, State, failed, frozen, images};
+use super::{
+    AttachedDisks, State, failed,
+    frozen::{self, Freezable},
+    images,
+};
 use crate::capture::{
     disk::{DiskError, DiskTarget, Disks},
-    freeze::FreezeError,
     memory::{
         MemoryError, RamImage, Target,
         choose::{ChooseError, Look},
@@ -37,8 +40,7 @@ pub struct Begun {
     pub ram: Vec<RamImage>,
     /// Memory and disks, numbered.
     pub images: Vec<Image>,
-    /// Whether its file systems can be frozen; `None` where that is not wished.
-    pub freezable: Option<Result<(), FreezeError>>,
+    pub freezable: Freezable,
 }
 
 pub fn begin(state: &mut State, over: &[PointId]) -> Result<Begun, CaptureError> {

@@ -1,7 +1,7 @@
 //! What is written down of calls, and what is left of it after the worst.
 
 use super::*;
-use crate::api::{gate::Who, role::Role};
+use crate::api::{caller::Who, role::Role};
 use lifeboat::clock::ManualClock;
 use std::{io::Write, os::unix::fs::PermissionsExt, path::Path};
 

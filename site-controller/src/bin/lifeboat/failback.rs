@@ -17,7 +17,7 @@ use lifeboat::{
 use lifeboat_site_controller::{
     api::types::{GroupFailoverPreview, GroupFailoverRequest, GroupRow, GroupState, VmRow},
     console::{groups, watch::Display},
-    failover::{group::GroupReport, journal::Phase, progress::Progress, runbook::LATEST},
+    failover::{journal::Phase, progress::Progress, report::GroupReport, runbook::LATEST},
 };
 use serde::Serialize;
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@
 //! Blocking.
 
 use super::plan::{OfInterface, Plan};
-use crate::failover::afterwards::Afterwards;
+use crate::failover::outcome::Afterwards;
 use lifeboat::{
     address::Address,
     fault,

@@ -7,13 +7,13 @@ pub mod guest;
 pub mod plan;
 
 use super::{
-    afterwards::Afterwards,
-    hosts::Placed,
+    error::FailoverError,
     images,
-    journal::Record,
+    journal::{Placed, Record},
+    outcome::Afterwards,
     progress::Watcher,
     replica_xml::{self, Rewritten, XmlError},
-    runbook::{FailoverError, Runbook},
+    runbook::Runbook,
 };
 use crate::group::addresses::AddressRules;
 use lifeboat::{address::Address, format::manifest::blob, id::VmId};

@@ -3,7 +3,7 @@
 
 use crate::{
     failover::{
-        afterwards::Afterwards,
+        outcome::Afterwards,
         replica_xml::{Card, Wiring},
     },
     group::addresses::{AddressRules, CardName, CardRule, MacWish},

@@ -7,12 +7,12 @@ use super::{
 };
 use crate::{
     failover::{
-        afterwards::Afterwards,
+        outcome::Afterwards,
         replica_xml::{Card, Wiring},
     },
     group::{
         GroupSpec,
-        addresses::{CardSpec, Occasion, SubnetSpec},
+        address_spec::{CardSpec, Occasion, SubnetSpec},
         spec::VmSteps,
     },
 };

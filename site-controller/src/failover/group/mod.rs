@@ -14,10 +14,10 @@ mod undo;
 pub mod world;
 
 use super::{
-    hosts::Placed,
-    journal::{Journal, JournalError},
-    progress::{FailoverReport, Watcher},
-    runbook::FailoverError,
+    error::FailoverError,
+    journal::{Journal, JournalError, Placed},
+    progress::Watcher,
+    report::GroupReport,
 };
 use crate::group::Group;
 use lifeboat::{
@@ -28,8 +28,6 @@ use lifeboat::{
     wire::order::CutOrder,
 };
 use record::{GroupRecord, Kind, Phase};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
@@ -84,23 +82,6 @@ impl From<FailoverError> for GroupError {
     fn from(error: FailoverError) -> Self {
         Self::Vm(Box::new(error))
     }
-}
-
-/// What a group's failover did.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct GroupReport {
-    pub group: String,
-    pub kind: Kind,
-    pub cut_at: Option<UnixMs>,
-    pub started_at: UnixMs,
-    pub running_at: Option<UnixMs>,
-    pub rto_ms: u64,
-    /// What is lost at most; a planned one loses nothing.
-    pub rpo_ms: u64,
-    pub members: Vec<FailoverReport>,
-    pub warnings: Vec<String>,
-    /// Sources that were not told yet that they are off for good. They stand, and are told when they are reached.
-    pub sources_left: Vec<String>,
 }
 
 /// Fails groups over at this site.
@@ -313,7 +294,7 @@ impl Groups {
         if sources_left.is_empty() {
             self.enter(record, Phase::Done)?;
         }
-        Ok(report(record, members, sources_left))
+        Ok(GroupReport::of(record, members, sources_left))
     }
 
     /// Before the commit, or where it is certain that nothing runs here. Gives the error that tells of it.
@@ -446,23 +427,6 @@ impl Groups {
     fn claim(&self, id: GroupId) -> Result<Claim<'_>, GroupError> {
         let fresh = self.busy.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
         if fresh { Ok(Claim(self, id)) } else { Err(GroupError::Busy) }
-    }
-}
-
-fn report(record: &GroupRecord, members: Vec<FailoverReport>, sources_left: Vec<String>) -> GroupReport {
-    let since = |at: UnixMs, before: UnixMs| at.0.saturating_sub(before.0);
-    let lost = |cut_at| if record.kind == Kind::Planned { 0 } else { since(record.started_at, cut_at) };
-    GroupReport {
-        group: record.group.spec.name.clone(),
-        kind: record.kind,
-        cut_at: record.cut_at,
-        started_at: record.started_at,
-        running_at: record.running_at,
-        rto_ms: record.running_at.map_or(0, |at| since(at, record.started_at)),
-        rpo_ms: record.cut_at.map_or(0, lost),
-        members,
-        warnings: record.warnings.clone(),
-        sources_left,
     }
 }
 

@@ -7,7 +7,10 @@ use super::{
     record::{GroupRecord, Part, Phase},
     world::{Chosen, ToPlace, WholePoint},
 };
-use crate::failover::{hosts::Placed, journal::Manner, progress::Watcher};
+use crate::failover::{
+    journal::{Manner, Placed},
+    progress::Watcher,
+};
 use futures_util::{StreamExt, TryStreamExt, stream};
 
 impl Groups {

@@ -10,7 +10,7 @@ use super::{
     world::Replicas,
 };
 use crate::{
-    failover::{hosts::Placed, progress::Watcher, runbook::FailoverError},
+    failover::{error::FailoverError, journal::Placed, progress::Watcher},
     group::spec::WaitFor,
 };
 use futures_util::{StreamExt, stream};

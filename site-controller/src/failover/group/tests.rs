@@ -5,8 +5,8 @@ use super::*;
 use crate::{
     failover::{
         group::world::{SourceError, ToPlace, WholePoint},
-        hosts::Placed,
-        journal::Manner,
+        journal::{Manner, Placed},
+        report::FailoverReport,
     },
     group::{MemberVm, spec::WaitFor},
 };

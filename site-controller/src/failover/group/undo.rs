@@ -4,11 +4,11 @@
 //! before the first replica is stopped. Called by `api`.
 
 use super::{
-    GroupError, GroupReport, Groups, Phase,
+    GroupError, Groups, Phase,
     record::{GroupRecord, Kind},
     world::WholePoint,
 };
-use crate::failover::{progress::Watcher, runbook::FailoverError};
+use crate::failover::{error::FailoverError, progress::Watcher, report::GroupReport};
 use lifeboat::{fault, id::GroupId};
 use std::time::Duration;
 

@@ -4,10 +4,10 @@
 use super::record::Kind;
 use crate::{
     failover::{
-        hosts::Placed,
-        journal::Manner,
-        progress::{FailoverReport, Watcher},
-        runbook::FailoverError,
+        error::FailoverError,
+        journal::{Manner, Placed},
+        progress::Watcher,
+        report::FailoverReport,
     },
     group::{Group, spec::WaitFor},
 };

@@ -1,7 +1,11 @@
 //! The network cards of a domain, and other MAC addresses for them.
 //! Promises: of a card nothing is changed but its MAC address. Pure.
 
-use super::{XML_MAX, XmlError, elements, elements_mut, networks, written};
+use super::{
+    XML_MAX, XmlError, networks,
+    tree::{elements, elements_mut},
+    written,
+};
 use lifeboat::{address::Mac, hypervisor::guest_agent::CHANNEL};
 use std::collections::BTreeMap;
 use xmltree::Element;

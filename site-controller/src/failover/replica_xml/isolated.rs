@@ -2,7 +2,10 @@
 //! VM reaches. Promises: nothing that it writes to (disks, firmware variables, consoles) and nothing that it listens on is
 //! anybody else's. Pure.
 
-use super::{elements_mut, networks, remove_children};
+use super::{
+    networks,
+    tree::{elements_mut, remove_children},
+};
 use crate::group::spec::NetworkHere;
 use lifeboat::id::VmId;
 use std::path::PathBuf;

@@ -2,7 +2,7 @@
 //! Promises: a card stays the card that it was, with its MAC address, model and place in the machine; only the other end of
 //! its cable is another. Pure.
 
-use super::{elements_mut, remove_children};
+use super::tree::{elements_mut, remove_children};
 use crate::group::spec::NetworkHere;
 use std::collections::BTreeMap;
 use xmltree::Element;
