@@ -9,6 +9,7 @@ pub mod capabilities;
 mod client;
 pub mod found_standing;
 pub mod gone_out;
+mod left_behind;
 mod letting_go;
 mod markers;
 mod release;
@@ -18,8 +19,9 @@ mod tests;
 
 pub use capabilities::{Found, Noted};
 pub use client::{Disarmed, Watchdog};
+pub use left_behind::release_paused;
 pub use markers::Markers;
-pub use release::{LibvirtRelease, Release, Released, release_paused, status as guest_status};
+pub use release::{LibvirtRelease, Release, Released, status as guest_status};
 pub use server::serve;
 
 use lifeboat::{

@@ -1,6 +1,8 @@
 //! The shape of the tree, enforced: sizes, headers, which room may use what, and that the documents tell the truth.
 //! Reads files only; needs no rig. A check that fails lists every place, so that one run shows all there is to mend.
 
+#[path = "tidy/imports.rs"]
+mod imports;
 #[path = "tidy/tree.rs"]
 mod tree;
 
@@ -228,6 +230,19 @@ fn imports_point_only_towards_the_vocabulary() {
                 uses.insert((room.clone(), used));
             }
         }
+    }
+    nothing(wrong);
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let mut wrong = Vec::new();
+    for folder in ["src/", "agent/src/", "site-controller/src/"] {
+        let files = product().into_iter().filter(|(path, _)| !is_test(path));
+        let of_crate = files.filter_map(|(path, text)| Some((path.strip_prefix(folder)?.to_owned(), text)));
+        let files: Vec<_> = of_crate.filter(|(path, _)| !path.starts_with("bin/")).collect();
+        let circles = imports::circles(&files).into_iter();
+        wrong.extend(circles.map(|circle| format!("{folder}: {}", circle.join(", "))));
     }
     nothing(wrong);
 }

@@ -1,7 +1,7 @@
 //! Letting one guest go, from a pause or from a freeze: a thread that tries until it has worked, and that looks again for as
-//! long as a late `stop` (or freeze) of the agent's may still come. Promises: a guest of ours that stands paused is seen within [`Pace::AGAIN`]; failures are
-//! tried again with back-off; a pause that another agent has begun meanwhile is left to that agent's own watchdog.
-//! Called by `server`, and by [`super::release_paused`] for what a dead agent left.
+//! long as a late `stop` (or freeze) of the agent's may still come. Promises: a guest of ours that stands paused is seen
+//! within [`Pace::AGAIN`]; failures are tried again with back-off; a pause that another agent has begun meanwhile is left to
+//! that agent's own watchdog. Called by `server`, and by [`super::release_paused`] for what a dead agent left.
 
 use super::{Markers, Release, Released, What};
 use lifeboat::id::VmId;

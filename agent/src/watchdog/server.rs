@@ -4,8 +4,8 @@
 
 use super::{
     Answer, Found, MESSAGE_MAX, Markers, Release, Request, WatchdogError, What,
+    left_behind::put_back_capabilities,
     letting_go::{End, Pace, Releasing, Task},
-    release::put_back_capabilities,
 };
 use lifeboat::id::VmId;
 use nix::{
