@@ -95,7 +95,7 @@ impl From<HostError> for FailoverError {
     }
 }
 
-/// What an error calls it.
+/// What an error calls the state of a replica.
 pub(super) fn name_of(state: Option<DomainState>) -> String {
     state.map_or_else(|| "gone".to_owned(), |state| format!("{state:?}").to_lowercase())
 }

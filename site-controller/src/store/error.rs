@@ -1,4 +1,5 @@
-//! What can go wrong between the store and its disk. A variant exists because somebody must react differently to it.
+//! What can go wrong between the store and its disk, and why a point is not taken in. A variant exists because somebody
+//! must react differently to it.
 
 use crate::store::paths::Shown;
 use lifeboat::{format::frame::FrameError, id::PointId, units::Generation};
