@@ -1,5 +1,6 @@
 //! The agent's local API: `GET /v1/status`, and `POST /v1/yield`, `/v1/resume`, `/v1/resync`, `/v1/unprotect`. Served by
-//! `daemon`, asked by the commands of the same names. Promises: an answer to `yield` or `unprotect` means that nothing is held any more.
+//! `daemon`, asked by the commands of the same names. Promises: an answer to `yield` or `unprotect` means that nothing
+//! is held any more.
 
 use crate::protect::{
     neighbour::{Asked, Neighbour, Neighbours},

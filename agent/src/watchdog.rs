@@ -1,8 +1,9 @@
 //! The watchdog: a process of its own that resumes a guest which the agent paused and did not resume in time, and thaws
 //! file systems of a guest that the agent froze and did not thaw in time.
-//! Promises: it outlives the agent's death (the socket's end tells it) and its freezing (the deadline does); it only ever
-//! resumes a guest that was announced as about to be paused (or frozen), and never one that libvirt knows a reason to hold; it tries
-//! until libvirt has done it or the guest is gone, and looks again while a `stop` may still be on its way.
+//! Promises: it outlives the agent's death (the socket's end tells it) and its freezing (the deadline does); it only
+//! ever resumes a guest that was announced as about to be paused (or frozen), and never one that libvirt knows a reason
+//! to hold; it tries until libvirt has done it or the guest is gone, and looks again while a `stop` may still be on its
+//! way.
 //! Called by `capture::quiesce` and `capture::freeze`; run by `lifeboat-agent watchdog`, which the agent starts itself.
 
 pub mod capabilities;

@@ -1,7 +1,7 @@
 //! `lifeboat verify`: everything read and hashed again, and what it means if something is not as it was written.
 //! Promises: every byte of every manifest, pack and generation record is looked at, and every page that is put together
-//! from several frames is made again and compared; nothing is changed; a few segments of a pack are in memory. What arrives while it
-//! runs may be left out. Called by the API and the CLI.
+//! from several frames is made again and compared; nothing is changed; a few segments of a pack are in memory. What
+//! arrives while it runs may be left out. Called by the API and the CLI.
 
 use crate::restore::chains::{self, WrongPages};
 use crate::store::{

@@ -1,7 +1,7 @@
 //! The guest's own agent (qemu-guest-agent): what is asked of it, and what may be made of its answers.
 //! Promises: every question has a limit of time and of size; whatever a guest answers is an answer or an error, never a
-//! panic. A guest may lie: nothing that must hold may rest on what is heard here.
-//! Blocking. Called by the site after a replica was resumed, by the agent around a cut; asked through libvirt, or in tests through a plain socket.
+//! panic. A guest may lie: nothing that must hold may rest on what is heard here. Blocking. Called by the site after a
+//! replica was resumed, by the agent around a cut; asked through libvirt, or in tests through a plain socket.
 
 mod interfaces;
 

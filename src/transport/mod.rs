@@ -1,5 +1,6 @@
-//! The link between agents and a site: QUIC with mutual certificates, and how an agent gets its certificate. And TLS under
-//! the operators' requests ([`https`]). Owns every use of quinn, rustls, rcgen and X.509; none of their types appear in what others call.
+//! The link between agents and a site: QUIC with mutual certificates, and how an agent gets its certificate. And TLS
+//! under the operators' requests ([`https`]). Owns every use of quinn, rustls, rcgen and X.509; none of their types
+//! appear in what others call.
 //! Promises: bytes of a peer that has not proved who it is are bounded in number and never reach a room above; every
 //! message and frame is bounded before it is allocated; what goes wrong is told by what to do about it.
 //! Called by the agent's `ship`, the site's `intake`, `local_api`, and both daemons' start. See docs/wire-protocol.md.

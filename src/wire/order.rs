@@ -1,12 +1,12 @@
 //! What a site orders of its agents, and what they answer: who is protected, cuts of several VMs at one instant, and the
 //! last cut of a planned failover. From protocol version 5 on. Carried by the messages in [`super::message`].
 //!
-//! A cut of several VMs: the site says `Prepare` to each; agents begin a point, send what can be sent while the guest runs,
-//! and answer `Ready`. When all are ready the site says `Stop`; agents stop their guests, answer `Stopped`, and read memory,
-//! devices and marks while the others come. When all stand the site says `Go`; only then a guest goes on. So there is an
-//! instant at which all of them stood. Where file systems are to be frozen, the site says `Freeze` when all are ready, and
-//! `Stop` when all have answered `Frozen` (from version 6 on). A guest never waits longer than its `max_pause`: it then goes on, and its agent says
-//! `Out`.
+//! A cut of several VMs: the site says `Prepare` to each; agents begin a point, send what can be sent while the guest
+//! runs, and answer `Ready`. When all are ready the site says `Stop`; agents stop their guests, answer `Stopped`, and
+//! read memory, devices and marks while the others come. When all stand the site says `Go`; only then a guest goes on.
+//! So there is an instant at which all of them stood. Where file systems are to be frozen, the site says `Freeze` when
+//! all are ready, and `Stop` when all have answered `Frozen` (from version 6 on). A guest never waits longer than its
+//! `max_pause`: it then goes on, and its agent says `Out`.
 //!
 //! In a final cut nobody goes on at `Go`: the guest is held. When its point is durable the agent answers `Held`, and from
 //! then on only the site decides whether it goes on (`Resume`) or is shut off for good (`ShutOff`); before that, whatever

@@ -311,8 +311,8 @@ fn a_replica_that_is_not_up_in_its_time_boots_from_the_disks_of_the_point_if_its
     Ok(())
 }
 
-/// Goal: one that stands because its operator wants it so is not booted, however late it is. Method: a guest that is suspended when
-/// its points are cut.
+/// Goal: one that stands because its operator wants it so is not booted, however late it is. Method: a guest that is
+/// suspended when its points are cut.
 #[test]
 fn a_replica_that_stands_as_its_operator_wants_it_is_not_booted_for_being_late() -> Result<()> {
     let rig = Rig::new("stands-late")?;

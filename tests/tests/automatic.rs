@@ -156,7 +156,8 @@ impl World {
     }
 }
 
-/// Goal: nothing is failed over while the source's lease is alive, or the witness can't say that it is not; and the guest runs on.
+/// Goal: nothing is failed over while the source's lease is alive, or the witness can't say that it is not; and the
+/// guest runs on.
 /// Method: the source is cut off from the site alone, then the witness is dead.
 #[test]
 fn a_lost_line_or_a_lost_witness_alone_begins_nothing_and_the_guest_runs_on() -> Result<()> {
@@ -225,9 +226,9 @@ fn a_guest_whose_agent_and_libvirt_are_frozen_stands_before_its_replica_starts()
 const TAKEN: &str =
     "<domain type='qemu'><name>web</name><memory unit='MiB'>16</memory><os><type>hvm</type></os></domain>";
 
-/// Goal: a failover that does not work is tried again later and later, each time with one line of the audit log, at once when the
-/// group was changed, and given up when automatic failover is turned off: then the source has its VM again. Method: the
-/// controller dies when it has claimed the VM; when it comes back, the replica's name is taken.
+/// Goal: a failover that does not work is tried again later and later, each time with one line of the audit log, at once
+/// when the group was changed, and given up when automatic failover is turned off: then the source has its VM again.
+/// Method: the controller dies when it has claimed the VM; when it comes back, the replica's name is taken.
 #[test]
 fn a_failover_that_does_not_work_is_tried_later_and_later_until_automatic_failover_is_turned_off()
 -> Result<()> {
@@ -265,8 +266,8 @@ fn a_failover_that_does_not_work_is_tried_later_and_later_until_automatic_failov
     Ok(())
 }
 
-/// Goal: a failover that takes long keeps no other group waiting. Method: a second group, of another guest; before its first replica
-/// starts, each waits until the other has come as far.
+/// Goal: a failover that takes long keeps no other group waiting. Method: a second group, of another guest; before its
+/// first replica starts, each waits until the other has come as far.
 #[test]
 fn groups_that_are_lost_together_are_failed_over_beside_each_other() -> Result<()> {
     let mut world = World::new("auto-beside")?;
@@ -301,8 +302,8 @@ fn groups_that_are_lost_together_are_failed_over_beside_each_other() -> Result<(
     replica_unharmed(&world.b.guest("db")?, &boot, 0, SOON).map(drop)
 }
 
-/// Goal: a group of which automatic failover was turned off is not failed over by itself; its guest is kept still. Method: the site
-/// would begin once the lease is gone, and is told not to; then it goes.
+/// Goal: a group of which automatic failover was turned off is not failed over by itself; its guest is kept still.
+/// Method: the site would begin once the lease is gone, and is told not to; then it goes.
 #[test]
 fn a_group_whose_automatic_failover_was_turned_off_is_not_failed_over() -> Result<()> {
     let world = World::new("auto-off")?;
@@ -320,9 +321,9 @@ fn a_group_whose_automatic_failover_was_turned_off_is_not_failed_over() -> Resul
     world.heals()
 }
 
-/// Goal: a host that is taken out of the witness frees its VMs, also those that an agent before it had bound; from then on the guest
-/// stands for no lease, nobody fails it over by himself, and it can't be asked for. Method: the agent is killed, and started with
-/// `keep = false`; both lines are cut for longer than a lease lasts.
+/// Goal: a host that is taken out of the witness frees its VMs, also those that an agent before it had bound; from then
+/// on the guest stands for no lease, nobody fails it over by himself, and it can't be asked for. Method: the agent is
+/// killed, and started with `keep = false`; both lines are cut for longer than a lease lasts.
 #[test]
 fn a_guest_whose_host_does_not_keep_it_runs_on_without_any_lease_and_is_not_failed_over() -> Result<()> {
     let mut world = World::new("auto-keep")?;

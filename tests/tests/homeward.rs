@@ -44,9 +44,9 @@ fn trips() -> usize {
     env::var("LIFEBOAT_TRIPS").ok().and_then(|trips| trips.parse().ok()).unwrap_or(1)
 }
 
-/// Goal: an operator brings a group to the other site and home again by one command each, as often as he likes; nothing is
-/// lost, it is who it was, and whoever is left anywhere can't be started. Method: two guests at work; their own counters, memory
-/// and disks are the witnesses; each command is also given when there is nothing for it to do.
+/// Goal: an operator brings a group to the other site and home again by one command each, as often as he likes; nothing
+/// is lost, it is who it was, and whoever is left anywhere can't be started. Method: two guests at work; their own
+/// counters, memory and disks are the witnesses; each command is also given when there is nothing for it to do.
 #[test]
 fn a_group_goes_to_the_other_site_and_home_again_by_one_command_each() -> Result<()> {
     let vms = ["web", "db"];

@@ -50,9 +50,9 @@ fn grew(looks: &[Held]) -> Result<bool> {
     Ok(early.0.iter().zip(SLACK).zip(late.0).any(|((early, slack), late)| late > early + slack))
 }
 
-/// Goal: nothing piles up: memory, descriptors, threads, points that no rule wants; and what these told of the RPO is known when
-/// they are gone. Method: a point each second of
-/// a guest that works, under a rule that takes points away all the time; looked at after each point.
+/// Goal: nothing piles up: memory, descriptors, threads, points that no rule wants; and what these told of the RPO is
+/// known when they are gone. Method: a point each second of a guest that works, under a rule that takes points away all
+/// the time; looked at after each point.
 #[test]
 fn long_protection_piles_nothing_up_and_ends_in_a_failover_unharmed() -> Result<()> {
     let seconds = std::env::var("LIFEBOAT_LONG_RUN").ok().and_then(|text| text.parse().ok()).unwrap_or(90);

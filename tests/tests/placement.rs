@@ -1,5 +1,6 @@
-//! A site of several KVM hosts: a second libvirtd beside the site's own, reached as a host elsewhere is. Replicas run where their
-//! runbook lets them and there is room; a host that is gone is passed over, and none of its replicas is started twice.
+//! A site of several KVM hosts: a second libvirtd beside the site's own, reached as a host elsewhere is. Replicas run
+//! where their runbook lets them and there is room; a host that is gone is passed over, and none of its replicas is
+//! started twice.
 
 use anyhow::{Context, Result, ensure};
 use rig::{
@@ -94,10 +95,10 @@ hosts = [\"one\"]
 hosts = [\"two\"]
 ";
 
-/// Goal: each replica runs at the host that its runbook names, and nowhere else, whether it is tried, failed over by a controller
-/// that dies on the way, or taken to another point; a host that does not answer and may have a replica stops what would start it
-/// twice. Method: two guests at work, one for each host; the controller is killed when the images were made, and when the first
-/// replica was started; the second host's libvirtd is stopped while its replica runs.
+/// Goal: each replica runs at the host that its runbook names, and nowhere else, whether it is tried, failed over by a
+/// controller that dies on the way, or taken to another point; a host that does not answer and may have a replica stops
+/// what would start it twice. Method: two guests at work, one for each host; the controller is killed when the images
+/// were made, and when the first replica was started; the second host's libvirtd is stopped while its replica runs.
 #[test]
 fn replicas_run_at_the_hosts_that_they_may_and_nowhere_twice_wherever_the_controller_dies() -> Result<()> {
     let mut scene = Scene::new("placement", &["web", "db"], ["one", "two"], EACH_ITS_OWN)?;
@@ -236,9 +237,9 @@ fn a_host_that_is_gone_is_passed_over_and_where_none_is_left_nothing_is_stopped(
     Ok(())
 }
 
-/// Goal: a replica whose host is gone goes to another one as long as nothing was started there, and nothing of it is left at the
-/// first; a planned failover whose host is gone is called off, and the source goes on; hosts without room are named. Method:
-/// the second host is first in site.toml; its libvirtd is stopped while the controller is dead.
+/// Goal: a replica whose host is gone goes to another one as long as nothing was started there, and nothing of it is
+/// left at the first; a planned failover whose host is gone is called off, and the source goes on; hosts without room
+/// are named. Method: the second host is first in site.toml; its libvirtd is stopped while the controller is dead.
 #[test]
 fn a_replica_that_was_not_started_yet_goes_to_another_host_when_its_own_is_gone() -> Result<()> {
     let mut scene = Scene::new("host-gone", &["web"], ["two", "one"], "")?;
@@ -327,8 +328,9 @@ fn left_by_probes(controller: &Controller) -> Result<usize> {
     Ok(entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("probe-")).count())
 }
 
-/// Goal: storage pools with which a controller that died had looked for files at a host go when another is started; those of others,
-/// and those that somebody has defined, stay. Method: pools as such a look makes them, and others, at the second host.
+/// Goal: storage pools with which a controller that died had looked for files at a host go when another is started;
+/// those of others, and those that somebody has defined, stay. Method: pools as such a look makes them, and others, at
+/// the second host.
 #[test]
 fn pools_that_a_controller_that_died_has_left_at_a_host_go_and_those_of_others_stay() -> Result<()> {
     let rig = Rig::new("pools-left")?;

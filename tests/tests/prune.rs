@@ -10,9 +10,9 @@ use std::{collections::BTreeSet, time::Duration};
 const BOOT: Duration = Duration::from_secs(90);
 const SOON: Duration = Duration::from_secs(120);
 
-/// Goal: points that no rule keeps are shown, go when that is confirmed, and are refused by name from then on; what is left is as
-/// good as before. Method: a working guest, a point each half second under a rule of five seconds; then a power cut, and a failover
-/// to the oldest point that is left.
+/// Goal: points that no rule keeps are shown, go when that is confirmed, and are refused by name from then on; what is
+/// left is as good as before. Method: a working guest, a point each half second under a rule of five seconds; then a
+/// power cut, and a failover to the oldest point that is left.
 #[test]
 fn what_no_rule_keeps_goes_when_asked_and_what_is_left_is_failed_over_to() -> Result<()> {
     let rig = Rig::new("prune")?;

@@ -15,10 +15,10 @@ use std::{
 const BOOT: Duration = Duration::from_secs(90);
 const SOON: Duration = Duration::from_secs(120);
 
-/// Goal: within the window a failover is taken to an older point, whole as it was, wherever the controller dies; the disks of
-/// the replica that ran stay as they were; a point that is damaged is refused, and the replica runs on. Method: a working
-/// guest; its counter tells which point it is. Half of the newest packs is overwritten. The controller is killed when the images
-/// were made, when the replica was stopped, and when the other point was named.
+/// Goal: within the window a failover is taken to an older point, whole as it was, wherever the controller dies; the
+/// disks of the replica that ran stay as they were; a point that is damaged is refused, and the replica runs on. Method:
+/// a working guest; its counter tells which point it is. Half of the newest packs is overwritten. The controller is
+/// killed when the images were made, when the replica was stopped, and when the other point was named.
 #[test]
 fn a_failover_is_taken_to_an_older_point_and_what_the_replica_did_is_kept_aside() -> Result<()> {
     let rig = Rig::new("undo")?;

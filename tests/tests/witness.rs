@@ -275,8 +275,8 @@ async fn refused(config: &WitnessConfig) -> Result<String> {
     Ok(taken.err().context("it was taken")?.to_string())
 }
 
-/// Goal: whoever is not who he should be, or asks what he may not, is told so, and nothing is taken. Method: each thing that can be
-/// wrong in the configuration, one by one; then the right one.
+/// Goal: whoever is not who he should be, or asks what he may not, is told so, and nothing is taken. Method: each thing
+/// that can be wrong in the configuration, one by one; then the right one.
 #[tokio::test]
 async fn a_wrong_authority_or_user_or_password_says_so_and_takes_nothing() -> Result<()> {
     let real = Real::secured(&[]).await?;
@@ -354,9 +354,9 @@ impl Voucher {
     }
 }
 
-/// Goal: an etcd that wants a certificate of whoever asks is shown ours; without one, or with one that nobody vouches for, it is no
-/// witness, and what it wants is told; one that was renewed is taken without a restart. Method: the script of the others; then
-/// the files become another authority's, and ours again.
+/// Goal: an etcd that wants a certificate of whoever asks is shown ours; without one, or with one that nobody vouches
+/// for, it is no witness, and what it wants is told; one that was renewed is taken without a restart. Method: the script
+/// of the others; then the files become another authority's, and ours again.
 #[tokio::test]
 async fn an_etcd_that_wants_a_certificate_of_its_caller_is_shown_one_and_says_so_where_it_is_not()
 -> Result<()> {
@@ -409,9 +409,9 @@ async fn wants_a_certificate(config: &WitnessConfig) -> Result<()> {
     .await
 }
 
-/// Goal: a token that has run out, or that etcd has forgotten, is replaced by logging in again, and the lease goes on; so it is with
-/// a password that was changed, once the file has it. Method: tokens that last a second; then etcd is restarted, then the
-/// password changed. That a token is dead is seen by another, which was given later.
+/// Goal: a token that has run out, or that etcd has forgotten, is replaced by logging in again, and the lease goes on;
+/// so it is with a password that was changed, once the file has it. Method: tokens that last a second; then etcd is
+/// restarted, then the password changed. That a token is dead is seen by another, which was given later.
 #[tokio::test]
 async fn a_token_that_has_ended_is_replaced_by_logging_in_again_and_the_lease_goes_on() -> Result<()> {
     let mut real = Real::secured(&["--auth-token-ttl", "1"]).await?;

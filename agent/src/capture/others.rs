@@ -1,8 +1,9 @@
 //! Others at work on a guest: an operation of libvirt's, a migration that is not ours (saves and dumps
 //! are migrations too), a block job (backups are some); we have no block jobs.
-//! Promises: asks only, and nothing that costs more than a look; where nobody can be asked it says that nobody is at work,
-//! and each step of a cut finds out by itself what stands in its way. A migration of ours is told by its brake, a node
-//! whose name begins with [`OWN`], or by being a background snapshot. Called by `capture::guest` around a cut, and by `protect::lookout` all the time.
+//! Promises: asks only, and nothing that costs more than a look; where nobody can be asked it says that nobody is at
+//! work, and each step of a cut finds out by itself what stands in its way. A migration of ours is told by its brake, a
+//! node whose name begins with [`OWN`], or by being a background snapshot. Called by `capture::guest` around a cut, and
+//! by `protect::lookout` all the time.
 
 use crate::watchdog::{gone_out, guest_status};
 use lifeboat::hypervisor::{libvirt::Domain, monitor::Monitor};

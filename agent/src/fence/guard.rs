@@ -1,7 +1,7 @@
-//! The guard: a process and a service of its own, that pauses bound guests whose leases have run out, whatever became of the
-//! agent. Promises: it goes by what is on disk alone, so that one which is started anew knows what its predecessor knew; a
-//! libvirt that hangs holds up neither other guests nor the end: at the hard limit the guest's QEMU is stopped by the kernel, and
-//! goes on only when a lease lets it. It resumes nothing else. Run by `lifeboat-agent guard`.
+//! The guard: a process and a service of its own, that pauses bound guests whose leases have run out, whatever became of
+//! the agent. Promises: it goes by what is on disk alone, so that one which is started anew knows what its predecessor
+//! knew; a libvirt that hangs holds up neither other guests nor the end: at the hard limit the guest's QEMU is stopped
+//! by the kernel, and goes on only when a lease lets it. It resumes nothing else. Run by `lifeboat-agent guard`.
 
 use super::{FenceError, keeper::pause};
 use crate::{config::AgentConfig, witness::files::Files};

@@ -1,6 +1,7 @@
-//! Fencing at the source: a copy of a VM that runs elsewhere since a failover is kept from running here.
-//! [`decide`] says what is to be done, [`keeper`] sees what there is and does it; [`book`] remembers it, [`lease`] is what
-//! the [`hook`] of libvirt's goes by, [`guard`] is a process that pauses what no lease lets run, [`diverged`] keeps what only this copy knows, [`orders`] are an operator's.
+//! Fencing at the source: a copy of a VM that runs elsewhere since a failover is kept from running here. [`decide`] says
+//! what is to be done, [`keeper`] sees what there is and does it; [`book`] remembers it, [`lease`] is what the [`hook`]
+//! of libvirt's goes by, [`guard`] is a process that pauses what no lease lets run, [`diverged`] keeps what only this
+//! copy knows, [`orders`] are an operator's.
 
 pub mod book;
 pub mod decide;

@@ -1,5 +1,6 @@
 //! How hard to compress: harder while the link is what everything waits for and the host has CPU to spare, less while
-//! the compressor is, not at all on a link that is faster than it if the operator allows that. Pure: shares of time in, a zstd level out.
+//! the compressor is, not at all on a link that is faster than it if the operator allows that. Pure: shares of time in,
+//! a zstd level out.
 //! Promises: stays within the operator's range; one odd second changes nothing; a level that was left because it did not
 //! pay is not tried again soon. Called by the protection actor, once a second at most.
 

@@ -1,6 +1,7 @@
 //! The link to the site: dials, greets, routes messages to the VMs' actors, carries frames on several streams.
 //! Promises: dials again for ever, with back-off; every actor is told when the link comes and goes; nothing is queued
-//! without a bound, and what is queued behind everybody's turn is no more than the link needs to be busy. Implements what `protect::link` describes. Started by `daemon`.
+//! without a bound, and what is queued behind everybody's turn is no more than the link needs to be busy. Implements
+//! what `protect::link` describes. Started by `daemon`.
 
 use crate::{
     protect::{

@@ -49,7 +49,8 @@ impl Hold {
         Self { bound, before: until.unwrap_or_default(), ..Self::default() }
     }
 
-    /// From here on the witness may say that we keep it. One that was not bound before may run meanwhile: nobody had it to take.
+    /// From here on the witness may say that we keep it. One that was not bound before may run meanwhile: nobody had it
+    /// to take.
     pub fn bind(&mut self, sent: u64, ttl_ms: u64) {
         if !self.bound {
             self.bound = true;

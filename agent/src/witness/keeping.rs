@@ -1,6 +1,6 @@
-//! Keeps one VM at the witness: renews, takes, frees, each second, and hears what the site promises. Promises: [`Keeping::kept`]
-//! is never more than what was answered allows; whatever fails is tried again, and told. One task per protected VM where a
-//! witness is configured, started by `daemon`; asked by `fence`.
+//! Keeps one VM at the witness: renews, takes, frees, each second, and hears what the site promises. Promises:
+//! [`Keeping::kept`] is never more than what was answered allows; whatever fails is tried again, and told. One task per
+//! protected VM where a witness is configured, started by `daemon`; asked by `fence`.
 
 use super::{
     files::Files,

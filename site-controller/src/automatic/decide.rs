@@ -1,6 +1,6 @@
-//! Why a group is not failed over by itself, the claim where nothing is against it, and when a failover that went wrong is tried
-//! again: pure, called by [`super`] and by the simulation alike. Promises: a VM is claimed only over the word that was seen, of
-//! the agent that this site knows as the VM's, and only while its lease is gone.
+//! Why a group is not failed over by itself, the claim where nothing is against it, and when a failover that went wrong
+//! is tried again: pure, called by [`super`] and by the simulation alike. Promises: a VM is claimed only over the word
+//! that was seen, of the agent that this site knows as the VM's, and only while its lease is gone.
 
 use lifeboat::{
     id::VmId,

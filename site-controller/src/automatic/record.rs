@@ -1,5 +1,6 @@
-//! What is remembered of a claim at the witness: `automatic/<group>.json` in `data_dir`, from before it is made until the failover
-//! that it was made for is done. Promises: replaced whole and synced; one that can't be read is an error and never none.
+//! What is remembered of a claim at the witness: `automatic/<group>.json` in `data_dir`, from before it is made until
+//! the failover that it was made for is done. Promises: replaced whole and synced; one that can't be read is an error
+//! and never none.
 
 use super::decide::Part;
 use crate::group::Group;

@@ -237,8 +237,8 @@ impl Hosts {
         Ok((&self.all[best.0], best.1))
     }
 
-    /// Ends what looks of a controller that died have left at hosts elsewhere; a host that is away keeps it until the next start.
-    /// What is there for longer than a host may take to answer is nobody's any more.
+    /// Ends what looks of a controller that died have left at hosts elsewhere; a host that is away keeps it until the
+    /// next start. What is there for longer than a host may take to answer is nobody's any more.
     pub async fn sweep_looks(&self) {
         let sweep = async |host: &Host| {
             let left = host.ask(Hypervisor::looks).await?;

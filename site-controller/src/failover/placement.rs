@@ -1,6 +1,6 @@
-//! Which host takes which replica. Promises: no host is given more memory than it has for replicas; a replica goes only where it
-//! may; the same question has the same answer; where a search this short finds none, there is as good as none. Pure. Called by
-//! `placing`.
+//! Which host takes which replica. Promises: no host is given more memory than it has for replicas; a replica goes only
+//! where it may; the same question has the same answer; where a search this short finds none, there is as good as none.
+//! Pure. Called by `placing`.
 
 use std::{cmp::Reverse, time::Instant};
 
@@ -41,8 +41,8 @@ pub struct Stuck {
     pub left: Vec<u64>,
 }
 
-/// A host for each of the wishes: of those with room, the one with the fewest vCPUs for each core, and of several such the first.
-/// Who can go to the fewest hosts, and takes the most, goes first.
+/// A host for each of the wishes: of those with room, the one with the fewest vCPUs for each core, and of several such
+/// the first. Who can go to the fewest hosts, and takes the most, goes first.
 pub fn place(offers: &[Offer], wishes: &[Wish]) -> Result<Vec<usize>, Stuck> {
     let mut order: Vec<usize> = (0..wishes.len()).collect();
     let fits = |wish: &Wish| (0..offers.len()).filter(|at| has_room(offers, wish, *at)).count();

@@ -163,7 +163,8 @@ impl Runbook {
         Ok(())
     }
 
-    /// Defines the replica, so that it is there after a reboot too, and lets it go on; one of a VM that was off is left at that.
+    /// Defines the replica, so that it is there after a reboot too, and lets it go on; one of a VM that was off is left
+    /// at that.
     pub(super) async fn start(
         &self,
         record: &mut Record,

@@ -1,7 +1,7 @@
-//! What this site has promised agents: not to fail a VM over by itself for a while after it heard them; and VMs that it is
-//! closed for, as it may be claiming them. Promises: from the moment at which a VM is closed, no agent is promised anything, nor
-//! told that the VM is its own; a site that was just started counts as having heard every agent then. In memory. Filled by
-//! `session`; asked by `automatic`.
+//! What this site has promised agents: not to fail a VM over by itself for a while after it heard them; and VMs that it
+//! is closed for, as it may be claiming them. Promises: from the moment at which a VM is closed, no agent is promised
+//! anything, nor told that the VM is its own; a site that was just started counts as having heard every agent then. In
+//! memory. Filled by `session`; asked by `automatic`.
 
 use lifeboat::id::VmId;
 use std::{

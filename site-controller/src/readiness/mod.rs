@@ -1,7 +1,7 @@
 //! Whether a failover would work, asked before it is needed: of each group, and of each VM that is in none.
-//! Promises: *ready* is said only where every check that a failover makes itself has just passed; what stands in its way is
-//! named with what to do. Asking changes nothing. [`judge`] looks, also at what `drills` showed and `hosts` have, [`watch`] does so by itself and
-//! says what has changed. Called by `api`.
+//! Promises: *ready* is said only where every check that a failover makes itself has just passed; what stands in its way
+//! is named with what to do. Asking changes nothing. [`judge`] looks, also at what `drills` showed and `hosts` have,
+//! [`watch`] does so by itself and says what has changed. Called by `api`.
 
 mod drills;
 mod hosts;

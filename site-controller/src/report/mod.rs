@@ -1,9 +1,9 @@
-//! What an auditor asks of a site: which points there are, whether the RPO was kept, what drills and failovers showed, and
-//! whether a failover would work now. [`gather`] asks the other rooms, [`age`], [`rpo`] and [`points`] make the figures,
-//! [`history`] tells of failovers, [`html`] is the page. Points go; what they tell of the RPO is kept before: [`recorder`] makes
-//! a [`slot`] of it every ten minutes, which [`log`] keeps.
-//! Promises: no figure is guessed: what neither slots nor points tell is said to be unknown, and not counted. Changes nothing but
-//! its log. Called by `api`, and by the daemon.
+//! What an auditor asks of a site: which points there are, whether the RPO was kept, what drills and failovers showed,
+//! and whether a failover would work now. [`gather`] asks the other rooms, [`age`], [`rpo`] and [`points`] make the
+//! figures, [`history`] tells of failovers, [`html`] is the page. Points go; what they tell of the RPO is kept before:
+//! [`recorder`] makes a [`slot`] of it every ten minutes, which [`log`] keeps.
+//! Promises: no figure is guessed: what neither slots nor points tell is said to be unknown, and not counted. Changes
+//! nothing but its log. Called by `api`, and by the daemon.
 
 pub mod age;
 pub mod gather;

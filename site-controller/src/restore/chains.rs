@@ -1,8 +1,9 @@
 //! `lifeboat verify`, of pages that are put together: made again, for every point, and compared with their checks.
-//! Promises: each frame of words and of references is applied to what the frames below it make, once, and what comes out is
-//! compared; nothing is changed; memory grows with the pages whose base is not yet reached, and one batch.
-//! Walks from the newest point to the oldest, along each one's layers. What can't be read breaks the chains through it
-//! without a word: `verify` reports that itself. Words over a reference, which no agent makes, are compared when they are restored only.
+//! Promises: each frame of words and of references is applied to what the frames below it make, once, and what comes out
+//! is compared; nothing is changed; memory grows with the pages whose base is not yet reached, and one batch. Walks from
+//! the newest point to the oldest, along each one's layers. What can't be read breaks the chains through it without a
+//! word: `verify` reports that itself. Words over a reference, which no agent makes, are compared when they are restored
+//! only.
 //! Called by `verify`.
 
 use super::{

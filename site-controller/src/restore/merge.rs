@@ -1,6 +1,7 @@
 //! Layers laid together: what a run of a point's layers says, as frames that need nothing else to be read.
 //! Promises: of each page the newest layer counts, put together where it must be; every frame is verified when it is
-//! read and sealed anew; a few segments of pages are in memory. The result restores to the same bytes as the run did. Called by retention.
+//! read and sealed anew; a few segments of pages are in memory. The result restores to the same bytes as the run did.
+//! Called by retention.
 
 use crate::{
     restore::{Reader, RestoreError, Run, plan::Layers},

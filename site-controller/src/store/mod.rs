@@ -5,7 +5,8 @@
 //! generation, checked at admission and again under the VM's lock when its manifest is written; nothing is deleted that a
 //! manifest, readable or not, may need: what was folded or pruned goes once nobody reads it. Memory: per open point one part of
 //! 8 MiB, one frame for each stream that appends, an index of at most 8 MiB (+ 1 frame's) and 4 bytes for each frame received.
-//! Called by intake, catalog, restore, verify, retention and failover. Calls `lifeboat::format`, `object_store` (in `local` only).
+//! Called by intake, catalog, restore, verify, retention and failover. Calls `lifeboat::format`, `object_store` (in
+//! `local` only).
 
 mod chain;
 mod commit;

@@ -1,9 +1,10 @@
 //! Which points are worth keeping. Pure: points in, reasons out; no clock is asked.
 //!
 //! A rule counts *protected* time: `all for 1h` is the last hour in which points were made, `hourly for 24h` the last 24
-//! hours that have any. So nothing grows old because a source was down, a site was asleep or a clock jumped; a point whose
-//! date lies in the future fills one slot and leaves with it. Of each slot the first whole point stays, so that a later
-//! pass never wants what an earlier one gave up, unless the clock went back into a slot that was left. The newest point always stays. Called by config and retention.
+//! hours that have any. So nothing grows old because a source was down, a site was asleep or a clock jumped; a point
+//! whose date lies in the future fills one slot and leaves with it. Of each slot the first whole point stays, so that a
+//! later pass never wants what an earlier one gave up, unless the clock went back into a slot that was left. The newest
+//! point always stays. Called by config and retention.
 
 use lifeboat::units::{Seq, Span, UnixMs};
 use std::{

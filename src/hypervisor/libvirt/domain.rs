@@ -180,8 +180,9 @@ impl Domain {
         })
     }
 
-    /// The operation of libvirt's own that is under way, in libvirt's words: [`super::SAVE`], [`super::MIGRATION_OUT`] and so on. Known
-    /// from its first moment on, before it is known to QEMU. `None` also where libvirt's file can't be read.
+    /// The operation of libvirt's own that is under way, in libvirt's words: [`super::SAVE`], [`super::MIGRATION_OUT`]
+    /// and so on. Known from its first moment on, before it is known to QEMU. `None` also where libvirt's file can't be
+    /// read.
     pub fn job(&self) -> Option<String> {
         job::under_way(&self.name)
     }

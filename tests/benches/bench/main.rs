@@ -1,8 +1,8 @@
 //! `make bench`: what a point costs, from the cut to the restore, beside what the machine could do at best.
-//! Prints a table for people and writes `<target>/bench/report.json`. Asserts nothing: a number is for reading.
-//! `cargo bench --bench bench -- store` (or pipeline, journal, transport, guest, pauses, rpo, seed, work, failover) measures that
-//! part alone. Reading order: [`scene`] puts the products around a real guest, for [`pauses`], [`rpo`], [`seed`] and
-//! [`work`], as [`guest`] and [`failover`] do for themselves; the others measure one part each, in this process.
+//! Prints a table for people and writes `<target>/bench/report.json`. Asserts nothing: a number is for reading. `cargo
+//! bench --bench bench -- store` (or pipeline, journal, transport, guest, pauses, rpo, seed, work, failover) measures
+//! that part alone. Reading order: [`scene`] puts the products around a real guest, for [`pauses`], [`rpo`], [`seed`]
+//! and [`work`], as [`guest`] and [`failover`] do for themselves; the others measure one part each, in this process.
 
 mod corpus;
 mod database;

@@ -1,6 +1,7 @@
-//! What a pause would be made of where the kernel flags written pages: the steps that QEMU does, as they were measured, and in
-//! place of reading all memory the flags of all pages, their clearing, and the pages that are flagged. These are measured here on
-//! the memory of the same guest, natively: an entry costs the same to read whether the kernel keeps that flag or not. Called by `pauses`.
+//! What a pause would be made of where the kernel flags written pages: the steps that QEMU does, as they were measured,
+//! and in place of reading all memory the flags of all pages, their clearing, and the pages that are flagged. These are
+//! measured here on the memory of the same guest, natively: an entry costs the same to read whether the kernel keeps
+//! that flag or not. Called by `pauses`.
 
 use crate::{measure::percentile, rows::Rows};
 use anyhow::{Context, Result, ensure};

@@ -1,7 +1,7 @@
-//! Two copies of one VM, and who believes that it is theirs: a host that loses power, its line, its agent and its libvirt at
-//! any moment, a site that fails the VM over at any moment, and a way home by which it comes back. Real: what the agent decides, both halves of the
-//! conversation, the record. Stand-ins: the guest, libvirt and its hook, whose script is held to the same table by
-//! a test of its own (`agent/src/fence/hook/tests.rs`).
+//! Two copies of one VM, and who believes that it is theirs: a host that loses power, its line, its agent and its
+//! libvirt at any moment, a site that fails the VM over at any moment, and a way home by which it comes back. Real: what
+//! the agent decides, both halves of the conversation, the record. Stand-ins: the guest, libvirt and its hook, whose
+//! script is held to the same table by a test of its own (`agent/src/fence/hook/tests.rs`).
 
 use lifeboat::{
     id::VmId,

@@ -1,8 +1,8 @@
-//! A VM under a witness: the source's host with its agent and its guard, the site, the witness, a line between each two, and clocks
-//! that do not agree. Real: what the agent says to the witness, what it does to the guest, and when the site claims the VM.
-//! Stand-ins: the witness (held against etcd in tests/tests/witness.rs), guest, guard and messages, which get lost on the way there
-//! or back. An agent may be frozen, or die, between any two of its messages, and goes on where it was; what it decides about the
-//! guest it does at once. Agent and guard are not out at the same time.
+//! A VM under a witness: the source's host with its agent and its guard, the site, the witness, a line between each two,
+//! and clocks that do not agree. Real: what the agent says to the witness, what it does to the guest, and when the site
+//! claims the VM. Stand-ins: the witness (held against etcd in tests/tests/witness.rs), guest, guard and messages, which
+//! get lost on the way there or back. An agent may be frozen, or die, between any two of its messages, and goes on where
+//! it was; what it decides about the guest it does at once. Agent and guard are not out at the same time.
 
 mod site;
 

@@ -90,9 +90,9 @@ fn after_a_failover_nothing_of_the_old_source_is_committed() {
 }
 
 /// Goal: never two running copies that both believe that the VM is theirs (docs/safety.md, I-7). Method: more than a
-/// thousand times the line or the power of a host goes and comes back, with the VM failed over and home again at any moment, or not;
-/// after each event, and at every look of the agent's, what must hold is held against what is; in the end the
-/// guest runs exactly where it should.
+/// thousand times the line or the power of a host goes and comes back, with the VM failed over and home again at any
+/// moment, or not; after each event, and at every look of the agent's, what must hold is held against what is; in the
+/// end the guest runs exactly where it should.
 #[test]
 fn a_thousand_times_cut_off_and_back_no_two_copies_believe_that_the_vm_is_theirs() {
     let (first, worlds) = (setting("LIFEBOAT_SIM_SEED", 1), setting("LIFEBOAT_SIM_WORLDS", WORLDS) * 5);
@@ -112,10 +112,10 @@ fn a_thousand_times_cut_off_and_back_no_two_copies_believe_that_the_vm_is_theirs
     );
 }
 
-/// Goal: with a witness no replica is started by the site while the source's guest runs (docs/safety.md, I-7), and no guest stands
-/// for long whose agent reaches the site or the witness. Method: lines that are cut between each two of the three, messages lost
-/// on their way there or back, agent or guard frozen or dead at any moment, controllers killed, clocks that differ; in the end
-/// exactly one copy runs.
+/// Goal: with a witness no replica is started by the site while the source's guest runs (docs/safety.md, I-7), and no
+/// guest stands for long whose agent reaches the site or the witness. Method: lines that are cut between each two of the
+/// three, messages lost on their way there or back, agent or guard frozen or dead at any moment, controllers killed,
+/// clocks that differ; in the end exactly one copy runs.
 #[test]
 fn a_thousand_worlds_with_a_witness_never_have_two_copies_that_run() {
     let (first, worlds) = (setting("LIFEBOAT_SIM_SEED", 1), setting("LIFEBOAT_SIM_WORLDS", WORLDS) * 5);

@@ -1,6 +1,6 @@
-//! Which file of a crate imports which, as its `use` lines tell: names that a module hands on (`pub use`) are followed to where
-//! they come from. A module and what lies below it are one room: its parts may use what it owns, and it its parts. Names that the
-//! code spells out in full are not seen.
+//! Which file of a crate imports which, as its `use` lines tell: names that a module hands on (`pub use`) are followed
+//! to where they come from. A module and what lies below it are one room: its parts may use what it owns, and it its
+//! parts. Names that the code spells out in full are not seen.
 
 use super::tree::{before_tests, code};
 use std::collections::{BTreeMap, BTreeSet};

@@ -1,6 +1,7 @@
 //! Disks of a running guest: which blocks changed since the basis, and their bytes as they were at the cut.
-//! Promises: a change is forgotten only by [`Disks::settle`], until then it can be owed again; a guest's write never fails because of us. Calls QEMU
-//! through `hypervisor::monitor` and `capture::nbd`. Called by `capture::guest`. Methods that are not `async` block.
+//! Promises: a change is forgotten only by [`Disks::settle`], until then it can be owed again; a guest's write never
+//! fails because of us. Calls QEMU through `hypervisor::monitor` and `capture::nbd`. Called by `capture::guest`. Methods
+//! that are not `async` block.
 //!
 //! **Marks** are QEMU's dirty bitmaps, one bit a page. Their names carry the point since which they record and the
 //! disk's size, so that a restarted agent knows what they stand for ([`marks`]). Those of points under way are a chain, so

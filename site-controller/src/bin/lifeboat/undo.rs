@@ -13,9 +13,9 @@ use lifeboat_site_controller::{
 
 /// Take a completed failover to another point.
 ///
-/// Within the window after it (`undo_window` of a group's runbook; an hour for a VM in none). The other point is restored first:
-/// if it is damaged, nothing is changed. Then the replicas are stopped, their disks set aside for as long again, and the VMs go
-/// on from the other point. Run it again if it was interrupted.
+/// Within the window after it (`undo_window` of a group's runbook; an hour for a VM in none). The other point is
+/// restored first: if it is damaged, nothing is changed. Then the replicas are stopped, their disks set aside for as
+/// long again, and the VMs go on from the other point. Run it again if it was interrupted.
 #[derive(Args)]
 pub struct Undo {
     /// A group's name, or a VM's name or UUID.

@@ -24,8 +24,8 @@ impl Groups {
         self.enter(record, Phase::Named)
     }
 
-    /// Whether a failover that is committed is to take another point: no source is fenced yet. Those that came back went on, and
-    /// what they have written since is in the newest point; or another point is asked for by name.
+    /// Whether a failover that is committed is to take another point: no source is fenced yet. Those that came back went
+    /// on, and what they have written since is in the newest point; or another point is asked for by name.
     pub(super) async fn is_replaced(
         &self,
         record: &GroupRecord,

@@ -95,8 +95,8 @@ pub trait Replicas: Send + Sync {
     async fn is_fenced(&self, vm: VmId) -> Result<bool, FailoverError>;
     /// Returns once the replica runs; or is defined, where the VM was off.
     async fn start(&self, vm: VmId, watcher: &Watcher) -> Result<FailoverReport, FailoverError>;
-    /// One that runs with its memory is ended, and booted from its point's disks, and `why` is told; nothing where that was done
-    /// before, or where its operator lets it stand.
+    /// One that runs with its memory is ended, and booted from its point's disks, and `why` is told; nothing where that
+    /// was done before, or where its operator lets it stand.
     async fn boot_instead(
         &self,
         vm: VmId,

@@ -1,7 +1,7 @@
 //! `make demo`: a running VM is protected, its site loses power, and it goes on at the other site.
 //! Prints one screen for people, writes `<target>/demo/report.json`, and ends with a code that is not zero unless the
-//! guest went on unharmed. Reading order: [`play`] is what happens, [`life`] its second act, [`judge`] what that means, [`story`] what is
-//! kept of it, [`screen`] how it is told.
+//! guest went on unharmed. Reading order: [`play`] is what happens, [`life`] its second act, [`judge`] what that means,
+//! [`story`] what is kept of it, [`screen`] how it is told.
 
 mod host;
 mod interrupt;
