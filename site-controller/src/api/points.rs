@@ -80,7 +80,7 @@ pub(super) async fn prune(
     Path(vm): Path<String>,
 ) -> Result<Json<PruneReport>, ApiError> {
     let catalog = &site.runbook.catalog;
-    let id = catalog.find_vm(&vm).await.map_err(catalog_error)?.vm;
+    let id = catalog.which(&vm).await.map_err(catalog_error)?;
     // Its own task: what was begun is brought to its end although the operator's terminal went away.
     let passed = tokio::spawn({
         let site = site.clone();

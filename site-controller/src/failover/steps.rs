@@ -1,6 +1,6 @@
-//! What a failover does for one VM, step by step: fence, restore, start, confirm. Each step knows by the record whether it
-//! was done before, and enters in the journal that it is; so each may be asked for again after a crash, and a planned
-//! failover may restore before it fences. Called by `runbook` for one VM, by `group` for several.
+//! What a failover does for one VM, step by step: fence, stop the source, restore, start, confirm. Each step knows by the
+//! record whether it was done before, and enters in the journal that it is; so each may be asked for again after a crash,
+//! and a planned failover may restore before it fences. Called by `runbook` for one VM, by `group` for several.
 
 use super::{
     attempt::disk_files,
