@@ -170,13 +170,14 @@ impl Guest {
         self.virsh("qemu-monitor-command", &[command])
     }
 
-    /// One question to the guest's agent; its answer. A guest may stand in a cut: it is asked again then.
+    /// One question to the guest's agent; its answer. A guest may stand in a cut, or its file systems be frozen for one: it
+    /// is asked again then.
     pub fn ask_agent(&self, question: &Value) -> Result<Value> {
         let question = question.to_string();
         let what = format!("{} to go on, so that its agent can be asked", self.name);
         let answer = eventually(STANDS_AT_MOST, &what, || {
             match self.virsh("qemu-agent-command", &["--timeout", AGENT_PATIENCE_S, &question]) {
-                Err(error) if format!("{error:#}").contains("domain is not running") => Ok(None),
+                Err(error) if IN_A_CUT.iter().any(|words| format!("{error:#}").contains(words)) => Ok(None),
                 answer => answer.map(Some),
             }
         })?;
@@ -239,3 +240,5 @@ impl Guest {
 
 const STANDS_AT_MOST: Duration = Duration::from_secs(30);
 const AGENT_PATIENCE_S: &str = "20";
+/// What libvirt says of a guest that stands, and the agent of one whose file systems are frozen.
+const IN_A_CUT: [&str; 2] = ["domain is not running", "the agent is in frozen state"];

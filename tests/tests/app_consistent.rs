@@ -150,14 +150,15 @@ fn a_guest_whose_agent_is_silent_gets_crash_consistent_points_that_say_why() -> 
     let mut agent = Agent::install(&a, &controller, WEB)?;
     agent.start()?;
     app_consistent_again(&controller)?;
-    // Its answer may get lost.
-    let _ = guest.run_inside("P=$(pidof qemu-ga); (sleep 25; kill -CONT $P) & kill -STOP $P");
+    // Its answer may get lost, and that be noticed late.
+    let asked = guest.run_inside("P=$(pidof qemu-ga); (sleep 40; kill -CONT $P) & kill -STOP $P");
     eventually(SOON, "a point that is crash-consistent, and why", || {
         let crash = controller.points("web")?.last().is_some_and(|point| point["consistency"] == "crash");
         let told = agent.vm("web")?["consistency"].clone();
         let why = told["words"].as_str().unwrap_or_default();
         Ok((crash && told["attained"] == false && why.contains("did not answer")).then_some(()))
-    })?;
+    })
+    .with_context(|| format!("the guest was told to stop its agent: {asked:?}"))?;
     writes_on(&guest)?;
     app_consistent_again(&controller)?;
     writes_on(&guest)

@@ -4,6 +4,7 @@ use std::fs;
 use std::net::UdpSocket;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -67,8 +68,13 @@ fn a_line_that_nobody_synced_is_on_the_disk_only_if_the_file_system_was_frozen()
     let frozen = guest.last().context("it reports")?;
     let stands = |tick| guest.wait(SOON, "it to tick on", |report| report.tick > tick);
     let stood = stands(frozen.tick + 2)?;
-    assert_eq!(stands(stood.tick + 5)?.lines, stood.lines, "it writes to a frozen file system");
-    assert_eq!(guest.ask_agent(&json!({ "execute": "guest-fsfreeze-thaw" }))?, 1);
+    thread::scope(|scope| -> Result<()> {
+        let asked = scope.spawn(|| guest.run_inside("true"));
+        assert_eq!(stands(stood.tick + 5)?.lines, stood.lines, "it writes to a frozen file system");
+        assert!(!asked.is_finished(), "whoever asks a frozen guest for more waits until it is thawed");
+        assert_eq!(guest.ask_agent(&json!({ "execute": "guest-fsfreeze-thaw" }))?, 1);
+        asked.join().expect("no panic").context("asked while it was frozen")
+    })?;
     guest.wait(SOON, "it to write on", |report| report.lines > stood.lines + 3)?;
     guest.destroy()?;
     guest.start()?;
@@ -133,7 +139,7 @@ fn a_link_is_as_slow_as_it_should_be() -> Result<()> {
     let mut sender = a.in_network(|| std::net::TcpStream::connect((b.address(), 7000)))??;
     let (mut receiver, _) = listener.accept()?;
     let (before, began) = (link.bytes()?, Instant::now());
-    let reader = std::thread::spawn(move || std::io::copy(&mut receiver, &mut std::io::sink()));
+    let reader = thread::spawn(move || std::io::copy(&mut receiver, &mut std::io::sink()));
     std::io::Write::write_all(&mut sender, &vec![7; 1_000_000])?;
     drop(sender);
     let received = reader.join().map_err(|_| anyhow::anyhow!("the reader panicked"))??;
@@ -156,7 +162,7 @@ fn two_rigs_do_not_collide() -> Result<()> {
         let guest = site.define_and_start(&spec)?;
         Ok((site, guest))
     };
-    let (one, other) = std::thread::scope(|scope| {
+    let (one, other) = thread::scope(|scope| {
         let one = scope.spawn(|| start(&first));
         (one.join(), start(&second))
     });
@@ -352,7 +358,7 @@ fn a_killed_rig_leaves_nothing_behind() -> Result<()> {
         fs::write(&draft, text)?;
         fs::rename(draft, note)?;
         loop {
-            std::thread::park();
+            thread::park();
         }
     }
     let folder = tempfile::tempdir()?;
