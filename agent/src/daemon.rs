@@ -270,7 +270,7 @@ async fn protect(rooms: Rooms, vm: VmConfig) {
         name: domain.name().to_owned(),
         memory: vm.memory,
         engine: vm.engine,
-        scratch_dir: state.join("scratch"),
+        scratch_dir: state.join(GuestSettings::SCRATCH),
         rest_dir: state.join("off"),
         run_dir: rooms.config.run_dir.clone(),
         spool_dir: state.join("spool"),
@@ -363,7 +363,7 @@ fn keep_if_fenced(rooms: &Rooms, vm: VmId, name: &str) -> io::Result<()> {
     }
     tracing::warn!(%vm, %name, "it is not protected any more, and fenced: it stays so until `lifeboat-agent allow`");
     let neighbour = Arc::new(Neighbour::open(vm, None));
-    // Nobody protects it: nothing is in its QEMU.
+    // Nobody protects it: nothing more of ours gets into its QEMU.
     neighbour.set_aside(true);
     let policy = policy_of(&rooms.config, name, vm);
     tokio::spawn(keeper::keep(rooms.fence.clone(), vm, policy, neighbour, None, rooms.stop.clone()));
@@ -374,7 +374,8 @@ fn keep_if_fenced(rooms: &Rooms, vm: VmId, name: &str) -> io::Result<()> {
 async fn leave(rooms: Rooms, vm: VmId) {
     let mut stop = rooms.stop.clone();
     loop {
-        let (hypervisor, scratch) = (rooms.hypervisor.clone(), rooms.config.state_dir.join("scratch"));
+        let (hypervisor, scratch) =
+            (rooms.hypervisor.clone(), rooms.config.state_dir.join(GuestSettings::SCRATCH));
         let left = tokio::task::spawn_blocking(move || guest::leave(&hypervisor, vm, scratch)).await;
         match left {
             Ok(Ok(ran)) => {
@@ -441,7 +442,7 @@ pub fn leave_now(config: &AgentConfig, name: &str) -> anyhow::Result<bool> {
         !bound,
         "{name} is bound to the witness; start the agent, which can free it, and try again"
     );
-    let ran = guest::leave(&hypervisor, vm, config.state_dir.join("scratch"))?;
+    let ran = guest::leave(&hypervisor, vm, config.state_dir.join(GuestSettings::SCRATCH))?;
     let touched = Touched::open(config.state_dir.join("touched")).and_then(|touched| touched.remove(vm));
     touched.context("removing the VM's record")?;
     Orders::open(&config.state_dir, &config.run_dir)?.unprotect(vm)?;

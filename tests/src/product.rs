@@ -429,8 +429,8 @@ pub fn left_in_qemu(guest: &Guest) -> Result<Vec<String>> {
         Ok(answer["return"].as_array().with_context(|| format!("{command}: {answer}"))?.clone())
     };
     let nodes = ask("query-named-block-nodes")?;
-    let nodes =
-        nodes.iter().filter(|node| node["node-name"].as_str().is_some_and(|name| name.contains("lifeboat")));
+    let ours = |name: &str| name.contains("lifeboat") || name.starts_with("lbrake-");
+    let nodes = nodes.iter().filter(|node| node["node-name"].as_str().is_some_and(ours));
     let more = [ask("query-block-jobs")?, ask("query-block-exports")?].concat();
     Ok(nodes.map(|node| node["node-name"].to_string()).chain(more.iter().map(Value::to_string)).collect())
 }

@@ -4,7 +4,7 @@
 use anyhow::{Context, Result, ensure};
 use rig::{
     DiskFormat, Guest, Link, Rig, Site, eventually,
-    product::{Agent, Controller, killed_at, replica_unharmed, small},
+    product::{Agent, Controller, killed_at, left_in_qemu, replica_unharmed, small},
 };
 use serde_json::Value;
 use std::{fs, os::unix::fs::PermissionsExt, time::Duration};
@@ -245,6 +245,23 @@ fn a_live_source_is_paused_and_its_state_kept_wherever_its_agent_dies() -> Resul
     let report = world.guest.wait_full_check(SOON)?;
     ensure!(report.boot == world.boot && report.unharmed(), "it is not where it stood: {report:?}");
     ensure!(world.diverged()?.is_empty(), "it would be of another moment than the disks");
+    Ok(())
+}
+
+/// Goal: what an agent that died in a cut left in the guest's QEMU does not keep its state from being put away. Method: kill it
+/// while disks are read, and fail the VM over before the next one starts.
+#[test]
+fn a_copy_whose_agent_died_in_a_cut_is_put_away_whole() -> Result<()> {
+    let mut world = World::new("fence-cut", "", true)?;
+    world.agent.stop()?;
+    world.agent.env = killed_at("cut.reading:2");
+    world.agent.start()?;
+    world.agent.process()?.wait(SOON).context("the agent should die in a cut")?;
+    ensure!(!left_in_qemu(&world.guest)?.is_empty(), "nothing stands in the way of a save");
+    let replica = world.fail_over()?;
+    world.agent.start()?;
+    world.is_put_away()?;
+    assert_eq!(replica.state()?, "running");
     Ok(())
 }
 

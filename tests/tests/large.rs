@@ -8,7 +8,7 @@ use rig::{
 use std::{fs, time::Duration};
 
 const BOOT: Duration = Duration::from_secs(180);
-const SOON: Duration = Duration::from_secs(180);
+const SOON: Duration = Duration::from_secs(300);
 const NR: &str = "/proc/sys/vm/nr_hugepages";
 const FREE: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages";
 

@@ -73,6 +73,8 @@ pub struct GuestSettings {
 impl GuestSettings {
     /// Changed memory that is staged without touching a disk.
     pub const STAGING_BYTES: usize = 256 << 20;
+    /// Where scratch images are, in the state folder.
+    pub const SCRATCH: &str = "scratch";
     pub const PAUSE_LIMIT: Duration = Duration::from_secs(10);
     pub const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 }
@@ -179,9 +181,7 @@ impl GuestSource {
     }
 }
 
-/// Takes away whatever an agent, this one or one before it, left in the QEMU of a guest that is no longer protected.
-/// `false` if it does not run: then nothing of ours can be left. Blocks.
-pub use leave::leave;
+pub use leave::{clear, leave};
 
 #[async_trait]
 impl Source for GuestSource {
@@ -237,6 +237,14 @@ impl Source for GuestSource {
 
     fn consistency(&self) -> Option<Attained> {
         self.freezing.attained()
+    }
+
+    async fn clear(&mut self) -> Result<(), CaptureError> {
+        let state = self.state.clone().lock_owned().await;
+        let cleared = blocking(state, |state| {
+            clear(&state.hypervisor, state.settings.vm, state.settings.scratch_dir.clone())
+        });
+        cleared.await.1
     }
 
     async fn leave(&mut self) -> Result<(), CaptureError> {

@@ -47,6 +47,11 @@ pub trait Source: Send {
     fn consistency(&self) -> Option<Attained> {
         None
     }
+    /// Takes away what an agent before this one left in the guest when it died, for the sake of others; what is owed is not
+    /// forgotten. No cut is open. The next `begin` makes up for it if this fails.
+    async fn clear(&mut self) -> Result<(), CaptureError> {
+        Ok(())
+    }
     /// Leaves nothing behind in the guest: protection has ended. No cut is open.
     async fn leave(&mut self) -> Result<(), CaptureError>;
     /// Whether the guest runs, rather than stands or is off.

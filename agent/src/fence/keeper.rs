@@ -16,7 +16,10 @@ use super::{
     words,
 };
 use crate::{
-    capture::others,
+    capture::{
+        guest::{self, GuestSettings},
+        others,
+    },
     protect::{
         holds::Holds,
         neighbour::{Held, Neighbour, SiteWord, State},
@@ -37,7 +40,7 @@ use lifeboat::{
 };
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -50,6 +53,8 @@ pub struct Tools {
     pub book: Book,
     pub leases: Leases,
     pub shelf: Shelf,
+    /// Where captures put scratch images.
+    pub scratch: PathBuf,
     pub holds: Holds,
     pub board: Board,
     pub clock: Arc<dyn Clock>,
@@ -65,7 +70,8 @@ impl Tools {
     ) -> io::Result<Self> {
         let (book, leases) = (Book::open(state.join(BOOK))?, Leases::open(state, run)?);
         let holds = Holds::open(state)?;
-        Ok(Self { hypervisor, book, leases, shelf: Shelf::new(state.join(SHELF)), holds, board, clock })
+        let (shelf, scratch) = (Shelf::new(state.join(SHELF)), state.join(GuestSettings::SCRATCH));
+        Ok(Self { hypervisor, book, leases, shelf, scratch, holds, board, clock })
     }
 }
 
@@ -346,6 +352,8 @@ impl Keeper {
             }
             Step::Save => {
                 if let Some(fenced) = &record.fenced {
+                    // Also what an agent left that died in a cut, as the failover came: no guest can be saved with it.
+                    guest::clear(&self.tools.hypervisor, vm, self.tools.scratch.clone())?;
                     let folder = self.tools.shelf.save(domain, fenced.current, now)?;
                     tracing::warn!(%vm, folder = %folder.display(), "its diverged state is kept; it does not run any more");
                     self.note_saved(record)?;

@@ -14,6 +14,7 @@ pub mod lease;
 pub mod orders;
 mod words;
 
+use crate::capture::source::CaptureError;
 use lifeboat::{hypervisor::libvirt::HypervisorError, id::VmId};
 use std::{io, path::PathBuf};
 
@@ -21,6 +22,8 @@ use std::{io, path::PathBuf};
 pub enum FenceError {
     #[error(transparent)]
     Hypervisor(#[from] HypervisorError),
+    #[error("taking away what an agent left in its QEMU: {0}")]
+    Clearing(#[from] CaptureError),
     #[error("{what}: {source}")]
     File { what: &'static str, source: io::Error },
     #[error("the guest was still not paused after {0} s; it is tried again")]

@@ -187,6 +187,10 @@ impl<S: Source> Actor<S> {
         self.given.wish.mark_changed();
         self.heed().await;
         self.publish().await;
+        // Points may be long in coming, where the site is away or somebody wants us aside.
+        if let Err(error) = self.given.source.clear().await {
+            tracing::warn!(vm = %self.given.name, %error, "what an agent before us may have left is taken away later");
+        }
         while let Err(setback) = self.take_up_hold().await {
             if matches!(setback, Setback::Stopping) {
                 return;

@@ -232,6 +232,10 @@ impl Core {
         Ok(())
     }
 
+    pub fn clear(&mut self) -> Result<(), DiskError> {
+        sweep(&self.qemu)
+    }
+
     pub fn detach(&mut self) -> Result<(), DiskError> {
         sweep(&self.qemu)?;
         let nodes = self.qemu.nodes()?;
