@@ -314,8 +314,7 @@ fn a_hand_over_is_finished_wherever_its_controller_died_and_an_old_claim_is_refu
     ensure!(!refused.status.success(), "{refused:?}");
     let late = away.controller.cli(&["claim", "web"])?;
     ensure!(!late.status.success() && late.stderr.contains("never failed over"), "{late:?}");
-    ensure!(home.site.guest("web")?.state()? == "running");
-    Ok(())
+    home.site.guest("web")?.wait_for_state("running", SOON)
 }
 
 /// Goal: a first copy need not travel if its disks were shipped. Method: a copy of the disk is taken while the guest is off,

@@ -190,8 +190,7 @@ fn a_source_that_is_still_alive_is_fenced() -> Result<()> {
         Ok(agent.vm("web")?["fence"]["what"].as_str().map(str::to_owned))
     })?;
     assert!(what.contains("RUNS ON"), "{what}");
-    assert_eq!(guest.state()?, "running", "its end is its operator's decision");
-    Ok(())
+    guest.wait_for_state("running", SOON).context("its end is its operator's decision")
 }
 
 /// Goal: what can't be protected now is shown with its reason, and is protected as soon as it can.

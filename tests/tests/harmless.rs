@@ -253,6 +253,6 @@ fn points_of_a_guest_that_was_reset_or_restarted_are_whole() -> Result<()> {
 fn goes_on(guest: &Guest) -> Result<()> {
     let then = guest.last().context("it ticked before")?.tick;
     let report = guest.wait_for_tick(then + 5, SOON)?;
-    ensure!(report.unharmed() && guest.state()? == "running", "{report:?}, {}", guest.state()?);
-    Ok(())
+    ensure!(report.unharmed(), "{report:?}");
+    guest.wait_for_state("running", SOON)
 }

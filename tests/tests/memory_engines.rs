@@ -135,6 +135,6 @@ fn settings_of(guest: &Guest) -> Result<[Value; 2]> {
 fn goes_on(guest: &Guest) -> Result<()> {
     let then = guest.last().context("it ticked before")?.tick;
     let report = guest.wait_for_tick(then + 5, SOON)?;
-    ensure!(report.unharmed() && guest.state()? == "running", "{report:?}, {}", guest.state()?);
-    Ok(())
+    ensure!(report.unharmed(), "{report:?}");
+    guest.wait_for_state("running", SOON)
 }

@@ -60,8 +60,8 @@ impl Bench {
             refused += 1;
             eprintln!("refused: {}", output.stderr.trim());
             ensure!(refused <= 10, "{words:?} does not work: {}", output.stderr);
-            // As somebody who reads the message and tries again.
-            std::thread::sleep(Duration::from_secs(1));
+            // As somebody who reads the message and tries again, and not in step with the points.
+            std::thread::sleep(Duration::from_millis(1000 + 170 * refused));
             Ok(None)
         })
     }
